@@ -1,0 +1,179 @@
+//! What one engine step is: the contract between the scheduler, which plans it, and an executor, which runs it.
+//!
+//! The words: a **row** is the permanent place a running sequence holds in an executor, from [`RowStart`] to
+//! [`StepPlan::released`]. A **block** is `block_size` consecutive positions of KV cache. A **step** gives some rows some
+//! of their missing positions; prefill, chunked prefill, decode and verification of speculated tokens are all that.
+//!
+//! Invariants, asserted on both sides:
+//! - A row's block table only grows while it lives. A block may stand in the tables of several rows, but positions are
+//!   written only by the row that computes them, and no computed position of a shared block is written again.
+//! - The executor owns each row's token table: it starts as [`RowStart::tokens`] and the executor itself appends what it
+//!   samples. So step N+1 can be launched before the tokens of step N were collected.
+//! - After preemption a sequence returns by a new `RowStart` with all its tokens; the executor remembers nothing else.
+#![forbid(unsafe_code)]
+
+pub use powertrain_sampling::{SamplingParams, TokenId, TokenLogprobs};
+use std::sync::Arc;
+
+/// A running sequence's place in the executor: less than `max_num_seqs`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RowId(pub u32);
+
+/// A block of KV cache: less than the executor's `kv_blocks`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockId(pub u32);
+
+/// A sequence takes a row: new, or back after preemption.
+#[derive(Clone, Debug)]
+pub struct RowStart {
+    /// The row, free until now.
+    pub row: RowId,
+    /// All tokens known so far: the prompt, then what was generated before a preemption.
+    pub tokens: Arc<[TokenId]>,
+    /// How many of `tokens` are the prompt's.
+    pub prompt_len: u32,
+    /// Positions below this are already in the blocks (prefix cache); less than `tokens.len()`.
+    pub computed: u32,
+    /// How to choose its tokens.
+    pub sampling: Arc<SamplingParams>,
+    /// Report the log-probability of every prompt token after the first, with this many alternatives each. Then
+    /// `computed` is 0: nothing was skipped.
+    pub prompt_logprobs: Option<u8>,
+}
+
+/// Positions of one row to compute in this step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowWork {
+    /// Whose.
+    pub row: RowId,
+    /// First position: all before it are computed (or are computed by a step in flight).
+    pub start: u32,
+    /// How many, at least 1.
+    pub len: u32,
+    /// Whether the range ends at the row's last known token, so that the next token is sampled from its last position.
+    pub sample: bool,
+}
+
+/// One step: what changes in the batch, then what is computed. Applied in the order of the fields.
+#[derive(Clone, Debug, Default)]
+pub struct StepPlan {
+    /// Counts up by one from 1.
+    pub step: u64,
+    /// Rows given back: finished, cancelled or preempted since the last plan. Their tables are forgotten.
+    pub released: Vec<RowId>,
+    /// Rows taken.
+    pub started: Vec<RowStart>,
+    /// Blocks appended to rows' tables, in order.
+    pub appended: Vec<(RowId, BlockId)>,
+    /// What to compute; at most one entry a row, at most the token budget in all. May be empty when only rows are released.
+    pub work: Vec<RowWork>,
+}
+
+/// What one row got from a step.
+#[derive(Clone, Debug, Default)]
+pub struct RowOutput {
+    /// The tokens sampled: one where [`RowWork::sample`] was set, several after accepted speculation.
+    pub sampled: Vec<SampledToken>,
+    /// For rows that asked: the log-probabilities of the prompt tokens at positions `max(start, 1)..` up to and with
+    /// `start + len` (clipped to the prompt): position p+1 is predicted by the logits at p.
+    pub prompt_logprobs: Vec<TokenLogprobs>,
+}
+
+/// One sampled token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampledToken {
+    /// Its id.
+    pub token: TokenId,
+    /// Present when the row asked for log-probabilities.
+    pub logprobs: Option<TokenLogprobs>,
+}
+
+/// What a step brought, entry for entry as in [`StepPlan::work`].
+#[derive(Debug)]
+pub struct StepResult {
+    /// The plan's number.
+    pub step: u64,
+    /// One per entry of the plan's work, in its order. A row that failed alone (NaN logits, say) leaves the others whole.
+    pub rows: Vec<(RowId, Result<RowOutput, RowError>)>,
+}
+
+/// One row's failure; the sequence ends with it, the step does not.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RowError {
+    /// The model produced a NaN or infinite logit for this row.
+    #[error(
+        "the model produced non-finite logits at position {position}: the weights or the KV cache of this sequence are damaged, or activations overflowed; try a wider --dtype"
+    )]
+    NonFiniteLogits {
+        /// Position whose logits they were.
+        position: u32,
+    },
+}
+
+/// A step could not run at all: every row in it fails, the engine goes on.
+#[derive(Debug, thiserror::Error)]
+#[error("step {step} failed on {executor}: {reason}")]
+pub struct StepError {
+    /// The plan's number.
+    pub step: u64,
+    /// The executor's name.
+    pub executor: &'static str,
+    /// What happened, and the way out where there is one.
+    pub reason: String,
+}
+
+/// The sizes an executor is built for; it allocates for the largest step at start and nothing after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepLimits {
+    /// Rows that can live at once (`--max-num-seqs`).
+    pub max_num_seqs: u32,
+    /// Positions in one step (`--max-num-batched-tokens`).
+    pub max_num_batched_tokens: u32,
+    /// Positions a sequence may reach (`--max-model-len`).
+    pub max_model_len: u32,
+    /// Positions in a block (`--block-size`).
+    pub block_size: u32,
+}
+
+/// What an executor says of itself once it is loaded. Printed at start, served at `/v1/engine`.
+#[derive(Clone, Debug)]
+pub struct ExecutorFacts {
+    /// `reference`, `cpu`, `cuda`.
+    pub executor: &'static str,
+    /// The device in words: SIMD level and threads, or the GPU's name.
+    pub device: String,
+    /// Threads that compute.
+    pub threads: u32,
+    /// SIMD level in use, or the GPU's compute capability.
+    pub simd: String,
+    /// Bytes the weights take in memory as laid out for this executor.
+    pub weights_bytes: u64,
+    /// Bytes of KV cache in all.
+    pub kv_cache_bytes: u64,
+    /// Bytes of KV cache one position takes over all layers.
+    pub kv_bytes_per_token: u64,
+    /// KV cache element type: `f32`, `f16`, `bf16`.
+    pub kv_dtype: &'static str,
+    /// Blocks of KV cache.
+    pub kv_blocks: u32,
+    /// How many steps may be launched before the oldest is collected: 1 or 2.
+    pub depth: u32,
+}
+
+/// Runs steps of one model on one device. Owned by the engine thread; `launch` and `collect` are called by it alone.
+pub trait Executor: Send {
+    /// What was built.
+    fn facts(&self) -> &ExecutorFacts;
+
+    /// Starts a step. At most [`ExecutorFacts::depth`] may be in flight.
+    ///
+    /// # Errors
+    /// When the step could not be started; it is then not in flight, its rows' state is unknown and the caller releases them.
+    fn launch(&mut self, plan: &StepPlan) -> Result<(), StepError>;
+
+    /// Waits for the oldest step in flight.
+    ///
+    /// # Errors
+    /// When that step failed as a whole; it is then no longer in flight.
+    fn collect(&mut self) -> Result<StepResult, StepError>;
+}
