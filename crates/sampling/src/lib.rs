@@ -3,22 +3,41 @@
 //! Pure functions: logits, the row's history and its parameters in; one token and its log-probabilities out. Every
 //! executor samples where its logits are; this crate holds the parameters they share and the scalar sampler that is both
 //! the CPU's and the oracle for devices.
+//!
+//! - [`SamplingParams`]: what a sequence asked for; [`History`]: which tokens it has seen, kept up to date by `push`.
+//! - [`Sampler`]: one token from one row of logits; owns its scratch memory and allocates nothing per token.
+//! - [`argmax`] and [`logprobs_of`]: the two halves of it that are useful alone.
+//! - [`random`]: the definition of the draw, for a device to repeat.
 #![forbid(unsafe_code)]
+
+mod exponential;
+mod history;
+mod logprobs;
+pub mod random;
+mod sampler;
+mod select;
+mod survivors;
+
+pub use history::History;
+pub use logprobs::logprobs_of;
+pub use sampler::{NonFinite, Sampler, argmax};
 
 /// Index into a model's vocabulary.
 pub type TokenId = u32;
 
 /// What decides the choice of each token of one sequence.
 ///
-/// Order of application: logit bias, the suppression before `min_tokens`, penalties, temperature, top-k, top-p, min-p,
+/// Order of application: logit bias, the suppression before `min_tokens`, penalties (repetition, then frequency and
+/// presence), temperature, top-k, top-p, min-p,
 /// then the draw. Log-probabilities are those of the raw logits (before all of it), as OpenAI and vLLM report them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
     /// 0 means greedy: the highest logit, the lowest id among equals. Otherwise logits are divided by it.
     pub temperature: f32,
-    /// Keep only the k highest logits; 0 keeps all.
+    /// Keep only the k highest logits, and those equal to the k-th; 0 keeps all.
     pub top_k: u32,
-    /// Keep the smallest set of highest tokens whose probability reaches this; 1.0 keeps all.
+    /// Keep the smallest set of highest tokens whose probability (of what top-k left) reaches this, and those equal to the
+    /// last of it; 1.0 keeps all.
     pub top_p: f32,
     /// Drop tokens less probable than this fraction of the most probable one; 0.0 drops none.
     pub min_p: f32,
@@ -71,4 +90,13 @@ pub struct TokenLogprobs {
     pub rank: u32,
     /// The most probable tokens, most probable first.
     pub top: Vec<(TokenId, f32)>,
+}
+
+/// One sampled token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampledToken {
+    /// Its id.
+    pub token: TokenId,
+    /// Present when the row asked for log-probabilities.
+    pub logprobs: Option<TokenLogprobs>,
 }

@@ -12,7 +12,7 @@
 //! - After preemption a sequence returns by a new `RowStart` with all its tokens; the executor remembers nothing else.
 #![forbid(unsafe_code)]
 
-pub use powertrain_sampling::{SamplingParams, TokenId, TokenLogprobs};
+pub use powertrain_sampling::{SampledToken, SamplingParams, TokenId, TokenLogprobs};
 use std::sync::Arc;
 
 /// A running sequence's place in the executor: less than `max_num_seqs`.
@@ -77,15 +77,6 @@ pub struct RowOutput {
     /// For rows that asked: the log-probabilities of the prompt tokens at positions `max(start, 1)..` up to and with
     /// `start + len` (clipped to the prompt): position p+1 is predicted by the logits at p.
     pub prompt_logprobs: Vec<TokenLogprobs>,
-}
-
-/// One sampled token.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SampledToken {
-    /// Its id.
-    pub token: TokenId,
-    /// Present when the row asked for log-probabilities.
-    pub logprobs: Option<TokenLogprobs>,
 }
 
 /// What a step brought, entry for entry as in [`StepPlan::work`].
