@@ -1,5 +1,15 @@
 //! Models as data: checkpoints, weight formats, families, and the scalar reference that says what is right.
 #![deny(unsafe_code)]
 
+pub mod bytes;
+pub mod checkpoint;
+pub mod error;
+pub mod format;
+pub mod gguf;
+pub mod safetensors;
 pub mod spec;
+pub mod tensors;
 pub mod weights;
+
+pub use checkpoint::Checkpoint;
+pub use error::ModelError;
