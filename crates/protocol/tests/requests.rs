@@ -199,7 +199,7 @@ fn tokenize_takes_text_or_messages() {
 #[test]
 fn damaged_bodies_are_refused_or_read() {
     let seed: u64 = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0x5eed);
-    println!("SEED={seed}");
+    eprintln!("SEED={seed}");
     let mut state = seed;
     let mut random = move |below: usize| {
         // SplitMix64.
