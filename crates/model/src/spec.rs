@@ -16,7 +16,8 @@ pub struct DecoderSpec {
     pub hidden_size: usize,
     /// Positions the model was made for: the upper bound of `--max-model-len`.
     pub context_len: usize,
-    /// Embeddings are multiplied by this (Gemma: sqrt(hidden_size), rounded to bf16 by its reference); 1.0 elsewhere.
+    /// Embeddings are multiplied by this (Gemma: sqrt(hidden_size), unrounded as in f32 transformers and llama.cpp; a
+    /// bf16 run of transformers rounds it to bf16); 1.0 elsewhere.
     pub embedding_scale: f32,
     /// The layers, first to last.
     pub layers: Vec<LayerSpec>,

@@ -1,5 +1,7 @@
 //! Which weight goes where: the slots of a spec and the stored tensors that fill them.
 
+use crate::spec::{DecoderSpec, LayerSpec};
+
 /// A place a [`DecoderSpec`](crate::spec::DecoderSpec) has for a tensor. Matrices are `[out, in]`, rows contiguous.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Slot {
@@ -66,4 +68,73 @@ pub struct TensorView<'a> {
     pub columns: usize,
     /// Exactly `rows * row_bytes` bytes.
     pub data: &'a [u8],
+}
+
+impl DecoderSpec {
+    /// Every tensor the model has, in the order it needs them. A tied head is the embedding and is not listed.
+    pub fn slots(&self) -> impl Iterator<Item = Slot> + '_ {
+        let layers = self.layers.iter().enumerate();
+        std::iter::once(Slot::Embedding)
+            .chain(layers.flat_map(|(index, layer)| layer.slots().map(move |slot| Slot::Layer(index, slot))))
+            .chain(std::iter::once(Slot::FinalNorm))
+            .chain((!self.tied_head).then_some(Slot::Head))
+    }
+
+    /// Rows and columns of the tensor in a slot; a vector is one row.
+    ///
+    /// # Panics
+    /// When the slot names a layer the model does not have.
+    pub fn shape(&self, slot: Slot) -> (usize, usize) {
+        match slot {
+            Slot::Embedding | Slot::Head => (self.vocab_size, self.hidden_size),
+            Slot::FinalNorm => (1, self.hidden_size),
+            Slot::Layer(index, slot) => self.layers[index].shape(slot, self.hidden_size),
+        }
+    }
+}
+
+impl LayerSpec {
+    /// The tensors this layer has.
+    fn slots(&self) -> impl Iterator<Item = LayerSlot> + use<> {
+        use LayerSlot::*;
+        let attention = &self.attention;
+        let slots = [
+            (AttentionNorm, true),
+            (Query, true),
+            (QueryBias, attention.qkv_bias),
+            (Key, true),
+            (KeyBias, attention.qkv_bias),
+            (Value, true),
+            (ValueBias, attention.qkv_bias),
+            (QueryNorm, attention.qk_norm.is_some()),
+            (KeyNorm, attention.qk_norm.is_some()),
+            (Output, true),
+            (OutputBias, attention.output_bias),
+            (PostAttentionNorm, self.post_attention_norm.is_some()),
+            (FeedForwardNorm, true),
+            (Gate, true),
+            (Up, true),
+            (Down, true),
+            (PostFeedForwardNorm, self.post_feed_forward_norm.is_some()),
+        ];
+        slots.into_iter().filter_map(|(slot, present)| present.then_some(slot))
+    }
+
+    fn shape(&self, slot: LayerSlot, hidden_size: usize) -> (usize, usize) {
+        use LayerSlot::*;
+        let query_size = self.attention.heads * self.attention.head_dim;
+        let key_size = self.attention.kv_heads * self.attention.head_dim;
+        match slot {
+            AttentionNorm | PostAttentionNorm | FeedForwardNorm | PostFeedForwardNorm => (1, hidden_size),
+            Query => (query_size, hidden_size),
+            QueryBias => (1, query_size),
+            Key | Value => (key_size, hidden_size),
+            KeyBias | ValueBias => (1, key_size),
+            QueryNorm | KeyNorm => (1, self.attention.head_dim),
+            Output => (hidden_size, query_size),
+            OutputBias => (1, hidden_size),
+            Gate | Up => (self.feed_forward.hidden_size, hidden_size),
+            Down => (hidden_size, self.feed_forward.hidden_size),
+        }
+    }
 }
