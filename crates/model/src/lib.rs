@@ -3,7 +3,9 @@
 
 pub mod bytes;
 pub mod checkpoint;
+pub mod config;
 pub mod error;
+pub mod family;
 pub mod format;
 pub mod gguf;
 pub mod safetensors;
