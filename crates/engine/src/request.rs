@@ -1,5 +1,7 @@
 //! What goes into the engine and what comes out.
 
+use powertrain_scheduler::NewSequence;
+pub use powertrain_scheduler::{FinishReason, StopConditions};
 use powertrain_step::{RowError, SampledToken, SamplingParams, TokenId, TokenLogprobs};
 use std::{
     sync::Arc,
@@ -27,15 +29,17 @@ pub struct Request {
     pub prompt_logprobs: Option<u8>,
 }
 
-/// When a sequence ends. Stop strings are the text layer's: it drops the stream when it sees one.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StopConditions {
-    /// Tokens to generate at most; 0 only scores the prompt. With the prompt never more than `max_model_len`.
-    pub max_tokens: u32,
-    /// End when one of these is sampled; the token is counted and reported, its text is not shown.
-    pub stop_token_ids: Vec<TokenId>,
-    /// The model's own end-of-sequence ids; empty with `ignore_eos`.
-    pub eos_token_ids: Vec<TokenId>,
+impl Request {
+    pub(crate) fn into_sequence(self) -> NewSequence {
+        NewSequence {
+            prompt: self.prompt,
+            sampling: Arc::new(self.sampling),
+            stop: self.stop,
+            priority: self.priority,
+            cache_salt: self.cache_salt,
+            prompt_logprobs: self.prompt_logprobs,
+        }
+    }
 }
 
 /// What a request's stream yields. The last one is `Finished` or `Failed`.
@@ -81,21 +85,6 @@ pub struct Timings {
     pub finished: Instant,
 }
 
-/// Why a request ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum FinishReason {
-    /// An end-of-sequence token.
-    EndOfSequence,
-    /// The stop token of this id.
-    StopToken(TokenId),
-    /// `max_tokens`, or the model's length.
-    Length,
-    /// Its deadline passed.
-    DeadlineExceeded,
-    /// The server shut down before it was done.
-    Shutdown,
-}
-
 /// One request's failure.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Failure {
@@ -105,6 +94,9 @@ pub enum Failure {
     /// The whole step failed.
     #[error("{0}")]
     Step(String),
+    /// The engine itself broke down; no request goes on.
+    #[error("the engine stopped: {0}; the server must be restarted")]
+    Engine(String),
 }
 
 /// Why a request was not taken.
@@ -146,4 +138,7 @@ pub enum SubmitError {
     /// The engine is shutting down.
     #[error("the server is shutting down")]
     ShuttingDown,
+    /// The engine broke down.
+    #[error("the engine stopped after an internal error; the server must be restarted")]
+    EngineStopped,
 }

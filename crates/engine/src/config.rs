@@ -1,0 +1,34 @@
+//! What an engine is started with.
+
+use powertrain_scheduler::ConfigError;
+use powertrain_step::StepLimits;
+use std::time::Duration;
+
+/// The engine's settings; what concerns the device the executor knows already.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// The sizes the executor was built for.
+    pub limits: StepLimits,
+    /// Requests that may wait beyond those free rows take at once (`--max-queue`); past it [`crate::SubmitError::QueueFull`].
+    pub max_queue: u32,
+    /// Whether blocks are kept and found again by their content.
+    pub prefix_caching: bool,
+    /// Whether the next step is launched before the last one's tokens are read, where the executor can (depth 2).
+    /// Changes speed, never tokens.
+    pub async_scheduling: bool,
+    /// Token ids are below this.
+    pub vocab_size: u32,
+    /// With work to do and no step completed for this long, the engine no longer counts as live.
+    pub stall_timeout: Duration,
+}
+
+/// Why an engine did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Limits that cannot work together.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// No thread.
+    #[error("the engine thread could not be started: {0}")]
+    Thread(#[from] std::io::Error),
+}

@@ -1,0 +1,141 @@
+//! How everyone else talks to the engine thread.
+
+use crate::{EventStream, Health, Request, Snapshot, SubmitError, health::Pulse, snapshot::Counters};
+use powertrain_scheduler::{NewSequence, SequenceId};
+use powertrain_step::{ExecutorFacts, StepLimits};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Instant,
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc::UnboundedSender, oneshot};
+
+/// Submissions the engine has not read yet; past it [`Handle::submit`] waits.
+pub const COMMANDS_MAX: usize = 256;
+
+/// A cheap, cloneable reference to a running engine.
+#[derive(Clone)]
+pub struct Handle {
+    pub(crate) shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    pub(crate) commands: UnboundedSender<Command>,
+    pub(crate) permits: Arc<Semaphore>,
+    pub(crate) draining: AtomicBool,
+    pub(crate) pulse: Pulse,
+    pub(crate) counters: Counters,
+    pub(crate) facts: ExecutorFacts,
+    pub(crate) limits: StepLimits,
+    pub(crate) vocab_size: u32,
+}
+
+/// What the engine thread is told. The channel needs no bound of its own: submissions hold a permit each, a stream cancels
+/// at most once, and an engine drains once.
+pub(crate) enum Command {
+    Submit(Submission),
+    Cancel(SequenceId),
+    Drain(Instant),
+}
+
+pub(crate) struct Submission {
+    pub(crate) sequences: Vec<NewSequence>,
+    pub(crate) deadlines: Vec<Option<Instant>>,
+    pub(crate) reply: oneshot::Sender<Result<Vec<EventStream>, SubmitError>>,
+    pub(crate) _permit: OwnedSemaphorePermit,
+}
+
+impl Handle {
+    /// Submits these requests together: all are taken, with one stream each in their order, or none. Dropping the future
+    /// cancels what was taken.
+    ///
+    /// # Errors
+    /// When a request can never run here, the waiting queue is full, or the engine is stopping or dead.
+    pub async fn submit(&self, requests: Vec<Request>) -> Result<Vec<EventStream>, SubmitError> {
+        for request in &requests {
+            self.check_prompt(request)?;
+        }
+        let permit = Arc::clone(&self.shared.permits).acquire_owned().await;
+        let submission = self.submission(requests, permit.map_err(|_| SubmitError::EngineStopped)?)?;
+        let (command, reply) = submission;
+        self.shared.commands.send(command).map_err(|_| SubmitError::EngineStopped)?;
+        reply.await.unwrap_or(Err(SubmitError::EngineStopped))
+    }
+
+    /// As [`submit`](Self::submit), for threads outside an async runtime. Does not wait for a place among the commands.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit).
+    pub fn blocking_submit(&self, requests: Vec<Request>) -> Result<Vec<EventStream>, SubmitError> {
+        for request in &requests {
+            self.check_prompt(request)?;
+        }
+        let permit = loop {
+            match Arc::clone(&self.shared.permits).try_acquire_owned() {
+                Ok(permit) => break permit,
+                Err(tokio::sync::TryAcquireError::NoPermits) => std::thread::yield_now(),
+                Err(tokio::sync::TryAcquireError::Closed) => return Err(SubmitError::EngineStopped),
+            }
+        };
+        let (command, reply) = self.submission(requests, permit)?;
+        self.shared.commands.send(command).map_err(|_| SubmitError::EngineStopped)?;
+        reply.blocking_recv().unwrap_or(Err(SubmitError::EngineStopped))
+    }
+
+    /// The engine's numbers.
+    pub fn snapshot(&self) -> Snapshot {
+        self.shared.counters.load()
+    }
+
+    /// Whether the engine works.
+    pub fn health(&self) -> Health {
+        self.shared.pulse.health(Instant::now())
+    }
+
+    /// Whether the engine takes requests: it is neither draining nor dead.
+    pub fn is_accepting(&self) -> bool {
+        !self.shared.draining.load(Relaxed) && !matches!(self.health(), Health::Dead(_))
+    }
+
+    /// What the executor says of itself.
+    pub fn facts(&self) -> &ExecutorFacts {
+        &self.shared.facts
+    }
+
+    /// The sizes steps and sequences keep to.
+    pub fn limits(&self) -> &StepLimits {
+        &self.shared.limits
+    }
+
+    fn check_prompt(&self, request: &Request) -> Result<(), SubmitError> {
+        let vocab_size = self.shared.vocab_size;
+        if request.prompt.is_empty() {
+            return Err(SubmitError::InvalidPrompt("the prompt is empty; it needs at least one token".into()));
+        }
+        match request.prompt.iter().position(|&token| token >= vocab_size) {
+            Some(position) => Err(SubmitError::InvalidPrompt(format!(
+                "token id {} at position {position} of the prompt is not in the vocabulary; ids are 0 to {}",
+                request.prompt[position],
+                vocab_size.saturating_sub(1)
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    #[allow(clippy::type_complexity)]
+    fn submission(
+        &self,
+        requests: Vec<Request>,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<(Command, oneshot::Receiver<Result<Vec<EventStream>, SubmitError>>), SubmitError> {
+        if self.shared.draining.load(Relaxed) {
+            return Err(SubmitError::ShuttingDown);
+        }
+        let (reply, receiver) = oneshot::channel();
+        let deadlines = requests.iter().map(|request| request.deadline).collect();
+        let sequences = requests.into_iter().map(Request::into_sequence).collect();
+        Ok((Command::Submit(Submission { sequences, deadlines, reply, _permit: permit }), receiver))
+    }
+}

@@ -1,0 +1,320 @@
+//! The engine thread.
+
+use crate::{
+    Event, EventStream, Failure, FinishReason, Finished, RequestsEnded, SubmitError, Timings,
+    drain_rate::DrainRate,
+    handle::{COMMANDS_MAX, Command, Shared, Submission},
+};
+use powertrain_scheduler::{Output, Outputs, Refusal, Scheduler, SequenceId, Summary};
+use powertrain_step::{Executor, StepError};
+use std::{
+    any::Any,
+    cmp::Reverse,
+    collections::BinaryHeap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Instant,
+};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+pub(crate) struct Worker {
+    scheduler: Scheduler,
+    executor: Box<dyn Executor>,
+    commands: UnboundedReceiver<Command>,
+    shared: Arc<Shared>,
+    /// By [`SequenceId::slot`].
+    clients: Vec<Option<Client>>,
+    deadlines: BinaryHeap<Reverse<(Instant, SequenceId)>>,
+    outputs: Outputs,
+    ended: RequestsEnded,
+    drain_rate: DrainRate,
+    drain_deadline: Option<Instant>,
+    cut_short: u32,
+}
+
+/// Who a sequence's events go to.
+struct Client {
+    sequence: SequenceId,
+    events: UnboundedSender<Event>,
+    queued: Instant,
+    scheduled: Option<Instant>,
+    first_token: Option<Instant>,
+}
+
+impl Client {
+    fn send(&self, event: Event) {
+        // A receiver that is gone has sent its cancellation.
+        let _ = self.events.send(event);
+    }
+}
+
+/// Whether the loop goes on.
+#[derive(PartialEq)]
+enum Flow {
+    Continue,
+    Stop,
+}
+
+impl Worker {
+    pub(crate) fn new(
+        scheduler: Scheduler,
+        executor: Box<dyn Executor>,
+        commands: UnboundedReceiver<Command>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self {
+            scheduler,
+            executor,
+            commands,
+            shared,
+            clients: Vec::new(),
+            deadlines: BinaryHeap::new(),
+            outputs: Outputs::new(),
+            ended: RequestsEnded::default(),
+            drain_rate: DrainRate::new(Instant::now()),
+            drain_deadline: None,
+            cut_short: 0,
+        }
+    }
+
+    /// Serves until drained. A panic, the executor's or our own, ends every request with an error and the engine with it.
+    /// Returns how many requests were cut short.
+    pub(crate) fn run(mut self) -> u32 {
+        self.publish();
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.serve())) {
+            let reason = panic_message(&*panic);
+            tracing::error!(reason, "the engine thread panicked");
+            self.shared.pulse.die(format!("the engine thread panicked: {reason}"));
+            self.shared.permits.close();
+            self.commands.close();
+            for client in self.clients.iter_mut().filter_map(Option::take) {
+                self.ended.failed += 1;
+                client.send(Event::Failed(Failure::Engine(reason.clone())));
+            }
+            self.publish();
+        }
+        self.cut_short
+    }
+
+    fn serve(&mut self) {
+        while self.take_commands() == Flow::Continue {
+            self.end_what_is_late(Instant::now());
+            self.launch_steps();
+            self.collect_step();
+            self.publish();
+        }
+    }
+
+    /// Reads commands; waits for one when there is nothing to run.
+    fn take_commands(&mut self) -> Flow {
+        if self.scheduler.is_idle() {
+            self.shared.pulse.rest();
+            self.publish();
+            if self.drain_deadline.is_some() {
+                return Flow::Stop;
+            }
+            match self.commands.blocking_recv() {
+                Some(command) => self.obey(command),
+                None => return Flow::Stop,
+            }
+        }
+        // Bounded, so that a flood of commands does not keep steps from running.
+        for _ in 0..2 * COMMANDS_MAX {
+            let Ok(command) = self.commands.try_recv() else { break };
+            self.obey(command);
+        }
+        Flow::Continue
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Submit(submission) => self.accept(submission),
+            Command::Cancel(sequence) => {
+                if self.scheduler.finish(sequence).is_some() {
+                    self.ended.cancelled += 1;
+                    self.clients[sequence.slot()] = None;
+                }
+            }
+            Command::Drain(deadline) => self.drain_deadline = Some(deadline),
+        }
+    }
+
+    fn accept(&mut self, submission: Submission) {
+        let Submission { sequences, deadlines, reply, _permit } = submission;
+        if self.drain_deadline.is_some() {
+            let _ = reply.send(Err(SubmitError::ShuttingDown));
+            return;
+        }
+        let now = Instant::now();
+        if self.scheduler.is_idle() {
+            self.shared.pulse.beat(now);
+        }
+        let ids = match self.scheduler.submit(sequences) {
+            Ok(ids) => ids,
+            Err(refusal) => {
+                let _ = reply.send(Err(self.explain(refusal)));
+                return;
+            }
+        };
+        let mut streams = Vec::with_capacity(ids.len());
+        for (sequence, deadline) in ids.into_iter().zip(deadlines) {
+            let (events, receiver) = unbounded_channel();
+            streams.push(EventStream::new(sequence, receiver, self.shared.commands.clone()));
+            let client = Client { sequence, events, queued: now, scheduled: None, first_token: None };
+            if self.clients.len() <= sequence.slot() {
+                self.clients.resize_with(sequence.slot() + 1, || None);
+            }
+            self.clients[sequence.slot()] = Some(client);
+            self.deadlines.extend(deadline.map(|deadline| Reverse((deadline, sequence))));
+        }
+        // A submitter that is gone leaves the streams to us: dropping them cancels the requests.
+        let _ = reply.send(Ok(streams));
+    }
+
+    fn explain(&self, refusal: Refusal) -> SubmitError {
+        match refusal {
+            Refusal::EmptyPrompt => SubmitError::InvalidPrompt(refusal.to_string()),
+            Refusal::PromptTooLong { prompt_tokens, max_model_len } => {
+                SubmitError::PromptTooLong { prompt_tokens, max_model_len }
+            }
+            Refusal::ExceedsKvCache { blocks_needed, blocks_total } => {
+                SubmitError::ExceedsKvCache { blocks_needed, blocks_total }
+            }
+            Refusal::QueueFull { waiting, limit } => {
+                SubmitError::QueueFull { waiting, limit, retry_after: self.drain_rate.retry_after(waiting) }
+            }
+        }
+    }
+
+    /// Ends requests whose deadline passed, and all of them at the deadline of a drain.
+    fn end_what_is_late(&mut self, now: Instant) {
+        while let Some(&Reverse((deadline, sequence))) = self.deadlines.peek() {
+            if deadline > now {
+                break;
+            }
+            self.deadlines.pop();
+            self.end(sequence, FinishReason::DeadlineExceeded, now);
+        }
+        if self.drain_deadline.is_some_and(|deadline| deadline <= now) {
+            for slot in 0..self.clients.len() {
+                if let Some(sequence) = self.clients[slot].as_ref().map(|client| client.sequence) {
+                    self.cut_short += 1;
+                    self.end(sequence, FinishReason::Shutdown, now);
+                }
+            }
+        }
+    }
+
+    fn end(&mut self, sequence: SequenceId, reason: FinishReason, now: Instant) {
+        if let Some(summary) = self.scheduler.finish(sequence) {
+            self.finish(sequence, reason, summary, now);
+        }
+    }
+
+    fn finish(&mut self, sequence: SequenceId, reason: FinishReason, summary: Summary, now: Instant) {
+        let Some(client) = self.clients[sequence.slot()].take() else { return };
+        match reason {
+            FinishReason::EndOfSequence | FinishReason::StopToken(_) => self.ended.stop += 1,
+            FinishReason::Length => self.ended.length += 1,
+            FinishReason::DeadlineExceeded => self.ended.deadline += 1,
+            FinishReason::Shutdown => self.ended.shutdown += 1,
+        }
+        let timings = Timings {
+            queued: client.queued,
+            scheduled: client.scheduled,
+            first_token: client.first_token,
+            finished: now,
+        };
+        client.send(Event::Finished(Finished {
+            reason,
+            prompt_tokens: summary.prompt_tokens,
+            cached_tokens: summary.cached_tokens,
+            generated_tokens: summary.generated_tokens,
+            preemptions: summary.preemptions,
+            timings,
+        }));
+    }
+
+    fn fail(&mut self, sequence: SequenceId, failure: Failure) {
+        if let Some(client) = self.clients[sequence.slot()].take() {
+            self.ended.failed += 1;
+            client.send(Event::Failed(failure));
+        }
+    }
+
+    /// Brings as many steps in flight as may be.
+    fn launch_steps(&mut self) {
+        let waited = self.scheduler.stats().waiting > 0;
+        while let Some(plan) = self.scheduler.plan() {
+            let step = plan.step;
+            let launched = self.executor.launch(plan);
+            let now = Instant::now();
+            let departed = self.scheduler.first_scheduled();
+            self.drain_rate.record(departed.len(), waited, now);
+            for sequence in departed {
+                if let Some(client) = &mut self.clients[sequence.slot()] {
+                    client.scheduled = Some(now);
+                }
+            }
+            if let Err(error) = launched {
+                self.fail_step(step, &error);
+            }
+        }
+    }
+
+    fn collect_step(&mut self) {
+        let Some(step) = self.scheduler.oldest_step() else { return };
+        match self.executor.collect() {
+            Ok(result) => {
+                self.scheduler.complete(result, &mut self.outputs);
+                self.deliver(None);
+            }
+            Err(error) => self.fail_step(step, &error),
+        }
+    }
+
+    fn fail_step(&mut self, step: u64, error: &StepError) {
+        tracing::error!(step, %error, "a step failed; its requests end, the others go on");
+        self.scheduler.fail_step(step, &mut self.outputs);
+        self.deliver(Some(error));
+    }
+
+    fn deliver(&mut self, step_error: Option<&StepError>) {
+        let now = Instant::now();
+        self.shared.pulse.beat(now);
+        let mut outputs = std::mem::take(&mut self.outputs);
+        for (sequence, output) in outputs.drain(..) {
+            match output {
+                Output::PromptLogprobs(logprobs) => self.send(sequence, Event::PromptLogprobs(logprobs)),
+                Output::Token(token) => {
+                    if let Some(client) = &mut self.clients[sequence.slot()] {
+                        client.first_token.get_or_insert(now);
+                    }
+                    self.send(sequence, Event::Token(token));
+                }
+                Output::Finished(reason, summary) => self.finish(sequence, reason, summary, now),
+                Output::RowFailed(error) => self.fail(sequence, Failure::Row(error)),
+                Output::StepFailed => {
+                    self.fail(sequence, Failure::Step(step_error.map(ToString::to_string).unwrap_or_default()));
+                }
+            }
+        }
+        // Keeps its capacity for the next step.
+        self.outputs = outputs;
+    }
+
+    fn send(&self, sequence: SequenceId, event: Event) {
+        if let Some(client) = &self.clients[sequence.slot()] {
+            client.send(event);
+        }
+    }
+
+    fn publish(&self) {
+        self.shared.counters.store(&self.scheduler.stats(), &self.ended, self.drain_rate.per_second());
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
+}
