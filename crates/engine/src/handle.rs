@@ -4,10 +4,12 @@ use crate::{EventStream, Health, Request, Snapshot, SubmitError, health::Pulse, 
 use powertrain_scheduler::{NewSequence, SequenceId};
 use powertrain_step::{ExecutorFacts, StepLimits};
 use std::{
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    task::{Context, Poll, Wake, Waker},
     time::Instant,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc::UnboundedSender, oneshot};
@@ -58,30 +60,32 @@ impl Handle {
             self.check_prompt(request)?;
         }
         let permit = Arc::clone(&self.shared.permits).acquire_owned().await;
-        let submission = self.submission(requests, permit.map_err(|_| SubmitError::EngineStopped)?)?;
-        let (command, reply) = submission;
-        self.shared.commands.send(command).map_err(|_| SubmitError::EngineStopped)?;
-        reply.await.unwrap_or(Err(SubmitError::EngineStopped))
+        let _permit = permit.map_err(|_| SubmitError::EngineStopped)?;
+        if self.shared.draining.load(Relaxed) {
+            return Err(SubmitError::ShuttingDown);
+        }
+        let (reply, answer) = oneshot::channel();
+        let deadlines = requests.iter().map(|request| request.deadline).collect();
+        let sequences = requests.into_iter().map(Request::into_sequence).collect();
+        let submission = Submission { sequences, deadlines, reply, _permit };
+        self.shared.commands.send(Command::Submit(submission)).map_err(|_| SubmitError::EngineStopped)?;
+        answer.await.unwrap_or(Err(SubmitError::EngineStopped))
     }
 
-    /// As [`submit`](Self::submit), for threads outside an async runtime. Does not wait for a place among the commands.
+    /// As [`submit`](Self::submit), for threads outside an async runtime.
     ///
     /// # Errors
     /// As [`submit`](Self::submit).
     pub fn blocking_submit(&self, requests: Vec<Request>) -> Result<Vec<EventStream>, SubmitError> {
-        for request in &requests {
-            self.check_prompt(request)?;
-        }
-        let permit = loop {
-            match Arc::clone(&self.shared.permits).try_acquire_owned() {
-                Ok(permit) => break permit,
-                Err(tokio::sync::TryAcquireError::NoPermits) => std::thread::yield_now(),
-                Err(tokio::sync::TryAcquireError::Closed) => return Err(SubmitError::EngineStopped),
+        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+        let mut context = Context::from_waker(&waker);
+        let mut submission = pin!(self.submit(requests));
+        loop {
+            match submission.as_mut().poll(&mut context) {
+                Poll::Ready(result) => return result,
+                Poll::Pending => std::thread::park(),
             }
-        };
-        let (command, reply) = self.submission(requests, permit)?;
-        self.shared.commands.send(command).map_err(|_| SubmitError::EngineStopped)?;
-        reply.blocking_recv().unwrap_or(Err(SubmitError::EngineStopped))
+        }
     }
 
     /// The engine's numbers.
@@ -123,19 +127,13 @@ impl Handle {
             None => Ok(()),
         }
     }
+}
 
-    #[allow(clippy::type_complexity)]
-    fn submission(
-        &self,
-        requests: Vec<Request>,
-        permit: OwnedSemaphorePermit,
-    ) -> Result<(Command, oneshot::Receiver<Result<Vec<EventStream>, SubmitError>>), SubmitError> {
-        if self.shared.draining.load(Relaxed) {
-            return Err(SubmitError::ShuttingDown);
-        }
-        let (reply, receiver) = oneshot::channel();
-        let deadlines = requests.iter().map(|request| request.deadline).collect();
-        let sequences = requests.into_iter().map(Request::into_sequence).collect();
-        Ok((Command::Submit(Submission { sequences, deadlines, reply, _permit: permit }), receiver))
+/// Wakes a thread that waits for a future.
+struct Unpark(std::thread::Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
     }
 }
