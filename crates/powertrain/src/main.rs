@@ -1,0 +1,52 @@
+//! `powertrain`: serves large language models, and looks after them.
+//!
+//! Each subcommand is one file: its flags, then what it does with them.
+#![forbid(unsafe_code)]
+
+mod models;
+mod pull;
+mod size;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use std::{io::Write, process::ExitCode};
+
+/// Ends with this code when the command could not be carried out; clap uses the same for unknown flags.
+const BAD_INPUT: u8 = 2;
+
+/// Serves large language models from one binary: fetch, serve, measure.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true, max_term_width = 110)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Pull(pull::Arguments),
+    Models(models::Arguments),
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Command::Pull(arguments) => pull::run(&arguments),
+        Command::Models(arguments) => models::run(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line: what was tried, then why it failed.
+            eprintln!("error: {error:#}");
+            ExitCode::from(BAD_INPUT)
+        }
+    }
+}
+
+/// Writes a command's result to standard output; a reader that went away (`| head`) is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("cannot write the result"),
+        _ => Ok(()),
+    }
+}
