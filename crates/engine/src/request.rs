@@ -45,6 +45,14 @@ impl Request {
 /// What a request's stream yields. The last one is `Finished` or `Failed`.
 #[derive(Debug)]
 pub enum Event {
+    /// It was planned into a step for the first time; once, before all others. For those who stop listening early, at a
+    /// stop string say, and so never see [`Finished`].
+    Scheduled {
+        /// When.
+        at: Instant,
+        /// Prompt tokens taken from the prefix cache.
+        cached_tokens: u32,
+    },
     /// Log-probabilities of prompt tokens 1.., possibly over several events (chunked prefill), in order.
     PromptLogprobs(Vec<TokenLogprobs>),
     /// The next token.

@@ -13,7 +13,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 /// Yields a request's events; the last is `Finished` or `Failed`, then it ends. Dropped before that it cancels the request.
 ///
 /// What it can hold is bounded by the request itself: a token event for each of `max_tokens`, at most one event for each
-/// prompt position, and the last.
+/// prompt position, and the first and the last.
 pub struct EventStream {
     sequence: SequenceId,
     events: UnboundedReceiver<Event>,

@@ -251,9 +251,11 @@ impl Worker {
             let now = Instant::now();
             let departed = self.scheduler.first_scheduled();
             self.drain_rate.record(departed.len(), waited, now);
-            for sequence in departed {
+            for &sequence in departed {
                 if let Some(client) = &mut self.clients[sequence.slot()] {
                     client.scheduled = Some(now);
+                    let cached_tokens = self.scheduler.cached_tokens(sequence).unwrap_or(0);
+                    client.send(Event::Scheduled { at: now, cached_tokens });
                 }
             }
             if let Err(error) = launched {

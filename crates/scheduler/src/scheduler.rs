@@ -123,6 +123,12 @@ impl Scheduler {
         &self.first_scheduled
     }
 
+    /// How many of a sequence's prompt tokens the prefix cache gave when it was first scheduled; `None` before that, and
+    /// after its end.
+    pub fn cached_tokens(&self, id: SequenceId) -> Option<u32> {
+        self.get(id).and_then(|sequence| sequence.cached)
+    }
+
     /// The step to complete next, when any is in flight.
     pub fn oldest_step(&self) -> Option<u64> {
         self.flights.front().map(|flight| flight.step)
