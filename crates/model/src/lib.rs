@@ -8,10 +8,13 @@ pub mod error;
 pub mod family;
 pub mod format;
 pub mod gguf;
+pub mod model;
 pub mod safetensors;
 pub mod spec;
+pub mod summary;
 pub mod tensors;
 pub mod weights;
 
 pub use checkpoint::Checkpoint;
 pub use error::ModelError;
+pub use model::Model;
