@@ -102,6 +102,7 @@ fn place(
 struct Entries<'a>(Vec<(Cow<'a, str>, Entry<'a>)>);
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object of dtype, shape and data_offsets")]
 struct Entry<'a> {
     #[serde(borrow)]
     dtype: Cow<'a, str>,
@@ -169,7 +170,7 @@ impl<'de> Deserialize<'de> for Entries<'de> {
                     }
                     let entry = map
                         .next_value()
-                        .map_err(|error| de::Error::custom(format!("{error}, in tensor {}", quoted(&name))))?;
+                        .map_err(|error| de::Error::custom(format!("tensor {}: {error}", quoted(&name))))?;
                     entries.push((name, entry));
                 }
                 Ok(Entries(entries))
