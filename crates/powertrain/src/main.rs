@@ -3,6 +3,7 @@
 //! Each subcommand is one file: its flags, then what it does with them.
 #![forbid(unsafe_code)]
 
+mod inspect;
 mod models;
 mod pull;
 mod size;
@@ -26,12 +27,14 @@ struct Arguments {
 enum Command {
     Pull(pull::Arguments),
     Models(models::Arguments),
+    Inspect(inspect::Arguments),
 }
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Pull(arguments) => pull::run(&arguments),
         Command::Models(arguments) => models::run(&arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
