@@ -10,7 +10,12 @@
 //! - The executor owns each row's token table: it starts as [`RowStart::tokens`] and the executor itself appends what it
 //!   samples. So step N+1 can be launched before the tokens of step N were collected.
 //! - After preemption a sequence returns by a new `RowStart` with all its tokens; the executor remembers nothing else.
+//! - A [`RowStart`] replaces whatever the executor still holds of that row. Rows released by a plan that failed count as
+//!   released; a row that such a plan would have started is released by a later one, although it may never have started.
 #![forbid(unsafe_code)]
+
+#[cfg(feature = "mock")]
+pub mod mock;
 
 pub use powertrain_sampling::{SampledToken, SamplingParams, TokenId, TokenLogprobs};
 use std::sync::Arc;
