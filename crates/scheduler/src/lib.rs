@@ -21,7 +21,8 @@
 //! **One rule.** A sequence has `known` tokens and `planned` positions; a step gives it some of the missing ones. Prefill,
 //! chunked prefill and decode are that; so is a prefix-cache hit (planned starts higher) and the return after preemption
 //! (known starts higher). [`Scheduler::plan`] deals out one budget: first one position to each running sequence that
-//! lacks one, then chunks to those that lack more, then rows to waiting ones, each in order of (priority, arrival).
+//! lacks one, then chunks to those that lack more, then rows to waiting ones, each in order of (priority, arrival). Only a
+//! waiting sequence more urgent than the running prefills starts before those go on.
 //!
 //! **Two steps in flight.** With depth 2 the next step is planned while the tokens of the last are still to come: they
 //! count as known (`tokens_in_flight`), their ids are the executor's business. A sequence whose tokens in flight reach its

@@ -1,6 +1,10 @@
 //! Dealing out one step.
 
-use crate::{Scheduler, scheduler::Promise, sequence::State};
+use crate::{
+    Scheduler,
+    scheduler::Promise,
+    sequence::{State, Turn},
+};
 use powertrain_step::{RowStart, RowWork, StepPlan};
 use std::sync::Arc;
 
@@ -35,9 +39,12 @@ impl Scheduler {
 
         let mut budget = self.config.limits.max_num_batched_tokens;
         let mut short_of_blocks = self.plan_running(&mut budget, |missing| missing == 1);
+        if !short_of_blocks && let Some(priority) = self.priority_of_first_prefill() {
+            self.plan_waiting(&mut budget, |turn| turn.priority < priority);
+        }
         short_of_blocks |= self.plan_running(&mut budget, |missing| missing > 1);
         if !short_of_blocks {
-            self.plan_waiting(&mut budget);
+            self.plan_waiting(&mut budget, |_| true);
         }
 
         if self.plan.work.is_empty() {
@@ -97,16 +104,29 @@ impl Scheduler {
         len
     }
 
-    /// Gives rows to waiting sequences in order, until budget, rows or blocks run out.
-    fn plan_waiting(&mut self, budget: &mut u32) {
-        if self.waiting.is_empty() {
+    /// Of the running sequences in mid-prompt, the first one's. Only those more urgent than it start before it goes on.
+    fn priority_of_first_prefill(&self) -> Option<i32> {
+        let (head, _) = self.waiting.first_key_value()?;
+        let (last, _) = self.running.last()?;
+        if last.priority <= head.priority {
+            return None;
+        }
+        let prefill = self.running.iter().find(|&&(_, slot)| self.sequence(slot).missing() > 1);
+        prefill.map(|(turn, _)| turn.priority)
+    }
+
+    /// Gives rows to waiting sequences in order, until budget, rows or blocks run out or the next is not `wanted`.
+    fn plan_waiting(&mut self, budget: &mut u32, wanted: impl Fn(Turn) -> bool) {
+        if !self.waiting.first_key_value().is_some_and(|(&turn, _)| wanted(turn)) {
             return;
         }
         // Blocks that running sequences need for what they already know and one token more: not to be given away, or
         // the newcomer would be preempted at once.
         let mut pledged: u32 = self.running.iter().map(|&(_, slot)| self.pledge(slot)).sum();
         while *budget > 0 {
-            let Some((&turn, &slot)) = self.waiting.first_key_value() else { return };
+            let Some((&turn, &slot)) = self.waiting.first_key_value().filter(|(turn, _)| wanted(**turn)) else {
+                return;
+            };
             let admission =
                 if self.vacant_rows.is_empty() { Admission::NoBlocks } else { self.admit(slot, *budget, pledged) };
             match admission {
