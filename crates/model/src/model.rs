@@ -5,21 +5,28 @@ use std::path::{Path, PathBuf};
 
 use crate::checkpoint::{Checkpoint, CheckpointKind};
 use crate::config::Config;
+use crate::dummy::DummyWeights;
 use crate::error::{ModelError, quoted};
 use crate::family::{Described, describe_config, describe_gguf};
 use crate::gguf;
 use crate::spec::DecoderSpec;
-use crate::weights::{Slot, TensorView};
+use crate::weights::{Slot, TensorView, WeightFormat};
 
 /// A model whose every slot is known to have its tensor, in the right shape. Weights stay in the mapped files.
 #[derive(Debug)]
 pub struct Model {
     spec: DecoderSpec,
     names: HashMap<Slot, String>,
-    checkpoint: Checkpoint,
+    weights: Weights,
     /// The folder of `config.json`; `None` for a GGUF file, which says everything itself.
     folder: Option<PathBuf>,
     unused_tensors: Vec<String>,
+}
+
+#[derive(Debug)]
+enum Weights {
+    Stored(Checkpoint),
+    Dummy(DummyWeights),
 }
 
 /// Where a model's tokenizer, chat template and generation defaults are to be read from.
@@ -67,7 +74,27 @@ impl Model {
         let used: HashSet<&str> = names.values().map(String::as_str).chain(PARAMETER_TENSORS).collect();
         let unused = checkpoint.tensor_names().filter(|name| !used.contains(name));
         let unused_tensors = unused.map(str::to_owned).collect();
-        Ok(Self { spec, names, checkpoint, folder, unused_tensors })
+        Ok(Self { spec, names, weights: Weights::Stored(checkpoint), folder, unused_tensors })
+    }
+
+    /// A model of random weights from a `config.json`, or from the folder that holds one (`--load-format dummy`).
+    ///
+    /// # Errors
+    /// When the file is missing or damaged, or the architecture is unknown.
+    pub fn dummy(path: &Path) -> Result<Self, ModelError> {
+        let (folder, file) = match path.is_dir() {
+            true => (path, path.join(CONFIG_FILE)),
+            false => (path.parent().unwrap_or(Path::new("")), path.to_owned()),
+        };
+        let Described { spec, names } = describe_config(&Config::open(&file)?, &|_| true)?;
+        let weights = Weights::Dummy(DummyWeights::new(&spec));
+        Ok(Self { spec, names, weights, folder: Some(folder.to_owned()), unused_tensors: Vec::new() })
+    }
+
+    /// Whether the weights are random. Then an executor may fill its own memory with whatever keeps activations finite, by
+    /// [`DecoderSpec::slots`] and [`DecoderSpec::shape`], and never ask for a tensor; one that asks gets bf16.
+    pub fn is_dummy(&self) -> bool {
+        matches!(self.weights, Weights::Dummy(_))
     }
 
     /// What the model computes.
@@ -77,7 +104,19 @@ impl Model {
 
     /// The tensor of a slot; of a tied head, the embedding. `None` for a slot the spec does not have.
     pub fn tensor(&self, slot: Slot) -> Option<TensorView<'_>> {
-        self.checkpoint.tensor(self.names.get(&slot)?)
+        match &self.weights {
+            Weights::Stored(checkpoint) => checkpoint.tensor(self.names.get(&slot)?),
+            Weights::Dummy(weights) if slot == Slot::Head && self.spec.tied_head => weights.tensor(Slot::Embedding),
+            Weights::Dummy(weights) => weights.tensor(slot),
+        }
+    }
+
+    /// The encoding of a slot's tensor. Makes no dummy weights, as [`tensor`](Self::tensor) would.
+    pub fn format(&self, slot: Slot) -> Option<WeightFormat> {
+        match &self.weights {
+            Weights::Stored(_) => self.tensor(slot).map(|tensor| tensor.format),
+            Weights::Dummy(_) => self.names.contains_key(&slot).then_some(DummyWeights::FORMAT),
+        }
     }
 
     /// The checkpoint's name for the tensor of a slot.
@@ -87,15 +126,20 @@ impl Model {
 
     /// The file or folder it was opened from.
     pub fn path(&self) -> &Path {
-        self.checkpoint.path()
+        match &self.weights {
+            Weights::Stored(checkpoint) => checkpoint.path(),
+            Weights::Dummy(_) => self.folder.as_deref().unwrap_or(Path::new("")),
+        }
     }
 
     /// Where the rest of the model is to be read from.
     pub fn source(&self) -> Source<'_> {
-        match (self.checkpoint.metadata(), &self.folder) {
-            (Some(metadata), _) => Source::Gguf(metadata),
-            (None, Some(folder)) => Source::Folder(folder),
-            (None, None) => Source::Folder(self.checkpoint.path()),
+        match (&self.weights, &self.folder) {
+            (Weights::Stored(checkpoint), folder) => match checkpoint.metadata() {
+                Some(metadata) => Source::Gguf(metadata),
+                None => Source::Folder(folder.as_deref().unwrap_or(checkpoint.path())),
+            },
+            (Weights::Dummy(_), _) => Source::Folder(self.path()),
         }
     }
 

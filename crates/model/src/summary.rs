@@ -43,12 +43,13 @@ impl Model {
     pub fn summary(&self) -> Summary {
         let mut formats: BTreeMap<WeightFormat, FormatUse> = BTreeMap::new();
         for slot in self.spec().slots() {
-            let tensor = self.tensor(slot).expect("every slot was checked when the model was opened");
-            let empty = FormatUse { format: tensor.format, tensors: 0, elements: 0, bytes: 0 };
-            let entry = formats.entry(tensor.format).or_insert(empty);
+            let format = self.format(slot).expect("every slot was checked when the model was opened");
+            let (rows, columns) = self.spec().shape(slot);
+            let row_bytes = format.row_bytes(columns).expect("a stored row is whole blocks");
+            let entry = formats.entry(format).or_insert(FormatUse { format, tensors: 0, elements: 0, bytes: 0 });
             entry.tensors += 1;
-            entry.elements += tensor.rows as u64 * tensor.columns as u64;
-            entry.bytes += tensor.data.len() as u64;
+            entry.elements += rows as u64 * columns as u64;
+            entry.bytes += rows as u64 * row_bytes as u64;
         }
         let formats: Vec<FormatUse> = formats.into_values().collect();
         Summary {
