@@ -4,11 +4,13 @@
 pub mod bytes;
 pub mod checkpoint;
 pub mod config;
+pub mod dummy;
 pub mod error;
 pub mod family;
 pub mod format;
 pub mod gguf;
 pub mod model;
+pub mod reference;
 pub mod safetensors;
 pub mod spec;
 pub mod summary;
