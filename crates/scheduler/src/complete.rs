@@ -138,8 +138,8 @@ impl Sequence {
     /// Of the log-probabilities a step brought, those that were not reported before a preemption.
     fn fresh_prompt_logprobs<T>(&mut self, work: RowWork, mut all: Vec<T>) -> Option<Vec<T>> {
         self.scores_prompt()?;
-        let first = work.start.max(1);
-        let end = (work.start + work.len + 1).min(self.prompt_len());
+        let first = work.start + 1;
+        let end = (work.start + work.len + 1).min(self.prompt_len()).max(first);
         let reported = self.scored.max(first).min(end) - first;
         self.scored = self.scored.max(end);
         all.drain(..(reported as usize).min(all.len()));

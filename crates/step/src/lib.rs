@@ -79,8 +79,9 @@ pub struct StepPlan {
 pub struct RowOutput {
     /// The tokens sampled: one where [`RowWork::sample`] was set, several after accepted speculation.
     pub sampled: Vec<SampledToken>,
-    /// For rows that asked: the log-probabilities of the prompt tokens at positions `max(start, 1)..` up to and with
-    /// `start + len` (clipped to the prompt): position p+1 is predicted by the logits at p.
+    /// For rows that asked: the log-probabilities of the prompt tokens at positions `start + 1` up to and with `start + len`
+    /// (clipped to the prompt): position p+1 is predicted by the logits at p. So the chunks of a prompt report every token
+    /// after the first once.
     pub prompt_logprobs: Vec<TokenLogprobs>,
 }
 

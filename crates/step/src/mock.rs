@@ -154,7 +154,7 @@ impl MockExecutor {
         }
         let mut output = RowOutput::default();
         if row.start.prompt_logprobs.is_some() {
-            let predicted = start.max(1)..(end + 1).min(row.start.prompt_len as usize);
+            let predicted = start + 1..(end + 1).min(row.start.prompt_len as usize);
             output.prompt_logprobs = predicted.map(|position| logprobs_at(position, row.tokens[position])).collect();
         }
         if work.sample {
