@@ -135,7 +135,7 @@ fn a_plan_that_breaks_the_contract_is_refused_with_a_reason() {
     check(plan(vec![start(0)], vec![(RowId(0), BlockId(64))], vec![]), "block 64 of 64");
     check(plan(vec![], vec![], vec![work(0, 0, 1, false)]), "row 0 was not started");
     check(plan(vec![start(0)], vec![], vec![work(0, 0, 1, false)]), "its blocks hold 0 positions");
-    check(plan(vec![start(0)], blocks(9), vec![work(0, 0, len, false)]), "but sample is false");
+    check(plan(vec![start(0)], blocks(9), vec![work(0, 0, len - 1, true)]), "samples after 21 of 22 tokens");
     check(plan(vec![start(0)], blocks(9), vec![work(0, 3, 1, false)]), "starts at 3, but 0 are computed");
     check(plan(vec![start(0)], blocks(9), vec![work(0, 0, len + 1, true)]), "but has 22 tokens");
     check(plan(vec![start(0)], blocks(9), vec![work(0, 0, 1000, false)]), "exceed the budget of");

@@ -106,9 +106,6 @@ impl Reference {
             }
             let logits = self.decoder.logits(&state);
             let damaged = Ok(Err(RowError::NonFiniteLogits { position: position as u32 }));
-            if logits.iter().any(|logit| !logit.is_finite()) {
-                return damaged;
-            }
             if let Some((token, top)) = predicted {
                 let Ok(logprobs) = logprobs_of(&logits, token, top) else { return damaged };
                 output.prompt_logprobs.push(logprobs);

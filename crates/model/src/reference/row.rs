@@ -59,9 +59,8 @@ impl Row {
         require(start == self.computed, || format!("row {id} starts at {start}, but {} are computed", self.computed))?;
         require(end <= known, || format!("row {id} ends at {end}, but has {known} tokens"))?;
         require(end <= held, || format!("row {id} ends at {end}, but its blocks hold {held} positions"))?;
-        require(work.sample == (end == known), || {
-            format!("row {id} computes up to {end} of {known} tokens, but sample is {}", work.sample)
-        })?;
+        // A prompt may be scored to its end without sampling.
+        require(!work.sample || end == known, || format!("row {id} samples after {end} of {known} tokens"))?;
         Ok(start..end)
     }
 
