@@ -3,13 +3,14 @@
 use crate::{
     TokenId,
     byte_level::{Alphabet, ByteLevel},
+    chat_template::ChatTemplateSources,
     pre_tokenizer::PreTokenizer,
     sentence_piece::{SPACE_SIGN, SentencePiece},
     special::SpecialTokens,
     tokenizer::{Encoder, SpecialIds, Tokenizer, TokenizerError},
     vocabulary::{TokenKind, Vocabulary},
 };
-use powertrain_model::gguf::Metadata;
+use powertrain_model::{ModelError, gguf::Metadata};
 
 /// The `tokenizer.ggml.*` keys of a file, as they stand there.
 #[derive(Clone, Debug, Default)]
@@ -75,6 +76,15 @@ impl Tokenizer {
             "llama" => sentence_piece(file),
             model => Err(TokenizerError::UnknownModel { model: model.to_owned() }),
         }
+    }
+}
+
+impl ChatTemplateSources {
+    /// The templates in a GGUF file; `None` if it has none.
+    pub fn from_gguf(metadata: &Metadata) -> Result<Option<Self>, ModelError> {
+        let Some(default) = metadata.get_str("tokenizer.chat_template")? else { return Ok(None) };
+        let tool_use = metadata.get_str("tokenizer.chat_template.tool_use")?;
+        Ok(Some(Self { default: default.to_owned(), tool_use: tool_use.map(str::to_owned) }))
     }
 }
 
@@ -193,7 +203,15 @@ impl<'f> GgufVocabulary<'f> {
         }
         end.sort_unstable();
         end.dedup();
-        Ok(SpecialIds { bos: self.bos, eos: self.eos, padding: self.padding, end_of_generation: end, add_bos, add_eos })
+        Ok(SpecialIds {
+            bos: self.bos,
+            eos: self.eos,
+            unknown: self.unknown,
+            padding: self.padding,
+            end_of_generation: end,
+            add_bos,
+            add_eos,
+        })
     }
 }
 

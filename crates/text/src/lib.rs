@@ -2,12 +2,14 @@
 //!
 //! Files in reading order: [`Tokenizer`] (`tokenizer.rs`) and where it comes from (`gguf.rs`); what it is made of
 //! (`vocabulary.rs`, `special.rs`, `pre_tokenizer.rs`, `merge.rs`, `byte_level.rs`, `sentence_piece.rs`); the way back
-//! (`detokenizer.rs`, `stop.rs`).
+//! (`detokenizer.rs`, `stop.rs`); from messages to a prompt (`chat_template.rs`, `jinja.rs`).
 #![forbid(unsafe_code)]
 
 mod byte_level;
+mod chat_template;
 mod detokenizer;
 mod gguf;
+mod jinja;
 mod merge;
 mod pre_tokenizer;
 mod sentence_piece;
@@ -18,6 +20,7 @@ mod testing;
 mod tokenizer;
 mod vocabulary;
 
+pub use chat_template::{Chat, ChatTemplate, ChatTemplateError, ChatTemplateSources, ContentFormat};
 pub use detokenizer::Detokenizer;
 pub use gguf::GgufVocabulary;
 pub use powertrain_sampling::TokenId;

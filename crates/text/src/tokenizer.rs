@@ -51,6 +51,7 @@ pub(crate) enum Encoder {
 pub(crate) struct SpecialIds {
     pub(crate) bos: Option<TokenId>,
     pub(crate) eos: Option<TokenId>,
+    pub(crate) unknown: Option<TokenId>,
     pub(crate) padding: Option<TokenId>,
     /// Ascending.
     pub(crate) end_of_generation: Vec<TokenId>,
@@ -207,6 +208,15 @@ impl Tokenizer {
     /// The padding token.
     pub fn padding(&self) -> Option<TokenId> {
         self.special_ids.padding
+    }
+
+    /// The special tokens' texts under the names that chat templates know.
+    pub fn named_special_tokens(&self) -> Vec<(&'static str, String)> {
+        let ids = &self.special_ids;
+        let named =
+            [("bos_token", ids.bos), ("eos_token", ids.eos), ("unk_token", ids.unknown), ("pad_token", ids.padding)];
+        let text = |id| String::from_utf8_lossy(self.token_bytes(id)).into_owned();
+        named.into_iter().filter_map(|(name, id)| Some((name, text(id?)))).collect()
     }
 
     /// All tokens that end a generation, ascending: end of sequence, of turn, of message.
