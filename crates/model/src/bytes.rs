@@ -6,12 +6,12 @@ use std::path::Path;
 
 use crate::error::ModelError;
 
-/// The bytes of a checkpoint file: mapped from disk, or made in memory.
+/// The bytes of a checkpoint file: mapped from disk, or already in memory.
 #[derive(Debug)]
 pub enum FileBytes {
     /// Pages come from the file as they are touched.
     Mapped(memmap2::Mmap),
-    /// Made by a test, or by the dummy loader.
+    /// An empty file, which no system maps, or what a test made.
     Owned(Vec<u8>),
 }
 

@@ -9,7 +9,7 @@ use crate::error::{ModelError, quoted};
 use crate::gguf;
 use crate::safetensors::{self, INDEX_FILE, Index, SINGLE_FILE};
 use crate::tensors::{StoredTensor, TensorTable};
-use crate::weights::{TensorView, WeightFormat};
+use crate::weights::TensorView;
 
 /// An open checkpoint. Tensor data stays in the mapped files; opening reads headers only.
 #[derive(Debug)]
@@ -29,21 +29,6 @@ pub enum CheckpointKind {
     Gguf(gguf::Metadata),
     /// A safetensors file, or a folder with one or more.
     Safetensors,
-    /// Weights made in memory.
-    Memory,
-}
-
-/// A tensor made in memory, for [`Checkpoint::in_memory`].
-#[derive(Clone, Debug)]
-pub struct OwnedTensor {
-    /// Its name.
-    pub name: String,
-    /// Encoding of `data`.
-    pub format: WeightFormat,
-    /// Dimensions, outermost first.
-    pub shape: Vec<usize>,
-    /// Exactly the bytes of `shape` in `format`.
-    pub data: Vec<u8>,
 }
 
 const ADVICE_NAME_A_MODEL: &str =
@@ -96,36 +81,6 @@ impl Checkpoint {
         })
     }
 
-    /// Weights made in memory; `path` is for messages.
-    ///
-    /// # Panics
-    /// If a tensor's data has not the bytes of its shape, or a name stands twice: both are the caller's to know.
-    pub fn in_memory(tensors: Vec<OwnedTensor>, path: &Path) -> Self {
-        let mut files = Vec::with_capacity(tensors.len());
-        let mut stored = Vec::with_capacity(tensors.len());
-        for tensor in tensors {
-            let entry = StoredTensor {
-                name: tensor.name.into(),
-                format: tensor.format,
-                shape: tensor.shape,
-                file: files.len(),
-                bytes: 0..tensor.data.len(),
-            };
-            let (rows, columns) = entry.rows_columns();
-            let row_bytes = tensor.format.row_bytes(columns).expect("a row is whole blocks");
-            assert_eq!(rows * row_bytes, tensor.data.len(), "bytes of {} {:?}", entry.name, entry.shape);
-            stored.push(entry);
-            files.push(Arc::new(FileBytes::Owned(tensor.data)));
-        }
-        Self {
-            path: path.to_owned(),
-            files,
-            tensors: TensorTable::new(stored).expect("each name stands once"),
-            unread: BTreeMap::new(),
-            kind: CheckpointKind::Memory,
-        }
-    }
-
     /// The file or folder it was opened from.
     pub fn path(&self) -> &Path {
         &self.path
@@ -140,7 +95,7 @@ impl Checkpoint {
     pub fn metadata(&self) -> Option<&gguf::Metadata> {
         match &self.kind {
             CheckpointKind::Gguf(metadata) => Some(metadata),
-            CheckpointKind::Safetensors | CheckpointKind::Memory => None,
+            CheckpointKind::Safetensors => None,
         }
     }
 

@@ -11,6 +11,7 @@ use powertrain_model::bytes::FileBytes;
 use powertrain_model::gguf::{self, Metadata};
 use powertrain_model::safetensors;
 use support::GgufWriter;
+use support::damage::{Random, damage, seed};
 
 #[global_allocator]
 static ALLOCATED: PeakAlloc = PeakAlloc;
@@ -20,27 +21,6 @@ const FILES: u64 = 30_000;
 /// Bytes a parse may have allocated at once, beside the file: per byte of file, and whatever the file.
 const ALLOCATED_PER_BYTE_MAX: usize = 16;
 const ALLOCATED_BASE_MAX: usize = 16 << 10;
-
-/// SplitMix64, so that a failure is reproduced by its printed seed.
-struct Random(u64);
-
-impl Random {
-    fn word(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut word = self.0;
-        word = (word ^ (word >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        word ^ (word >> 31)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        (self.word() % end as u64) as usize
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())]
-    }
-}
 
 fn gguf_file() -> Vec<u8> {
     GgufWriter::new()
@@ -62,39 +42,6 @@ fn gguf_file() -> Vec<u8> {
 fn safetensors_file() -> Vec<u8> {
     let header = r#"{"__metadata__":{"format":"pt"},"model.embed_tokens.weight":{"dtype":"BF16","shape":[4,8],"data_offsets":[0,64]},"model.norm.weight":{"dtype":"F32","shape":[8],"data_offsets":[64,96]},"step":{"dtype":"I64","shape":[],"data_offsets":[96,104]}}"#;
     support::safetensors(header, &[3; 104])
-}
-
-/// One to four damages: bits, words that claim too much, cuts, copies inside, digits.
-fn damage(file: &mut Vec<u8>, random: &mut Random) {
-    for _ in 0..=random.below(4) {
-        if file.is_empty() {
-            return;
-        }
-        let at = random.below(file.len());
-        match random.below(6) {
-            0 => file[at] ^= 1 << random.below(8),
-            1 => file[at] = random.word() as u8,
-            2 => {
-                let len = file.len() as u64;
-                let word =
-                    random.pick(&[0, 1, len, len - at as u64, 1 << 31, 1 << 40, 1 << 60, i64::MAX as u64, u64::MAX]);
-                let end = file.len().min(at + random.pick(&[4, 8]));
-                file[at..end].copy_from_slice(&word.to_le_bytes()[..end - at]);
-            }
-            3 => file.truncate(at),
-            4 => {
-                let len = random.below((file.len() - at).min(64)) + 1;
-                let piece = file[at..at + len].to_vec();
-                let to = random.below(file.len());
-                file.splice(to..to, piece);
-            }
-            _ => {
-                if let Some(digit) = file[at..].iter_mut().find(|byte| byte.is_ascii_digit()) {
-                    *digit = b'0' + random.below(10) as u8;
-                }
-            }
-        }
-    }
 }
 
 /// Asks a checkpoint for everything it has.
@@ -145,8 +92,7 @@ fn run(seed: u64, whole: &[u8], check: impl Fn(Vec<u8>) -> bool) -> u64 {
 /// One test, not two: the allocator counts for the whole process.
 #[test]
 fn damaged_headers_are_errors_and_take_little_memory() {
-    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0x5eed);
-    eprintln!("SEED={seed}");
+    let seed = seed();
     let path = Path::new("damaged");
 
     let whole = gguf_file();

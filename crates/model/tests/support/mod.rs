@@ -1,6 +1,8 @@
 //! Writers of tiny GGUF and safetensors files, right or wrong as a test wants them.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
+pub mod damage;
+
 /// A GGUF file in pieces. Counts and offsets are right unless overridden.
 #[derive(Clone)]
 pub struct GgufWriter {
