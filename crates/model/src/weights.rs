@@ -2,7 +2,7 @@
 
 use crate::spec::{DecoderSpec, LayerSpec};
 
-/// A place a [`DecoderSpec`](crate::spec::DecoderSpec) has for a tensor. Matrices are `[out, in]`, rows contiguous.
+/// A place a [`DecoderSpec`] has for a tensor. Matrices are `[out, in]`, rows contiguous.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Slot {
     /// `[vocab_size, hidden_size]`
