@@ -6,10 +6,15 @@ mod fixtures;
 mod steps;
 
 use fixtures::Fixture;
-use powertrain_model::Model;
+use powertrain_model::checkpoint::OwnedTensor;
+use powertrain_model::config::Config;
+use powertrain_model::family::describe_config;
 use powertrain_model::reference::{self, Reference};
+use powertrain_model::weights::Slot;
+use powertrain_model::{Checkpoint, Model};
 use powertrain_step::*;
 use std::path::Path;
+use std::sync::Arc;
 use steps::{BLOCKS, Steps, greedy, limits};
 
 /// What two f32 computations of these models may differ by.
@@ -141,4 +146,49 @@ fn a_plan_that_breaks_the_contract_is_refused_with_a_reason() {
     check(plan(vec![start(0)], blocks(9), vec![work(0, 0, 1000, false)]), "exceed the budget of");
     let strange = RowStart { tokens: vec![1, 256].into(), prompt_len: 2, ..start(0) };
     check(plan(vec![strange], vec![], vec![]), "holds token Some(256) of a vocabulary of 256");
+}
+
+#[test]
+fn sampled_text_depends_on_the_seed_and_not_on_chunks() {
+    let Fixture { path, prompt, .. } = fixtures::named("qwen2");
+    let mut steps = steps_of(&path);
+    let sampling = |seed| Arc::new(SamplingParams { temperature: 1.5, top_k: 50, seed, ..SamplingParams::default() });
+    let text = steps.run_alone(&prompt, 20, 16, sampling(7));
+    assert_eq!(steps.run_alone(&prompt, 20, 3, sampling(7)), text);
+    assert_ne!(steps.run_alone(&prompt, 20, 16, sampling(8)), text);
+}
+
+#[test]
+fn a_row_with_damaged_logits_fails_alone() {
+    // The embedding of one token is NaN; the head is another matrix.
+    const DAMAGED: TokenId = 77;
+    let Fixture { path, prompt, greedy: expected, .. } = fixtures::named("llama");
+    let mut steps = Steps::new(Reference::new(&damage(&path, DAMAGED), limits(), BLOCKS));
+    let strange = [prompt[0], DAMAGED, prompt[1]];
+    let results = steps.start_side_by_side(&[&prompt, &strange], greedy());
+    assert_eq!(results[0].as_ref().unwrap().sampled[0].token, expected[0]);
+    assert_eq!(*results[1].as_ref().unwrap_err(), RowError::NonFiniteLogits { position: 2 });
+}
+
+/// The model, its embedding of a token overwritten with NaN.
+fn damage(path: &Path, token: TokenId) -> Model {
+    let checkpoint = Checkpoint::open(path).unwrap();
+    let described = describe_config(&Config::open(&path.join("config.json")).unwrap(), &|_| true).unwrap();
+    let embedding = described.names[&Slot::Embedding].clone();
+    let mut tensors: Vec<OwnedTensor> = Vec::new();
+    for stored in checkpoint.tensors().iter() {
+        let view = checkpoint.tensor(&stored.name).unwrap();
+        let mut data = view.data.to_vec();
+        if *stored.name == *embedding {
+            let row_bytes = data.len() / view.rows;
+            data[token as usize * row_bytes..][..row_bytes].fill(0xff);
+        }
+        tensors.push(OwnedTensor {
+            name: stored.name.to_string(),
+            format: stored.format,
+            shape: stored.shape.clone(),
+            data,
+        });
+    }
+    Model::assemble(described, Checkpoint::in_memory(tensors, path), None).unwrap()
 }

@@ -187,7 +187,8 @@ impl Rope {
 
     /// The frequencies of a head whose first `rotary_dim` elements rotate.
     ///
-    /// Exponents and quotients are f32 as transformers computes them; at position 100,000 a frequency's last bit is visible.
+    /// Exponents, quotients and ramps are f32 as transformers computes them; at position 100,000 a frequency's last bit is
+    /// visible.
     pub(super) fn spec(&self, pairing: RopePairing, rotary_dim: usize) -> RopeSpec {
         let unscaled = |pair: usize| {
             let exponent = (2 * pair) as f32 / rotary_dim as f32;
@@ -209,7 +210,8 @@ impl Rope {
                 magnitude = yarn.magnitude as f32;
                 for (pair, frequency) in frequencies.iter_mut().enumerate() {
                     let kept = yarn.kept(pair, rotary_dim, self.theta);
-                    *frequency = (f64::from(*frequency) * ((1.0 - kept) / yarn.factor + kept)) as f32;
+                    let stretched = *frequency / yarn.factor as f32;
+                    *frequency = stretched * (1.0 - kept) + *frequency * kept;
                 }
             }
         }
@@ -222,7 +224,7 @@ impl Rope {
 
 impl Yarn {
     /// How much of a pair's frequency is kept: 1 for the fast ones, 0 for the slow, a linear ramp between.
-    fn kept(&self, pair: usize, rotary_dim: usize, theta: f64) -> f64 {
+    fn kept(&self, pair: usize, rotary_dim: usize, theta: f64) -> f32 {
         let dim = rotary_dim as f64;
         // The (fractional) pair that makes this many rotations over the original context.
         let pair_of = |rotations: f64| dim * (self.original_context / (rotations * 2.0 * PI)).ln() / (2.0 * theta.ln());
@@ -234,7 +236,7 @@ impl Yarn {
         if low == high {
             high += 0.001;
         }
-        1.0 - ((pair as f64 - low) / (high - low)).clamp(0.0, 1.0)
+        1.0 - ((pair as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0)
     }
 }
 
