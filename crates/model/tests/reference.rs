@@ -6,11 +6,9 @@ mod fixtures;
 mod steps;
 
 use fixtures::Fixture;
-use powertrain_model::checkpoint::OwnedTensor;
-use powertrain_model::config::Config;
-use powertrain_model::family::describe_config;
+use powertrain_model::bytes::FileBytes;
+use powertrain_model::family::describe_gguf;
 use powertrain_model::reference::{self, Reference};
-use powertrain_model::weights::Slot;
 use powertrain_model::{Checkpoint, Model};
 use powertrain_step::*;
 use std::path::Path;
@@ -162,7 +160,7 @@ fn sampled_text_depends_on_the_seed_and_not_on_chunks() {
 fn a_row_with_damaged_logits_fails_alone() {
     // The embedding of one token is NaN; the head is another matrix.
     const DAMAGED: TokenId = 77;
-    let Fixture { path, prompt, greedy: expected, .. } = fixtures::named("llama");
+    let Fixture { path, prompt, greedy: expected, .. } = fixtures::named("llama-F16.gguf");
     let mut steps = Steps::new(Reference::new(&damage(&path, DAMAGED), limits(), BLOCKS));
     let strange = [prompt[0], DAMAGED, prompt[1]];
     let results = steps.start_side_by_side(&[&prompt, &strange], greedy());
@@ -170,25 +168,14 @@ fn a_row_with_damaged_logits_fails_alone() {
     assert_eq!(*results[1].as_ref().unwrap_err(), RowError::NonFiniteLogits { position: 2 });
 }
 
-/// The model, its embedding of a token overwritten with NaN.
+/// The model of a GGUF file, its embedding of a token overwritten with NaN.
 fn damage(path: &Path, token: TokenId) -> Model {
-    let checkpoint = Checkpoint::open(path).unwrap();
-    let described = describe_config(&Config::open(&path.join("config.json")).unwrap(), &|_| true).unwrap();
-    let embedding = described.names[&Slot::Embedding].clone();
-    let mut tensors: Vec<OwnedTensor> = Vec::new();
-    for stored in checkpoint.tensors().iter() {
-        let view = checkpoint.tensor(&stored.name).unwrap();
-        let mut data = view.data.to_vec();
-        if *stored.name == *embedding {
-            let row_bytes = data.len() / view.rows;
-            data[token as usize * row_bytes..][..row_bytes].fill(0xff);
-        }
-        tensors.push(OwnedTensor {
-            name: stored.name.to_string(),
-            format: stored.format,
-            shape: stored.shape.clone(),
-            data,
-        });
-    }
-    Model::assemble(described, Checkpoint::in_memory(tensors, path), None).unwrap()
+    let intact = Checkpoint::open(path).unwrap();
+    let embedding = intact.tensors().get("token_embd.weight").unwrap();
+    let row_bytes = embedding.bytes.len() / embedding.rows_columns().0;
+    let mut file = std::fs::read(path).unwrap();
+    file[embedding.bytes.start + token as usize * row_bytes..][..row_bytes].fill(0xff);
+    let checkpoint = Checkpoint::from_gguf(FileBytes::Owned(file), path).unwrap();
+    let described = describe_gguf(checkpoint.metadata().unwrap(), &|name| checkpoint.tensor(name)).unwrap();
+    Model::assemble(described, checkpoint, None).unwrap()
 }
