@@ -247,8 +247,9 @@ impl Worker {
         let waited = self.scheduler.stats().waiting > 0;
         while let Some(plan) = self.scheduler.plan() {
             let step = plan.step;
-            let launched = self.executor.launch(plan);
+            // An executor may compute the whole step before `launch` returns.
             let now = Instant::now();
+            let launched = self.executor.launch(plan);
             let departed = self.scheduler.first_scheduled();
             self.drain_rate.record(departed.len(), waited, now);
             for &sequence in departed {
