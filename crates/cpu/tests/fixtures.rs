@@ -69,6 +69,6 @@ fn the_default_mode_stays_close() {
         let (scores, _) = driver.generate(&expected.prompt, 1, 32);
         // 8 bits of mantissa through weights that are made to amplify differences.
         let error = mean_error(&scores, &expected);
-        assert!(error < 0.1, "{name}: log-probabilities differ by {error} on average");
+        assert!(error < 0.25, "{name}: log-probabilities differ by {error} on average");
     }
 }
