@@ -12,7 +12,7 @@ use serde_json::Value;
 pub struct CompletionRequest {
     /// At least one; together with `n` at most [`SEQUENCES_MAX`] sequences.
     pub prompts: Vec<Prompt>,
-    /// How to generate. OpenAI's default of 16 tokens is filled in.
+    /// How to generate.
     pub generation: GenerationFields,
     /// Report log-probabilities with this many alternatives.
     pub logprobs: Option<u8>,
@@ -30,9 +30,6 @@ pub enum Prompt {
     /// Used as they are.
     Tokens(Vec<TokenId>),
 }
-
-/// Tokens generated when the request does not say, as OpenAI does.
-const MAX_TOKENS_DEFAULT: u32 = 16;
 
 /// The whole answer.
 #[derive(Debug, Serialize)]
@@ -127,8 +124,7 @@ impl CompletionRequest {
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
         let mut fields = Fields::parse(body)?;
         let prompts = read_prompts(&mut fields);
-        let mut generation = GenerationFields::read(&mut fields, 0);
-        generation.max_tokens.get_or_insert(MAX_TOKENS_DEFAULT.max(generation.min_tokens));
+        let generation = GenerationFields::read(&mut fields, 0);
         let sequences = prompts.len() * generation.n as usize;
         if sequences > SEQUENCES_MAX {
             fields.problem("prompt", format!("prompts times n make {sequences} sequences; at most {SEQUENCES_MAX}"));

@@ -13,7 +13,7 @@ pub enum ApiError {
     #[error("the body is not a JSON object: {0}")]
     BodyNotJson(String),
     /// The chat template refused the messages.
-    #[error("the model's chat template cannot render these messages: {0}")]
+    #[error("{0}")]
     Template(String),
     /// Prompt and generation do not fit the model.
     #[error("{0}")]

@@ -21,7 +21,7 @@ pub struct ChatMessage {
     /// What the assistant thought before it spoke.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,
-    /// Calls the assistant made, their arguments parsed where they are JSON text, as templates print them anew.
+    /// Calls the assistant made, as they were sent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tool_calls: Option<Vec<Value>>,
     /// The call that this message of a tool answers.
@@ -73,7 +73,7 @@ impl ChatMessage {
             content,
             name: fields.string("name"),
             reasoning_content: fields.string("reasoning_content").or_else(|| fields.string("reasoning")),
-            tool_calls: tool_calls.map(|calls| calls.into_iter().map(parse_arguments).collect()),
+            tool_calls,
             tool_call_id: fields.string("tool_call_id"),
         };
         let problems = fields.into_problems();
@@ -112,15 +112,4 @@ fn read_content(fields: &mut Fields) -> Option<String> {
         }
     }
     Some(texts.join("\n"))
-}
-
-/// `function.arguments` is JSON text on the wire; templates expect the object.
-fn parse_arguments(mut call: Value) -> Value {
-    if let Some(arguments) = call.pointer_mut("/function/arguments")
-        && let Some(text) = arguments.as_str()
-        && let Ok(object @ Value::Object(_)) = serde_json::from_str(text)
-    {
-        *arguments = object;
-    }
-    call
 }

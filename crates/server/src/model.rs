@@ -1,0 +1,127 @@
+//! The model as HTTP sees it: its text side, its defaults, and what it says of itself.
+
+use powertrain_engine::Handle;
+use powertrain_step::TokenId;
+use powertrain_text::{ChatTemplate, Tokenizer};
+use serde::Serialize;
+use std::sync::Arc;
+
+/// What is served.
+pub struct ServedModel {
+    /// Text to ids and back.
+    pub tokenizer: Arc<Tokenizer>,
+    /// How a conversation becomes text; without one `/v1/chat/completions` says so.
+    pub template: Option<Arc<ChatTemplate>>,
+    /// Tokens that end a generation.
+    pub eos_token_ids: Vec<TokenId>,
+    /// Rows of the embedding: ids are below it.
+    pub vocab_size: u32,
+    /// What the model's makers recommend (`generation_config.json`).
+    pub defaults: SamplingDefaults,
+    /// For people and for `/v1/engine`.
+    pub facts: ModelFacts,
+}
+
+/// Sampling where a request says nothing; what is `None` here too is neutral.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct SamplingDefaults {
+    /// See [`powertrain_step::SamplingParams`].
+    pub temperature: Option<f32>,
+    /// See [`powertrain_step::SamplingParams`].
+    pub top_k: Option<u32>,
+    /// See [`powertrain_step::SamplingParams`].
+    pub top_p: Option<f32>,
+    /// See [`powertrain_step::SamplingParams`].
+    pub min_p: Option<f32>,
+    /// See [`powertrain_step::SamplingParams`].
+    pub repetition_penalty: Option<f32>,
+}
+
+/// What only the loader knows.
+#[derive(Clone, Debug)]
+pub struct ModelFacts {
+    /// Where it came from: an alias, a Hub name or a path.
+    pub source: String,
+    /// The family, as the checkpoint calls it.
+    pub architecture: String,
+    /// How the weights are stored, in words.
+    pub dtype: String,
+    /// Seconds from the start of loading to ready.
+    pub load_seconds: f64,
+}
+
+/// `GET /v1/engine`, and what `serve` prints at start.
+#[derive(Clone, Debug, Serialize)]
+pub struct EngineReport {
+    /// Of the server.
+    pub version: &'static str,
+    /// Where the model came from.
+    pub model: String,
+    /// The family.
+    pub architecture: String,
+    /// How the weights are stored.
+    pub dtype: String,
+    /// `reference`, `cpu`, `cuda`.
+    pub executor: &'static str,
+    /// The device in words.
+    pub device: String,
+    /// Threads that compute.
+    pub threads: u32,
+    /// SIMD level, or compute capability.
+    pub simd: String,
+    /// Tokens of prompt and completion together.
+    pub max_model_len: u32,
+    /// Sequences that run at once.
+    pub max_num_seqs: u32,
+    /// Tokens in one step.
+    pub max_num_batched_tokens: u32,
+    /// Tokens in a block of KV cache.
+    pub block_size: u32,
+    /// Weights in memory.
+    pub weights_bytes: u64,
+    /// KV cache in memory.
+    pub kv_cache_bytes: u64,
+    /// Its element type.
+    pub kv_cache_dtype: &'static str,
+    /// Bytes of it that one token takes.
+    pub kv_bytes_per_token: u64,
+    /// Tokens it holds.
+    pub kv_cache_tokens: u64,
+    /// Blocks it has.
+    pub kv_blocks: u32,
+    /// How many sequences of `max_model_len` it holds.
+    pub max_concurrency_at_max_model_len: f64,
+    /// Seconds from the start of loading to ready.
+    pub load_seconds: f64,
+}
+
+impl EngineReport {
+    /// Of a model on a running engine.
+    #[must_use]
+    pub fn new(facts: &ModelFacts, engine: &Handle) -> Self {
+        let (executor, limits) = (engine.facts(), engine.limits());
+        let kv_cache_tokens = u64::from(executor.kv_blocks) * u64::from(limits.block_size);
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            model: facts.source.clone(),
+            architecture: facts.architecture.clone(),
+            dtype: facts.dtype.clone(),
+            executor: executor.executor,
+            device: executor.device.clone(),
+            threads: executor.threads,
+            simd: executor.simd.clone(),
+            max_model_len: limits.max_model_len,
+            max_num_seqs: limits.max_num_seqs,
+            max_num_batched_tokens: limits.max_num_batched_tokens,
+            block_size: limits.block_size,
+            weights_bytes: executor.weights_bytes,
+            kv_cache_bytes: executor.kv_cache_bytes,
+            kv_cache_dtype: executor.kv_dtype,
+            kv_bytes_per_token: executor.kv_bytes_per_token,
+            kv_cache_tokens,
+            kv_blocks: executor.kv_blocks,
+            max_concurrency_at_max_model_len: kv_cache_tokens as f64 / f64::from(limits.max_model_len.max(1)),
+            load_seconds: facts.load_seconds,
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Texts and conversations to token ids.
+
+use crate::state::App;
+use powertrain_protocol::{ApiError, ChatMessage, Prompt};
+use powertrain_step::TokenId;
+use powertrain_text::{AddSpecial, Chat, ParseSpecial};
+use serde_json::{Map, Value};
+use std::sync::Arc;
+
+/// A conversation to render.
+pub(crate) struct ChatPrompt {
+    pub(crate) messages: Vec<ChatMessage>,
+    pub(crate) add_generation_prompt: bool,
+    pub(crate) continue_final_message: bool,
+    pub(crate) chat_template_kwargs: Map<String, Value>,
+    pub(crate) add_special_tokens: bool,
+}
+
+/// Encoding on the text pool.
+pub(crate) trait Encode {
+    /// A rendered conversation's ids.
+    async fn encode_chat(&self, prompt: ChatPrompt) -> Result<Arc<[TokenId]>, ApiError>;
+
+    /// The ids of prompts, in their order. Control tokens written in text are those tokens: whoever sends a prompt to
+    /// `/v1/completions` has rendered it.
+    async fn encode_prompts(&self, prompts: &[Prompt], add_special: bool) -> Result<Vec<Arc<[TokenId]>>, ApiError>;
+}
+
+impl Encode for App {
+    async fn encode_chat(&self, prompt: ChatPrompt) -> Result<Arc<[TokenId]>, ApiError> {
+        let app = Self::clone(self);
+        let bytes = prompt.messages.iter().filter_map(|message| message.content.as_ref()).map(String::len).sum();
+        self.pool
+            .run(bytes, move || {
+                let text = render(&app, &prompt)?;
+                encode(&app, &text, prompt.add_special_tokens)
+            })
+            .await
+    }
+
+    async fn encode_prompts(&self, prompts: &[Prompt], add_special: bool) -> Result<Vec<Arc<[TokenId]>>, ApiError> {
+        let mut encoded = Vec::with_capacity(prompts.len());
+        for prompt in prompts {
+            encoded.push(match prompt {
+                Prompt::Tokens(ids) => ids.as_slice().into(),
+                Prompt::Text(text) => {
+                    let (app, text) = (Self::clone(self), text.clone());
+                    self.pool.run(text.len(), move || encode(&app, &text, add_special)).await?
+                }
+            });
+        }
+        Ok(encoded)
+    }
+}
+
+fn render(app: &App, prompt: &ChatPrompt) -> Result<String, ApiError> {
+    let Some(template) = &app.model.template else {
+        return Err(ApiError::Template(
+            "this model has no chat template; use /v1/completions, or start the server with --chat-template FILE"
+                .to_owned(),
+        ));
+    };
+    // Plain structs with string keys serialise.
+    let messages: Vec<Value> =
+        prompt.messages.iter().map(|message| serde_json::to_value(message).expect("a message serialises")).collect();
+    let chat = Chat {
+        messages: &messages,
+        tools: None,
+        documents: None,
+        add_generation_prompt: prompt.add_generation_prompt,
+        continue_final_message: prompt.continue_final_message,
+        variables: Some(&prompt.chat_template_kwargs),
+    };
+    template.render(&chat).map_err(|error| ApiError::Template(error.to_string()))
+}
+
+fn encode(app: &App, text: &str, add_special: bool) -> Result<Arc<[TokenId]>, ApiError> {
+    let add = if add_special { AddSpecial::Yes } else { AddSpecial::No };
+    let ids = app.model.tokenizer.encode(text, add, ParseSpecial::Yes);
+    Ok(ids.map_err(|error| ApiError::field("prompt", error.to_string()))?.into())
+}

@@ -1,0 +1,88 @@
+//! `/v1/completions`.
+
+use crate::{client::streamed_text, server::Setup};
+use serde_json::json;
+
+const PATH: &str = "/v1/completions";
+
+#[tokio::test]
+async fn prompts_are_text_or_ids_alone_or_many() {
+    let server = Setup::default().start().await;
+    let (first, second) = (server.ids("one"), server.ids("another"));
+    let single = server.post(PATH, &json!({"prompt": "one", "seed": 1})).await.ok();
+    assert!(single["id"].as_str().expect("an id").starts_with("cmpl-"));
+    assert_eq!(single["object"], "text_completion");
+    // OpenAI's default is 16 tokens.
+    assert_eq!(single["choices"][0]["text"], server.expected(&first, 1, 16));
+    assert_eq!(single["choices"][0]["finish_reason"], "length");
+    let by_ids = server.post(PATH, &json!({"prompt": first, "seed": 1})).await.ok();
+    assert_eq!(by_ids["choices"], single["choices"]);
+    let body = json!({"prompt": ["one", second], "seed": 1, "n": 2, "max_tokens": 5});
+    let many = server.post(PATH, &body).await.ok();
+    for (index, (prompt, seed)) in [(&first, 1), (&first, 2), (&second, 1), (&second, 2)].into_iter().enumerate() {
+        assert_eq!(many["choices"][index]["index"], index);
+        assert_eq!(many["choices"][index]["text"], server.expected(prompt, seed, 5));
+    }
+    assert_eq!(many["usage"]["prompt_tokens"], 10);
+    assert_eq!(many["usage"]["completion_tokens"], 20);
+    let mut body = body;
+    body["stream"] = json!(true);
+    let chunks = server.client().await.stream(PATH, &body).await.rest().await;
+    for (index, (prompt, seed)) in [(&first, 1), (&first, 2), (&second, 1), (&second, 2)].into_iter().enumerate() {
+        assert_eq!(streamed_text(&chunks, index as u64), server.expected(prompt, seed, 5));
+    }
+}
+
+#[tokio::test]
+async fn an_echoed_prompt_comes_first() {
+    let server = Setup::default().start().await;
+    let prompt = server.ids("one");
+    let generated = server.expected(&prompt, 1, 4);
+    let body = json!({"prompt": "one", "seed": 1, "max_tokens": 4, "echo": true});
+    assert_eq!(server.post(PATH, &body).await.ok()["choices"][0]["text"], format!("one{generated}"));
+    let mut stream = body.clone();
+    stream["stream"] = json!(true);
+    let chunks = server.client().await.stream(PATH, &stream).await.rest().await;
+    assert_eq!(streamed_text(&chunks, 0), format!("one{generated}"));
+    let mut scored = body.clone();
+    scored["logprobs"] = json!(1);
+    scored["n"] = json!(2);
+    let answer = server.post(PATH, &scored).await.ok();
+    for (choice, seed) in [(0, 1), (1, 2)] {
+        let text = format!("one{}", server.expected(&prompt, seed, 4));
+        let logprobs = &answer["choices"][choice]["logprobs"];
+        let tokens: String =
+            logprobs["tokens"].as_array().expect("a list").iter().map(|t| t.as_str().expect("text")).collect();
+        assert_eq!(tokens, text);
+        assert_eq!(logprobs["text_offset"], json!([0, 1, 2, 3, 4, 5, 6]));
+        // The mock's logarithms name their positions.
+        assert_eq!(logprobs["token_logprobs"], json!([null, -1.0, -2.0, -3.0, -4.0, -5.0, -6.0]));
+        assert_eq!(logprobs["top_logprobs"][0], json!(null));
+        assert_eq!(logprobs["top_logprobs"][1], json!({"n": -1.0}));
+    }
+}
+
+#[tokio::test]
+async fn a_prompt_can_be_scored_without_generating() {
+    let server = Setup::default().start().await;
+    let body = json!({"prompt": ["one", "two!"], "max_tokens": 0, "echo": true, "logprobs": 0});
+    let answer = server.post(PATH, &body).await.ok();
+    assert_eq!(answer["choices"][0]["text"], "one");
+    assert_eq!(answer["choices"][1]["text"], "two!");
+    assert_eq!(answer["choices"][1]["logprobs"]["token_logprobs"], json!([null, -1.0, -2.0, -3.0]));
+    assert_eq!(answer["usage"]["completion_tokens"], 0);
+}
+
+#[tokio::test]
+async fn streamed_logprobs_count_on() {
+    let server = Setup::default().start().await;
+    let body = json!({"prompt": "one", "seed": 1, "max_tokens": 8, "logprobs": 1, "stream": true});
+    let chunks = server.client().await.stream(PATH, &body).await.rest().await;
+    let offsets: Vec<u64> = chunks
+        .iter()
+        .filter_map(|chunk| chunk["choices"][0]["logprobs"]["text_offset"].as_array())
+        .flatten()
+        .map(|offset| offset.as_u64().expect("a count"))
+        .collect();
+    assert_eq!(offsets, (0..8).collect::<Vec<u64>>());
+}
