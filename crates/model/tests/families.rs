@@ -251,6 +251,12 @@ fn what_is_not_supported_is_refused_by_name() {
         json!({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}),
         "rope_scaling.rope_type: found \"dynamic\", expected one of default, linear, llama3, yarn",
     );
+    let nested = json!({"full_attention": {"rope_type": "default"}});
+    check(
+        llama_3_2_1b(),
+        json!({"rope_scaling": {}, "rope_parameters": nested}),
+        "rope_parameters.full_attention: found an object of 1 fields, expected one rope for all layers",
+    );
     check(llama_3_2_1b(), json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor: found 0.5, expected 1");
     check(qwen2_5_7b(), json!({"layer_types": ["full_attention"]}), "one entry for each of 28 layers, not 1");
     let types = vec!["sliding_attention"; 28];
@@ -286,6 +292,8 @@ fn impossible_sizes_are_refused_before_anything_is_allocated() {
     check(json!({"rms_norm_eps": -1.0}), "rms_norm_eps: found -1.0");
     check(json!({"rope_theta": 0}), "rope_theta: found 0, expected a number above 1");
     check(json!({"rope_scaling": {"type": "linear", "factor": 0.0}}), "rope_scaling.factor: found 0.0");
+    let yarn = json!({"type": "yarn", "factor": 2.0, "beta_fast": -1.0});
+    check(json!({ "rope_scaling": yarn }), "rope_scaling.beta_fast: found -1.0, expected a number above 0");
     check(json!({"rope_scaling": {"type": "linear"}}), "rope_scaling.factor: found nothing");
     check(json!({"max_position_embeddings": 1u64 << 40}), "max_position_embeddings: found 1099511627776");
 }
@@ -328,6 +336,8 @@ fn gguf_keys() {
     let divided = gguf("llama").f32_tensor("rope_freqs.weight", &[2], &[1.0, 8.0]);
     assert_eq!(*rope(divided).inverse_frequencies, [1.0, 0.00125]);
 
+    let windowed = describe_file(&gguf("llama").u32("llama.attention.sliding_window", 9)).unwrap();
+    assert_eq!(windowed.spec.layers[1].attention.window, Some(9));
     let biased = gguf("llama").f32_tensor("blk.0.attn_q.bias", &[8], &[0.0; 8]);
     assert!(describe_file(&biased).unwrap().spec.layers[1].attention.qkv_bias);
     let untied = gguf("qwen2").f32_tensor("output.weight", &[8, 3], &[0.0; 24]);

@@ -132,7 +132,7 @@ fn a_plan_that_breaks_the_contract_is_refused_with_a_reason() {
         work,
         ..StepPlan::default()
     };
-    check(StepPlan { released: vec![RowId(2)], ..StepPlan::default() }, "row 2 is released but was not started");
+    check(StepPlan { released: vec![RowId(99)], ..StepPlan::default() }, "row 99 is released of 8 rows");
     check(plan(vec![start(0), start(0)], vec![], vec![]), "row 0 is started but taken");
     check(plan(vec![start(99)], vec![], vec![]), "row 99 is started of 8 rows");
     check(plan(vec![start(0)], vec![(RowId(0), BlockId(64))], vec![]), "block 64 of 64");

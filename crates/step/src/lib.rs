@@ -10,8 +10,8 @@
 //! - The executor owns each row's token table: it starts as [`RowStart::tokens`] and the executor itself appends what it
 //!   samples. So step N+1 can be launched before the tokens of step N were collected.
 //! - After preemption a sequence returns by a new `RowStart` with all its tokens; the executor remembers nothing else.
-//! - A [`RowStart`] replaces whatever the executor still holds of that row. Rows released by a plan that failed count as
-//!   released; a row that such a plan would have started is released by a later one, although it may never have started.
+//! - A plan that fails has released its rows all the same. A row it would have started is released by a later plan, although
+//!   it may never have started: that is no error.
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "mock")]

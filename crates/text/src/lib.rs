@@ -1,6 +1,6 @@
 //! Text on its way to a model and back: tokenizers, chat templates, incremental detokenisation, stop strings.
 //!
-//! Files in reading order: [`Tokenizer`] (`tokenizer.rs`) and where it comes from (`gguf.rs`); what it is made of
+//! Files in reading order: [`Tokenizer`] (`tokenizer.rs`) and where it comes from (`gguf.rs`, `hugging_face.rs`); what it is made of
 //! (`vocabulary.rs`, `special.rs`, `pre_tokenizer.rs`, `merge.rs`, `byte_level.rs`, `sentence_piece.rs`); the way back
 //! (`detokenizer.rs`, `stop.rs`); from messages to a prompt (`chat_template.rs`, `jinja.rs`).
 #![forbid(unsafe_code)]
@@ -9,6 +9,7 @@ mod byte_level;
 mod chat_template;
 mod detokenizer;
 mod gguf;
+mod hugging_face;
 mod jinja;
 mod merge;
 mod pre_tokenizer;

@@ -4,11 +4,13 @@ use crate::{
     TokenId,
     byte_level::ByteLevel,
     detokenizer::Detokenizer,
+    hugging_face::HuggingFace,
     merge::Merger,
     sentence_piece::SentencePiece,
     special::{Piece, SpecialTokens},
     vocabulary::{TokenKind, Vocabulary},
 };
+use std::{io, path::PathBuf};
 
 /// The longest text that [`Tokenizer::encode`] takes.
 pub const TEXT_BYTES_MAX: usize = 256 << 20;
@@ -44,6 +46,7 @@ pub struct Tokenizer {
 pub(crate) enum Encoder {
     ByteLevel(ByteLevel),
     SentencePiece(SentencePiece),
+    HuggingFace(HuggingFace),
 }
 
 /// The ids with a meaning of their own.
@@ -97,6 +100,14 @@ pub enum TokenizerError {
     /// The file cannot be read.
     #[error(transparent)]
     File(#[from] powertrain_model::ModelError),
+    /// A file beside it cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The special tokens are too many or too long for their finder.
     #[error("the special tokens cannot be searched for: {0}")]
     SpecialTokens(#[from] aho_corasick::BuildError),
@@ -121,6 +132,9 @@ pub enum EncodeError {
         /// Its length.
         bytes: usize,
     },
+    /// The rules of a tokenizer.json do not cover it.
+    #[error("the tokenizer could not encode the text: {0}")]
+    Failed(String),
 }
 
 impl Tokenizer {
@@ -129,32 +143,49 @@ impl Tokenizer {
         if text.len() > TEXT_BYTES_MAX {
             return Err(EncodeError::TextTooLong { bytes: text.len() });
         }
+        let (add, parse) = (add == AddSpecial::Yes, parse == ParseSpecial::Yes);
+        match &self.encoder {
+            Encoder::HuggingFace(encoder) => encoder.encode(text, add, parse),
+            Encoder::ByteLevel(encoder) => Ok(self.encode_pieces(text, add, parse, |text, _, merger, out| {
+                encoder.encode(&self.vocabulary, text, merger, out);
+            })),
+            Encoder::SentencePiece(encoder) => {
+                Ok(self.encode_pieces(text, add, parse, |text, after_special, merger, out| {
+                    encoder.encode(&self.vocabulary, text, after_special, merger, out);
+                }))
+            }
+        }
+    }
+
+    /// Cuts special tokens out and encodes what is between; `encode` is told whether a special token or nothing stands before.
+    fn encode_pieces(
+        &self,
+        text: &str,
+        add: bool,
+        parse: bool,
+        encode: impl Fn(&str, bool, &mut Merger, &mut Vec<TokenId>),
+    ) -> Vec<TokenId> {
         let ids = &self.special_ids;
         let mut out = Vec::with_capacity(text.len() / 4 + 4);
-        if add == AddSpecial::Yes && ids.add_bos {
+        if add && ids.add_bos {
             out.extend(ids.bos);
         }
         let mut merger = Merger::default();
         let mut after_special = true;
-        self.specials.partition(text, parse == ParseSpecial::Yes, |piece| match piece {
+        self.specials.partition(text, parse, |piece| match piece {
             Piece::Token(token) => {
                 out.push(token);
                 after_special = true;
             }
             Piece::Text(text) => {
-                match &self.encoder {
-                    Encoder::ByteLevel(encoder) => encoder.encode(&self.vocabulary, text, &mut merger, &mut out),
-                    Encoder::SentencePiece(encoder) => {
-                        encoder.encode(&self.vocabulary, text, after_special, &mut merger, &mut out);
-                    }
-                }
+                encode(text, after_special, &mut merger, &mut out);
                 after_special = false;
             }
         });
-        if add == AddSpecial::Yes && ids.add_eos {
+        if add && ids.add_eos {
             out.extend(ids.eos);
         }
-        Ok(out)
+        out
     }
 
     /// The text of `ids`, from its beginning. Bytes that are not UTF-8 become U+FFFD.
@@ -235,6 +266,7 @@ impl std::fmt::Debug for Tokenizer {
         let kind = match &self.encoder {
             Encoder::ByteLevel(_) => "byte-level BPE",
             Encoder::SentencePiece(_) => "SentencePiece",
+            Encoder::HuggingFace(_) => "tokenizer.json",
         };
         f.debug_struct("Tokenizer").field("kind", &kind).field("vocab_size", &self.vocab_size()).finish_non_exhaustive()
     }

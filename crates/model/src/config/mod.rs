@@ -69,6 +69,11 @@ impl Config {
         self.fields.contains_key(field)
     }
 
+    /// Whether it has no field at all.
+    pub fn is_empty(&self) -> bool {
+        self.fields.is_empty()
+    }
+
     /// An integer of at least 0.
     pub fn count(&self, field: &str) -> Result<Option<usize>, ModelError> {
         self.get(field, "an integer of at least 0", |value| value.as_u64()?.try_into().ok())

@@ -52,6 +52,9 @@ fn from_gguf(model: &GgufModel<'_>) -> Result<Decoder, ModelError> {
     let rope = Rope::from_gguf(model, rotary_dim)?;
     // The converter permutes the rows of Q and K of this architecture, and of no other here.
     let mut attention = shape.attention(rope.spec(RopePairing::Adjacent, rotary_dim));
+    // Converters that write it mean Mistral's: every layer.
+    let window = model.metadata.get_u32(&model.key("attention.sliding_window"))?;
+    attention.window = window.filter(|window| *window > 0).map(|window| window as usize);
     attention.qkv_bias = model.has_tensor("blk.0.attn_q.bias");
     attention.output_bias = model.has_tensor("blk.0.attn_output.bias");
     let layers = vec![shape.layer(attention); shape.layers];

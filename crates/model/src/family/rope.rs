@@ -1,5 +1,6 @@
 //! [`Rope`]: rotary frequencies and their scaling, as the two kinds of checkpoint say them.
 
+use super::shape::limit;
 use super::{GgufModel, ModelError};
 use crate::config::Config;
 use crate::spec::{RopePairing, RopeSpec};
@@ -62,11 +63,17 @@ impl Rope {
     /// of it.
     pub(super) fn from_config(config: &Config) -> Result<Self, ModelError> {
         // transformers 5 reads a `rope_scaling` it finds before `rope_parameters`, as so do we.
-        let section = match config.section("rope_scaling")? {
+        let section = match config.section("rope_scaling")?.filter(|scaling| !scaling.is_empty()) {
             Some(scaling) => Some(scaling),
             None => config.section("rope_parameters")?,
         };
         let theta = theta(config, "rope_theta", ROPE_THETA_DEFAULT)?;
+        for kind in ["full_attention", "sliding_attention"] {
+            if let Some(section) = section.as_ref().filter(|section| section.contains(kind)) {
+                let advice = "a rope of their own for some layers is not supported in this family: use another model";
+                return Err(section.wrong(kind, "one rope for all layers", advice));
+            }
+        }
         match section {
             Some(section) => Self::from_section(&section, theta, config),
             None => Ok(Self::unscaled(theta)),
@@ -83,10 +90,15 @@ impl Rope {
             }
         }
         let kind_field = if section.contains("rope_type") { "rope_type" } else { "type" };
+        // In transformers' order of precedence.
         let original_context = || -> Result<f64, ModelError> {
-            match section.count("original_max_position_embeddings")? {
-                Some(positions) => Ok(positions as f64),
-                None => config.require_number("max_position_embeddings"),
+            const FIELD: &str = "original_max_position_embeddings";
+            if config.contains(FIELD) {
+                positive(config, FIELD)
+            } else if section.contains(FIELD) {
+                positive(section, FIELD)
+            } else {
+                positive(config, "max_position_embeddings")
             }
         };
         let scaling = match section.text(kind_field)?.unwrap_or("default") {
@@ -103,8 +115,8 @@ impl Rope {
                 RopeScaling::Yarn(Yarn {
                     factor,
                     original_context: original_context()?,
-                    beta_fast: section.number("beta_fast")?.filter(|beta| *beta != 0.0).unwrap_or(32.0),
-                    beta_slow: section.number("beta_slow")?.filter(|beta| *beta != 0.0).unwrap_or(1.0),
+                    beta_fast: positive_or(section, "beta_fast", 32.0)?,
+                    beta_slow: positive_or(section, "beta_slow", 1.0)?,
                     magnitude: yarn_magnitude(section, factor)?,
                     truncate: section.flag("truncate")?.unwrap_or(true),
                 })
@@ -135,6 +147,9 @@ impl Rope {
             Ok(value)
         };
         let theta = number("rope.freq_base", ROPE_THETA_DEFAULT)?;
+        if theta <= 1.0 {
+            return Err(metadata.wrong(&model.key("rope.freq_base"), "a number above 1", "convert the model again"));
+        }
         let type_key = model.key("rope.scaling.type");
         // Files from before `rope.scaling` say a linear factor alone.
         let kind = match metadata.get_str(&type_key)? {
@@ -180,7 +195,9 @@ impl Rope {
     pub(super) fn context_len(&self, context_len: usize) -> usize {
         match self.scaling {
             // Published YaRN recipes leave `max_position_embeddings` at the original length.
-            RopeScaling::Yarn(yarn) => context_len.max((yarn.original_context * yarn.factor) as usize),
+            RopeScaling::Yarn(yarn) => {
+                context_len.max((yarn.original_context * yarn.factor).min(limit::CONTEXT as f64) as usize)
+            }
             _ => context_len,
         }
     }
@@ -254,6 +271,14 @@ fn positive(config: &Config, field: &str) -> Result<f64, ModelError> {
     if value > 0.0 { Ok(value) } else { Err(config.wrong(field, "a number above 0", "correct the file")) }
 }
 
+/// transformers takes 0 for not given.
+fn positive_or(config: &Config, field: &str, default: f64) -> Result<f64, ModelError> {
+    match config.number(field)? {
+        None | Some(0.0) => Ok(default),
+        Some(_) => positive(config, field),
+    }
+}
+
 /// `0.1 ln(factor) + 1`, the paper's attention factor.
 fn paper_magnitude(factor: f64) -> f64 {
     scaled_magnitude(factor, 1.0)
@@ -264,8 +289,8 @@ fn scaled_magnitude(factor: f64, scale: f64) -> f64 {
 }
 
 fn yarn_magnitude(section: &Config, factor: f64) -> Result<f64, ModelError> {
-    if let Some(magnitude) = section.number("attention_factor")? {
-        return Ok(magnitude);
+    if section.number("attention_factor")?.is_some() {
+        return positive(section, "attention_factor");
     }
     let given = |field: &str| Ok(section.number(field)?.filter(|scale| *scale != 0.0));
     Ok(match (given("mscale")?, given("mscale_all_dim")?) {

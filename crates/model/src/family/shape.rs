@@ -36,13 +36,13 @@ pub(super) struct ShapeDefaults {
 
 /// The largest sizes believed: several times those of any published model, and small enough that products of two never
 /// overflow.
-mod limit {
-    pub(super) const VOCAB: usize = 1 << 24;
-    pub(super) const WIDTH: usize = 1 << 20;
-    pub(super) const LAYERS: usize = 1 << 12;
-    pub(super) const HEADS: usize = 1 << 12;
-    pub(super) const HEAD_DIM: usize = 1 << 12;
-    pub(super) const CONTEXT: usize = 1 << 30;
+pub(super) mod limit {
+    pub(in crate::family) const VOCAB: usize = 1 << 24;
+    pub(in crate::family) const WIDTH: usize = 1 << 20;
+    pub(in crate::family) const LAYERS: usize = 1 << 12;
+    pub(in crate::family) const HEADS: usize = 1 << 12;
+    pub(in crate::family) const HEAD_DIM: usize = 1 << 12;
+    pub(in crate::family) const CONTEXT: usize = 1 << 30;
 }
 
 impl Shape {

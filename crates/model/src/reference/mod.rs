@@ -70,8 +70,10 @@ impl Reference {
     /// When the plan breaks the contract: what it breaks, in words.
     fn run(&mut self, plan: &StepPlan) -> Result<StepResult, String> {
         for row in &plan.released {
-            let place = self.rows.get_mut(row.0 as usize).and_then(Option::take);
-            place.ok_or_else(|| format!("row {} is released but was not started", row.0))?;
+            let rows = self.rows.len();
+            let place = self.rows.get_mut(row.0 as usize);
+            // It may never have started: the plan that would have started it failed.
+            *place.ok_or_else(|| format!("row {} is released of {rows} rows", row.0))? = None;
         }
         for start in &plan.started {
             let (rows, vocab_size) = (self.rows.len(), self.decoder.spec().vocab_size);

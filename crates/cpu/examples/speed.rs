@@ -1,0 +1,142 @@
+//! Prefill and decode speed of a model file: `speed MODEL [threads] [key=value...]`, for comparison with llama-bench.
+//!
+//! Keys: `kv=f16|bf16|f32`, `simd=LEVEL`, `activations=int8|f32`, `only=prefill|decode|batch|long`, `repeat=N`, `pin`.
+#![expect(clippy::print_stdout, reason = "a measuring program")]
+
+use powertrain_cpu::{CpuConfig, CpuExecutor};
+use powertrain_model::Model;
+use powertrain_step::{BlockId, Executor, RowId, RowStart, RowWork, SamplingParams, StepLimits, StepPlan};
+use std::{path::Path, sync::Arc, time::Instant};
+
+const BLOCK: u32 = 16;
+
+struct Bench {
+    executor: CpuExecutor,
+    step: u64,
+    next_block: u32,
+    vocab_size: u32,
+}
+
+impl Bench {
+    fn run(&mut self, plan: StepPlan) {
+        self.step += 1;
+        let plan = StepPlan { step: self.step, ..plan };
+        self.executor.launch(&plan).expect("the step runs");
+        let result = self.executor.collect().expect("the step ran");
+        assert!(result.rows.iter().all(|(_, row)| row.is_ok()), "every row is whole");
+    }
+
+    /// Starts a row with blocks for `total` positions.
+    fn start(&mut self, plan: &mut StepPlan, row: u32, tokens: u32, total: u32) {
+        let vocab_size = self.vocab_size;
+        let prompt: Arc<[u32]> = (0..tokens).map(|i| (i * 7919 + row * 104_729 + 11) % vocab_size).collect();
+        let sampling = Arc::new(SamplingParams { temperature: 0.0, ..SamplingParams::default() });
+        plan.started.push(RowStart {
+            row: RowId(row),
+            tokens: prompt,
+            prompt_len: tokens,
+            computed: 0,
+            sampling,
+            prompt_logprobs: None,
+        });
+        for _ in 0..total.div_ceil(BLOCK) {
+            plan.appended.push((RowId(row), BlockId(self.next_block)));
+            self.next_block += 1;
+        }
+    }
+
+    fn release(&mut self, rows: u32) {
+        self.next_block = 0;
+        self.run(StepPlan { released: (0..rows).map(RowId).collect(), ..StepPlan::default() });
+    }
+
+    /// Seconds to prefill one prompt of `tokens`.
+    fn prefill(&mut self, tokens: u32) -> f64 {
+        let mut plan = StepPlan::default();
+        self.start(&mut plan, 0, tokens, tokens);
+        plan.work.push(RowWork { row: RowId(0), start: 0, len: tokens, sample: true });
+        let start = Instant::now();
+        self.run(plan);
+        let seconds = start.elapsed().as_secs_f64();
+        self.release(1);
+        seconds
+    }
+
+    /// Seconds a step of `rows` sequences takes at `context` positions, over `steps`.
+    fn decode(&mut self, rows: u32, context: u32, steps: u32) -> f64 {
+        for row in 0..rows {
+            let mut at = 0;
+            while at < context {
+                let len = (context - at).min(512);
+                let mut plan = StepPlan::default();
+                if at == 0 {
+                    self.start(&mut plan, row, context, context + steps + 1);
+                }
+                plan.work.push(RowWork { row: RowId(row), start: at, len, sample: at + len == context });
+                self.run(plan);
+                at += len;
+            }
+        }
+        let start = Instant::now();
+        for step in 0..steps {
+            let work = |row| RowWork { row: RowId(row), start: context + step, len: 1, sample: true };
+            self.run(StepPlan { work: (0..rows).map(work).collect(), ..StepPlan::default() });
+        }
+        let seconds = start.elapsed().as_secs_f64() / f64::from(steps);
+        self.release(rows);
+        seconds
+    }
+}
+
+/// The least disturbed of some runs.
+fn best(repeat: u32, mut run: impl FnMut() -> f64) -> f64 {
+    (0..repeat).map(|_| run()).fold(f64::INFINITY, f64::min)
+}
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let path = arguments.next().expect("usage: speed MODEL [threads] [key=value...]");
+    let mut config = CpuConfig { kv_cache_bytes: Some(1 << 30), ..CpuConfig::default() };
+    let (mut only, mut repeat) = (String::new(), 3);
+    for argument in arguments {
+        match argument.split_once('=') {
+            Some(("kv", value)) => config.kv_dtype = value.parse().expect("a KV type"),
+            Some(("simd", value)) => config.simd = Some(value.parse().expect("a level")),
+            Some(("activations", value)) => config.activations = value.parse().expect("int8 or f32"),
+            Some(("only", value)) => only = value.to_owned(),
+            Some(("repeat", value)) => repeat = value.parse().expect("a number"),
+            _ if argument == "pin" => config.pin_threads = true,
+            _ => config.threads = Some(argument.parse().expect("a number of threads")),
+        }
+    }
+    let wanted = |what: &str| only.is_empty() || only == what;
+    let start = Instant::now();
+    let model = Model::open(Path::new(&path)).expect("the model opens");
+    let context = (model.spec().context_len as u32).min(8192);
+    let limits =
+        StepLimits { max_num_seqs: 64, max_num_batched_tokens: 2048, max_model_len: context, block_size: BLOCK };
+    let executor = CpuExecutor::new(&model, limits, config).expect("the executor is built");
+    println!("load {:.3} s, {}", start.elapsed().as_secs_f64(), executor.facts().device);
+    println!("weights {} MB, workspace {} MB", executor.facts().weights_bytes >> 20, executor.workspace_bytes() >> 20);
+    let vocab_size = model.spec().vocab_size as u32;
+    let mut bench = Bench { executor, step: 0, next_block: 0, vocab_size };
+    bench.prefill(64);
+    if wanted("prefill") {
+        let seconds = best(repeat, || bench.prefill(512));
+        println!("prefill 512: {:.1} tok/s ({:.1} ms)", 512.0 / seconds, seconds * 1e3);
+    }
+    if wanted("decode") {
+        let seconds = best(repeat, || bench.decode(1, 128, 64));
+        println!("decode at 128: {:.1} tok/s ({:.3} ms)", 1.0 / seconds, seconds * 1e3);
+    }
+    if wanted("batch") {
+        for rows in [4, 8, 16, 32] {
+            let seconds = best(repeat, || bench.decode(rows, 128, 32));
+            println!("decode {rows} at 128: {:.1} tok/s ({:.3} ms)", f64::from(rows) / seconds, seconds * 1e3);
+        }
+    }
+    if wanted("long") && context > 4200 {
+        let seconds = best(repeat, || bench.decode(1, 4096, 32));
+        println!("decode at 4096: {:.1} tok/s ({:.3} ms)", 1.0 / seconds, seconds * 1e3);
+    }
+}

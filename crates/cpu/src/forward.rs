@@ -1,0 +1,586 @@
+//! One step of the model, run by all threads together: each phase is shared out item by item, with a barrier between phases.
+//!
+//! **Batch independence:** no value of a row depends on what other rows are in the step, on how positions are chunked into
+//! steps, on the threads, or on how items are shared out. Matrix kernels sum over columns in one fixed order, attention over
+//! positions in fixed aligned spans, everything else works on single rows.
+
+use crate::{
+    activations::{Activations, Encoding, Encodings, TILE_ROWS},
+    batch::{AttentionTile, Batch, Row, Token},
+    kernel::{
+        Epilogue, Kernels,
+        attention::{AttentionWork, Partial, SPAN, load_queries},
+        integer::IntegerPanel,
+        rows::{Gate, HeadNorm, Rotation, RowNorm},
+    },
+    kv::KvCache,
+    packed::{PackedMatrix, PanelKind},
+    pool::Team,
+    simd::{LANES, scalar::f16_to_f32},
+    weights::{LayerWeights, Vector, Weights},
+    workspace::{ThreadScratch, Workspace},
+};
+use powertrain_model::spec::{DecoderSpec, LayerSpec, NormSpec};
+
+/// Activation rows multiplied with a panel at a time: their 8-bit form stays in the L2 cache.
+const ROW_BLOCK: usize = 256;
+/// Columns of the feed-forward one item makes: two panels, one block of activations.
+const GATE_COLUMNS: usize = 32;
+
+/// Everything a step reads and writes.
+pub(crate) struct Forward<'a> {
+    pub(crate) spec: &'a DecoderSpec,
+    pub(crate) weights: &'a Weights,
+    pub(crate) kernels: &'a Kernels,
+    pub(crate) kv: &'a KvCache,
+    pub(crate) workspace: &'a Workspace,
+    pub(crate) batch: &'a Batch,
+    pub(crate) rows: &'a [Option<Row>],
+}
+
+/// A matrix, its bias and where its product goes.
+#[derive(Clone, Copy)]
+struct Product<'a> {
+    matrix: &'a PackedMatrix,
+    bias: Option<&'a Vector>,
+    out: *mut f32,
+    stride: usize,
+    accumulate: bool,
+}
+
+impl Forward<'_> {
+    /// All layers; leaves the residual stream of every token in the workspace.
+    pub(crate) fn run(&self, thread: usize, team: &Team) {
+        let scratch = &self.workspace.threads[thread];
+        self.embed(team);
+        team.barrier();
+        for (index, (spec, weights)) in self.spec.layers.iter().zip(&self.weights.layers).enumerate() {
+            self.attention(index, spec, weights, scratch, team);
+            self.feed_forward(spec, weights, scratch, team);
+        }
+    }
+
+    fn tokens(&self) -> usize {
+        self.batch.tokens.len()
+    }
+
+    /// A token's row of the residual stream.
+    fn residual(&self, token: usize) -> *mut f32 {
+        // SAFETY: the workspace has a row for every token of a step.
+        unsafe { self.workspace.residual.as_mut_ptr().add(token * self.workspace.hidden_stride) }
+    }
+
+    fn embed(&self, team: &Team) {
+        team.share(self.tokens(), 4, |index| {
+            let token = self.batch.tokens[index];
+            let row = self.residual(index);
+            // SAFETY: this item alone touches the token's rows.
+            unsafe {
+                unpack_row(&self.weights.embedding, token.id as usize, row);
+                if self.spec.embedding_scale != 1.0 {
+                    for column in 0..self.spec.hidden_size {
+                        *row.add(column) *= self.spec.embedding_scale;
+                    }
+                }
+            }
+            self.workspace.ropes.fill(index, token.position);
+        });
+    }
+
+    fn attention(&self, index: usize, spec: &LayerSpec, weights: &LayerWeights, scratch: &ThreadScratch, team: &Team) {
+        let workspace = self.workspace;
+        let input = workspace.input.rows_of(self.spec.hidden_size, weights.attention_input());
+        self.norm_rows(&spec.attention_norm, &weights.attention_norm, input, scratch, team);
+        team.barrier();
+
+        let product = |matrix, bias, out, stride| Product { matrix, bias, out, stride, accumulate: false };
+        let query = workspace.query.as_mut_ptr();
+        let (key, value) = (workspace.key.as_mut_ptr(), workspace.value.as_mut_ptr());
+        self.multiply(
+            &[
+                product(&weights.query, weights.query_bias.as_ref(), query, workspace.query_stride),
+                product(&weights.key, weights.key_bias.as_ref(), key, workspace.kv_stride),
+                product(&weights.value, weights.value_bias.as_ref(), value, workspace.kv_stride),
+            ],
+            input,
+            self.tokens(),
+            scratch,
+            team,
+        );
+        team.barrier();
+
+        team.share(self.tokens(), 2, |token| self.rotate_and_store(index, spec, weights, token));
+        team.barrier();
+
+        self.attend(index, spec, scratch, team);
+        team.barrier();
+
+        let width = spec.attention.heads * spec.attention.head_dim;
+        let attended = workspace.input.rows_of(width, Encodings::of([weights.output.encoding]));
+        team.share(self.tokens(), 4, |token| {
+            // SAFETY: this item alone writes the token's row, whose padding is zero.
+            unsafe {
+                let from = workspace.attended.as_mut_ptr().add(token * workspace.query_stride);
+                (self.kernels.encode_row)(attended, token, from);
+            }
+        });
+        team.barrier();
+
+        let post_norm = spec.post_attention_norm.as_ref().zip(weights.post_attention_norm.as_ref());
+        self.add_branch(&weights.output, weights.output_bias.as_ref(), attended, post_norm, scratch, team);
+    }
+
+    fn feed_forward(&self, spec: &LayerSpec, weights: &LayerWeights, scratch: &ThreadScratch, team: &Team) {
+        let workspace = self.workspace;
+        let input = workspace.input.rows_of(self.spec.hidden_size, weights.feed_forward_input());
+        self.norm_rows(&spec.feed_forward_norm, &weights.feed_forward_norm, input, scratch, team);
+        team.barrier();
+
+        let hidden = workspace.hidden.rows_of(spec.feed_forward.hidden_size, Encodings::of([weights.down.encoding]));
+        self.gate_and_up(spec, weights, input, hidden, scratch, team);
+        team.barrier();
+
+        let post_norm = spec.post_feed_forward_norm.as_ref().zip(weights.post_feed_forward_norm.as_ref());
+        self.add_branch(&weights.down, None, hidden, post_norm, scratch, team);
+    }
+
+    /// Norms every token's residual into `to`.
+    fn norm_rows(&self, spec: &NormSpec, weight: &Vector, to: Activations, scratch: &ThreadScratch, team: &Team) {
+        team.share(self.tokens(), 4, |token| self.norm_row(spec, weight, token, to, token, scratch));
+    }
+
+    /// Norms one token's residual into row `row` of `to`.
+    pub(crate) fn norm_row(
+        &self,
+        spec: &NormSpec,
+        weight: &Vector,
+        token: usize,
+        to: Activations,
+        row: usize,
+        scratch: &ThreadScratch,
+    ) {
+        let norm = RowNorm { weight: weight.as_ptr(), len: self.spec.hidden_size, epsilon: spec.epsilon };
+        let normed = scratch.row.as_mut_ptr();
+        // SAFETY: the scratch row is this thread's and as wide as any row, its padding to 32 zero where the width needs it; no other
+        // thread writes row `row`.
+        unsafe {
+            (self.kernels.norm)(norm, self.residual(token), normed);
+            (self.kernels.encode_row)(to, row, normed);
+        }
+    }
+
+    /// Adds `matrix * input` to the residual stream, normed first where the model says so. Ends with a barrier.
+    fn add_branch(
+        &self,
+        matrix: &PackedMatrix,
+        bias: Option<&Vector>,
+        input: Activations,
+        post_norm: Option<(&NormSpec, &Vector)>,
+        scratch: &ThreadScratch,
+        team: &Team,
+    ) {
+        let workspace = self.workspace;
+        let stride = workspace.hidden_stride;
+        let accumulate = post_norm.is_none();
+        let out = if accumulate { workspace.residual.as_mut_ptr() } else { workspace.branch.as_mut_ptr() };
+        let product = Product { matrix, bias, out, stride, accumulate };
+        self.multiply(&[product], input, self.tokens(), scratch, team);
+        team.barrier();
+        let Some((spec, weight)) = post_norm else { return };
+        let norm = RowNorm { weight: weight.as_ptr(), len: self.spec.hidden_size, epsilon: spec.epsilon };
+        team.share(self.tokens(), 4, |token| {
+            // SAFETY: this item alone touches the token's rows, which are padded with zeros.
+            unsafe {
+                let branch = workspace.branch.as_mut_ptr().add(token * stride);
+                (self.kernels.norm)(norm, branch, branch);
+                (self.kernels.add)(self.residual(token), branch, stride);
+            }
+        });
+        team.barrier();
+    }
+
+    /// Multiplies some matrices with the same `rows` rows of input.
+    fn multiply(
+        &self,
+        products: &[Product<'_>],
+        input: Activations,
+        rows: usize,
+        scratch: &ThreadScratch,
+        team: &Team,
+    ) {
+        let panels: usize = products.iter().map(|product| product.matrix.panels()).sum();
+        let row_blocks = rows.div_ceil(ROW_BLOCK);
+        let together = panels_together(panels * row_blocks, team.threads());
+        team.share(panels * row_blocks, together, |item| {
+            let (first_row, mut panel) = (item / panels * ROW_BLOCK, item % panels);
+            for product in products {
+                if panel >= product.matrix.panels() {
+                    panel -= product.matrix.panels();
+                    continue;
+                }
+                let bias = product.bias.map_or(std::ptr::null(), |bias| bias[panel * LANES..].as_ptr());
+                let epilogue = Epilogue { bias, accumulate: product.accumulate };
+                // SAFETY: this item alone touches these columns of these rows; strides are padded to whole panels.
+                unsafe {
+                    let out = product.out.add(first_row * product.stride + panel * LANES);
+                    let count = (rows - first_row).min(ROW_BLOCK);
+                    self.multiply_panel(
+                        product.matrix,
+                        panel,
+                        input,
+                        first_row,
+                        count,
+                        out,
+                        product.stride,
+                        epilogue,
+                        scratch,
+                    );
+                }
+                return;
+            }
+        });
+    }
+
+    /// 16 output columns of `count` rows from `first_row` (a multiple of 8) on.
+    ///
+    /// # Safety
+    /// `out` points to 16 columns of the first of `count` rows, `stride` apart, that no other thread touches.
+    #[expect(clippy::too_many_arguments, reason = "one call of a kernel, with all it needs")]
+    unsafe fn multiply_panel(
+        &self,
+        matrix: &PackedMatrix,
+        panel: usize,
+        input: Activations,
+        first_row: usize,
+        count: usize,
+        out: *mut f32,
+        stride: usize,
+        epilogue: Epilogue,
+        scratch: &ThreadScratch,
+    ) {
+        debug_assert_eq!(matrix.columns, input.columns);
+        let (kernels, data, columns) = (self.kernels, matrix.panel(panel), matrix.columns);
+        let tile = first_row / TILE_ROWS;
+        // SAFETY: the caller's promises; the input holds these rows in the matrix's encoding; the scratch panel is this thread's
+        // and holds the widest matrix.
+        unsafe {
+            match matrix.encoding {
+                Encoding::Int8 => {
+                    let x = input.int8.add(tile * input.blocks());
+                    (kernels.multiply_integer)(integer_panel(matrix, panel), x, count, out, stride, epilogue);
+                }
+                Encoding::Bf16 => {
+                    let x = input.bf16.add(tile * input.bf16_tile());
+                    (kernels.multiply_bf16)(data.cast(), columns.div_ceil(2), x, count, out, stride, epilogue);
+                }
+                Encoding::F32 => {
+                    let x = input.f32.add(tile * input.f32_tile());
+                    let expanded = scratch.panel.as_mut_ptr();
+                    let weights = match matrix.kind {
+                        PanelKind::F32 => data.cast_const().cast(),
+                        PanelKind::F16 => {
+                            (kernels.expand_f16)(data.cast(), columns, expanded);
+                            expanded.cast_const()
+                        }
+                        PanelKind::Bf16 => {
+                            (kernels.expand_bf16)(data.cast(), columns.div_ceil(2), expanded);
+                            expanded.cast_const()
+                        }
+                        PanelKind::Integer(_) => {
+                            (kernels.expand_integer)(integer_panel(matrix, panel), expanded);
+                            expanded.cast_const()
+                        }
+                    };
+                    (kernels.multiply_f32)(weights, columns, x, count, out, stride, epilogue);
+                }
+            }
+        }
+    }
+
+    /// `activation(gate * x) * (up * x)`, straight into the encoding the down projection reads.
+    fn gate_and_up(
+        &self,
+        spec: &LayerSpec,
+        weights: &LayerWeights,
+        input: Activations,
+        hidden: Activations,
+        scratch: &ThreadScratch,
+        team: &Team,
+    ) {
+        let (kernels, rows) = (self.kernels, self.tokens());
+        let pairs = spec.feed_forward.hidden_size.div_ceil(GATE_COLUMNS);
+        let row_blocks = rows.div_ceil(ROW_BLOCK);
+        let together = panels_together(pairs * row_blocks, team.threads());
+        let (gates, ups) = (scratch.gates.as_mut_ptr(), scratch.ups.as_mut_ptr());
+        team.share(pairs * row_blocks, together, |item| {
+            let (first_row, pair) = (item / pairs * ROW_BLOCK, item % pairs);
+            let count = (rows - first_row).min(ROW_BLOCK);
+            let columns = (spec.feed_forward.hidden_size - pair * GATE_COLUMNS).min(GATE_COLUMNS);
+            // SAFETY: the scratch is this thread's; this item alone writes these columns of these rows.
+            unsafe {
+                for half in 0..columns.div_ceil(LANES) {
+                    for (matrix, out) in [(&weights.gate, gates), (&weights.up, ups)] {
+                        let (panel, out) = (pair * 2 + half, out.add(half * LANES));
+                        let store = Epilogue::STORE;
+                        self.multiply_panel(matrix, panel, input, first_row, count, out, GATE_COLUMNS, store, scratch);
+                    }
+                }
+                let gate = Gate(spec.feed_forward.activation);
+                (kernels.gate)(gate, gates, ups, gates, count * GATE_COLUMNS);
+                for row in 0..count {
+                    let from = gates.add(row * GATE_COLUMNS);
+                    store_columns(kernels, hidden, first_row + row, pair, columns, from);
+                }
+            }
+        });
+    }
+
+    /// Norms and rotates a token's heads, scatters its keys and values into the cache.
+    fn rotate_and_store(&self, index: usize, spec: &LayerSpec, weights: &LayerWeights, token: usize) {
+        let (workspace, attention) = (self.workspace, &spec.attention);
+        let Token { block, in_block, .. } = self.batch.tokens[token];
+        let (cosines, sines) = workspace.ropes.at(workspace.rope_of_layer[index], token);
+        let rotation = Rotation { cosines, sines, pairs: attention.rope.inverse_frequencies.len() };
+        let head_norm = |weight: &Option<Vector>| {
+            let (norm, weight) = attention.qk_norm.as_ref().zip(weight.as_ref())?;
+            Some(HeadNorm { weight: weight.as_ptr(), len: attention.head_dim, epsilon: norm.epsilon })
+        };
+        let (query_norm, key_norm) = (head_norm(&weights.query_norm), head_norm(&weights.key_norm));
+        let (layout, layer) = self.kv.layer(index);
+        // SAFETY: this item alone touches the token's rows and its place in the cache.
+        unsafe {
+            let query = workspace.query.as_mut_ptr().add(token * workspace.query_stride);
+            for head in 0..attention.heads {
+                (self.kernels.rotate_head)(rotation, query_norm, query.add(head * attention.head_dim));
+            }
+            let keys = workspace.key.as_mut_ptr().add(token * workspace.kv_stride);
+            let values = workspace.value.as_mut_ptr().add(token * workspace.kv_stride);
+            for head in 0..attention.kv_heads {
+                let (key, value) = (keys.add(head * attention.head_dim), values.add(head * attention.head_dim));
+                (self.kernels.rotate_head)(rotation, key_norm, key);
+                layout.store(layer, block, head, in_block, key, value);
+            }
+        }
+    }
+
+    fn attention_work(
+        &self,
+        index: usize,
+        spec: &LayerSpec,
+        tile: AttentionTile,
+        kv_head: usize,
+        queries: *const f32,
+    ) -> AttentionWork {
+        let (layout, layer) = self.kv.layer(index);
+        let Some(row) = &self.rows[tile.row] else { unreachable!("the plan was checked") };
+        AttentionWork {
+            queries,
+            group: spec.attention.heads / spec.attention.kv_heads,
+            tokens: tile.tokens,
+            first_position: tile.first_position,
+            window: spec.attention.window.unwrap_or(usize::MAX),
+            scale: spec.attention.scale,
+            softcap: spec.attention.softcap,
+            kv: layout,
+            layer,
+            kv_head,
+            blocks: row.blocks.as_ptr(),
+        }
+    }
+
+    /// Attention of every token, rows of the heads' outputs. When few sequences decode, their spans are shared out among the
+    /// threads; otherwise whole tiles.
+    fn attend(&self, index: usize, spec: &LayerSpec, scratch: &ThreadScratch, team: &Team) {
+        let (workspace, attention) = (self.workspace, &spec.attention);
+        let (tiles, kv_heads) = (&self.batch.tiles, attention.kv_heads);
+        let items = tiles.len() * kv_heads;
+        let group = attention.heads / kv_heads;
+        let queries = scratch.queries.as_mut_ptr();
+        let width = attention.head_dim.next_multiple_of(LANES);
+        let load = |item: usize| {
+            let (tile, kv_head) = (tiles[item / kv_heads], item % kv_heads);
+            // SAFETY: the scratch is this thread's and holds the largest tile's queries.
+            unsafe {
+                let from = workspace.query.as_mut_ptr();
+                let from = from.add(tile.first * workspace.query_stride + kv_head * group * attention.head_dim);
+                load_queries(from, workspace.query_stride, tile.tokens, group, attention.head_dim, queries);
+            }
+            self.attention_work(index, spec, tile, kv_head, queries)
+        };
+        let out = |item: usize| {
+            let (tile, kv_head) = (tiles[item / kv_heads], item % kv_heads);
+            // SAFETY: rows of the step's tokens.
+            unsafe {
+                let row = workspace.attended.as_mut_ptr().add(tile.first * workspace.query_stride);
+                row.add(kv_head * group * attention.head_dim)
+            }
+        };
+        let longest = tiles.iter().map(|tile| tile.first_position + tile.tokens).max().unwrap_or(0);
+        let spans = longest.div_ceil(SPAN);
+        let split = team.threads() > 1
+            && spans > 1
+            && items <= workspace.split_items
+            && tiles.iter().all(|tile| tile.tokens == 1);
+        // SAFETY (both branches): partials in scratch are this thread's, those in `split` belong to one item each; they hold the
+        // largest tile's vectors. All positions up to the tokens' own stand in the cache since the last barrier.
+        if !split {
+            team.share(items, 1, |item| {
+                let work = load(item);
+                // SAFETY: as above.
+                unsafe {
+                    let total = Partial::at(scratch.total.as_mut_ptr(), work.vectors(), width);
+                    let part = Partial::at(scratch.part.as_mut_ptr(), work.vectors(), width);
+                    total.clear(work.vectors(), width);
+                    for span in work.spans() {
+                        (self.kernels.attend)(&work, work.span(span), part);
+                        (self.kernels.merge)(&work, total, part);
+                    }
+                    (self.kernels.finish)(&work, total, out(item), workspace.query_stride);
+                }
+            });
+            return;
+        }
+        let elements = Partial::elements(group, width);
+        // SAFETY: the workspace has room for `split_items` items of the longest sequence's spans.
+        let partial = |item: usize, span: usize| unsafe {
+            Partial::at(workspace.split.as_mut_ptr().add((item * spans + span) * elements), group, width)
+        };
+        team.share(items * spans, 1, |part| {
+            let (item, span) = (part / spans, part % spans);
+            let work = load(item);
+            if work.spans().contains(&span) {
+                // SAFETY: as above.
+                unsafe { (self.kernels.attend)(&work, work.span(span), partial(item, span)) };
+            }
+        });
+        team.barrier();
+        team.share(items, 1, |item| {
+            let (tile, kv_head) = (tiles[item / kv_heads], item % kv_heads);
+            let work = self.attention_work(index, spec, tile, kv_head, queries);
+            // SAFETY: as above.
+            unsafe {
+                let total = Partial::at(scratch.total.as_mut_ptr(), group, width);
+                total.clear(group, width);
+                for span in work.spans() {
+                    (self.kernels.merge)(&work, total, partial(item, span));
+                }
+                (self.kernels.finish)(&work, total, out(item), workspace.query_stride);
+            }
+        });
+    }
+
+    /// The logits of some tokens, given the indices among `batch.logits`; ends with a barrier.
+    pub(crate) fn logits(&self, chunk: std::ops::Range<usize>, scratch: &ThreadScratch, team: &Team) {
+        let workspace = self.workspace;
+        let head = &self.weights.head;
+        let input = workspace.input.rows_of(self.spec.hidden_size, Encodings::of([head.encoding]));
+        team.share(chunk.len(), 4, |row| {
+            let token = self.batch.logits[chunk.start + row].token;
+            self.norm_row(&self.spec.final_norm, &self.weights.final_norm, token, input, row, scratch);
+        });
+        team.barrier();
+        let (out, stride) = (workspace.logits.as_mut_ptr(), workspace.logits_stride);
+        let product = Product { matrix: head, bias: None, out, stride, accumulate: false };
+        self.multiply(&[product], input, chunk.len(), scratch, team);
+        team.barrier();
+        if let Some(cap) = self.spec.logit_softcap {
+            team.share(chunk.len(), 1, |row| {
+                // SAFETY: this item alone touches the row.
+                unsafe { (self.kernels.soft_cap)(out.add(row * stride), stride, cap) };
+            });
+            team.barrier();
+        }
+    }
+}
+
+/// How many items a thread takes at a time: enough that taking is cheap, few enough that all end together.
+fn panels_together(items: usize, threads: usize) -> usize {
+    (items / (threads * 8)).clamp(1, 16)
+}
+
+fn integer_panel(matrix: &PackedMatrix, panel: usize) -> IntegerPanel {
+    let PanelKind::Integer(layout) = matrix.kind else { unreachable!("only integer panels are read as such") };
+    let quants = matrix.panel(panel).cast_const();
+    // SAFETY: the scales stand behind the quants of the same panel.
+    let scales = unsafe { quants.add(matrix.scales_offset()) };
+    IntegerPanel { quants, scales, layout, blocks: matrix.columns / 32 }
+}
+
+/// Writes the `pair`-th 32 columns (or what there is of them) of a row in the encodings its reader wants.
+///
+/// # Safety
+/// `from` holds 32 elements; no other thread touches these columns of the row.
+unsafe fn store_columns(kernels: &Kernels, to: Activations, row: usize, pair: usize, columns: usize, from: *const f32) {
+    let (tile, place) = (row / TILE_ROWS, row % TILE_ROWS);
+    // SAFETY: the caller's promises.
+    unsafe {
+        if to.encodings.int8 {
+            (kernels.quantize_block)(to, row, pair, from);
+        }
+        if to.encodings.f32 {
+            let at = to.f32.add(tile * to.f32_tile() + pair * GATE_COLUMNS * TILE_ROWS + place);
+            for column in 0..columns {
+                *at.add(column * TILE_ROWS) = *from.add(column);
+            }
+        }
+        if to.encodings.bf16 {
+            let at = to.bf16.add(tile * to.bf16_tile() + pair * GATE_COLUMNS * TILE_ROWS + place * 2);
+            for column in 0..columns.next_multiple_of(2) {
+                let value = if column < columns { *from.add(column) } else { 0.0 };
+                *at.add(column / 2 * 2 * TILE_ROWS + column % 2) = crate::simd::scalar::f32_to_bf16(value);
+            }
+        }
+    }
+}
+
+/// One row of a packed matrix in f32.
+///
+/// # Safety
+/// `out` has room for the columns; `row` is one of the matrix's.
+unsafe fn unpack_row(matrix: &PackedMatrix, row: usize, out: *mut f32) {
+    let (panel, lane) = (matrix.panel(row / LANES).cast_const(), row % LANES);
+    // SAFETY: all offsets stay inside the row's panel.
+    unsafe {
+        match matrix.kind {
+            PanelKind::F32 => {
+                for column in 0..matrix.columns {
+                    *out.add(column) = *panel.cast::<f32>().add(column * LANES + lane);
+                }
+            }
+            PanelKind::F16 => {
+                for column in 0..matrix.columns {
+                    *out.add(column) = f16_to_f32(*panel.cast::<u16>().add(column * LANES + lane));
+                }
+            }
+            PanelKind::Bf16 => {
+                for column in 0..matrix.columns {
+                    let bits = *panel.cast::<u16>().add(column / 2 * 2 * LANES + lane * 2 + column % 2);
+                    *out.add(column) = f32::from_bits(u32::from(bits) << 16);
+                }
+            }
+            PanelKind::Integer(layout) => {
+                let scales = panel.add(matrix.scales_offset());
+                let zero = layout.zero_point() as f32;
+                let per_group = LANES * if layout.minima { 2 } else { 1 };
+                let scale_at = |index: usize| {
+                    if layout.wide_scales {
+                        *scales.cast::<f32>().add(index)
+                    } else {
+                        f16_to_f32(*scales.cast::<u16>().add(index))
+                    }
+                };
+                for column in 0..matrix.columns {
+                    let group = column / layout.group * per_group + lane;
+                    let quad = column / 4;
+                    let q = match (layout.bits, quad % 2) {
+                        (4, 0) => *panel.add(quad / 2 * 64 + lane * 4 + column % 4) & 15,
+                        (4, _) => *panel.add(quad / 2 * 64 + lane * 4 + column % 4) >> 4,
+                        _ => *panel.add(quad * 64 + lane * 4 + column % 4),
+                    };
+                    let minimum = if layout.minima { scale_at(group + LANES) } else { 0.0 };
+                    *out.add(column) = scale_at(group).mul_add(f32::from(q) - zero, minimum);
+                }
+            }
+        }
+    }
+}

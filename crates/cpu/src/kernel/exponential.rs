@@ -1,0 +1,68 @@
+//! exp, sigmoid and tanh on sixteen lanes.
+
+use crate::simd::Lanes;
+
+/// `e^x` within 2 units in the last place; exactly 1 at 0, exactly 0 below -87.3, and at most e^88.
+///
+/// Cephes' `expf`: split off the power of two, then a polynomial on [-ln 2 / 2, ln 2 / 2].
+///
+/// # Safety
+/// The level's instructions.
+#[inline(always)]
+pub(crate) unsafe fn exp<S: Lanes>(x: S::F) -> S::F {
+    // SAFETY: the caller has the level's instructions.
+    unsafe {
+        let (lowest, highest) = (S::splat(-87.3), S::splat(88.0));
+        // Compared in the order that lets NaN through.
+        let clamped = S::select_less(highest, x, highest, x);
+        let clamped = S::select_less(clamped, lowest, lowest, clamped);
+        let n = S::round(S::mul(clamped, S::splat(std::f32::consts::LOG2_E)));
+        // ln 2 in two parts: the first has few bits, so that n times it is exact.
+        let r = S::fma(n, S::splat(-0.693_359_4), clamped);
+        let r = S::fma(n, S::splat(2.121_944_4e-4), r);
+        let mut p = S::splat(1.987_569_1e-4);
+        for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+            p = S::fma(p, r, S::splat(coefficient));
+        }
+        let p = S::add(S::fma(S::mul(r, r), p, r), S::splat(1.0));
+        S::select_less(x, lowest, S::splat(0.0), S::times_power_of_two(p, n))
+    }
+}
+
+/// `x / (1 + e^-x)`
+///
+/// # Safety
+/// The level's instructions.
+#[inline(always)]
+pub(crate) unsafe fn silu<S: Lanes>(x: S::F) -> S::F {
+    // SAFETY: the caller has the level's instructions.
+    unsafe { S::div(x, S::add(S::splat(1.0), exp::<S>(S::sub(S::splat(0.0), x)))) }
+}
+
+/// `1 - 2 / (e^2x + 1)`
+///
+/// # Safety
+/// The level's instructions.
+#[inline(always)]
+pub(crate) unsafe fn tanh<S: Lanes>(x: S::F) -> S::F {
+    // SAFETY: the caller has the level's instructions.
+    unsafe {
+        let e = exp::<S>(S::add(x, x));
+        S::sub(S::splat(1.0), S::div(S::splat(2.0), S::add(e, S::splat(1.0))))
+    }
+}
+
+/// GELU by its tanh approximation.
+///
+/// # Safety
+/// The level's instructions.
+#[inline(always)]
+pub(crate) unsafe fn gelu_tanh<S: Lanes>(x: S::F) -> S::F {
+    // SAFETY: the caller has the level's instructions.
+    unsafe {
+        let cubic = S::fma(S::mul(S::mul(x, x), x), S::splat(0.044_715), x);
+        let inner = S::mul(S::splat(0.797_884_6), cubic);
+        let half = S::mul(S::splat(0.5), x);
+        S::fma(half, tanh::<S>(inner), half)
+    }
+}

@@ -1,0 +1,153 @@
+//! The kernels, each written once over [`Lanes`](crate::simd::Lanes), and the table of them compiled for one level.
+
+pub(crate) mod attention;
+pub(crate) mod encode;
+pub(crate) mod exponential;
+pub(crate) mod float;
+pub(crate) mod integer;
+pub(crate) mod rows;
+
+use crate::{
+    activations::{Activations, QuantBlock},
+    simd::{Lanes, SimdLevel},
+};
+use attention::{AttentionWork, Partial};
+use integer::IntegerPanel;
+use rows::{Gate, HeadNorm, Rotation, RowNorm};
+
+/// What happens to 16 finished output elements of a row.
+#[derive(Clone, Copy)]
+pub(crate) struct Epilogue {
+    /// 16 biases to add, or null.
+    pub(crate) bias: *const f32,
+    /// Add to what is there (the residual stream) instead of overwriting it.
+    pub(crate) accumulate: bool,
+}
+
+impl Epilogue {
+    pub(crate) const STORE: Self = Self { bias: std::ptr::null(), accumulate: false };
+
+    /// # Safety
+    /// The level's instructions; `out` has `rows.len()` rows of 16 elements, `stride` apart; `bias` is null or has 16.
+    #[inline(always)]
+    unsafe fn write<S: Lanes>(self, rows: &[S::F], out: *mut f32, stride: usize) {
+        for (m, &row) in rows.iter().enumerate() {
+            // SAFETY: the caller's promises.
+            unsafe {
+                let to = out.add(m * stride);
+                let mut value = row;
+                if !self.bias.is_null() {
+                    value = S::add(value, S::load(self.bias));
+                }
+                if self.accumulate {
+                    value = S::add(S::load(to), value);
+                }
+                S::store(to, value);
+            }
+        }
+    }
+}
+
+/// The kernels compiled for one level. Each is unsafe as its generic original says; the level's instructions are there,
+/// because [`Kernels::of`] checks.
+#[derive(Clone, Copy)]
+pub(crate) struct Kernels {
+    pub(crate) level: SimdLevel,
+    pub(crate) has_bf16_dot: bool,
+    pub(crate) multiply_integer: unsafe fn(IntegerPanel, *const QuantBlock, usize, *mut f32, usize, Epilogue),
+    pub(crate) multiply_bf16: unsafe fn(*const u16, usize, *const u16, usize, *mut f32, usize, Epilogue),
+    pub(crate) multiply_f32: unsafe fn(*const f32, usize, *const f32, usize, *mut f32, usize, Epilogue),
+    pub(crate) expand_integer: unsafe fn(IntegerPanel, *mut f32),
+    pub(crate) expand_bf16: unsafe fn(*const u16, usize, *mut f32),
+    pub(crate) expand_f16: unsafe fn(*const u16, usize, *mut f32),
+    pub(crate) encode_row: unsafe fn(Activations, usize, *const f32),
+    pub(crate) quantize_block: unsafe fn(Activations, usize, usize, *const f32),
+    pub(crate) norm: unsafe fn(RowNorm, *const f32, *mut f32),
+    pub(crate) gate: unsafe fn(Gate, *const f32, *const f32, *mut f32, usize),
+    pub(crate) add: unsafe fn(*mut f32, *const f32, usize),
+    pub(crate) rotate_head: unsafe fn(Rotation, Option<HeadNorm>, *mut f32),
+    pub(crate) soft_cap: unsafe fn(*mut f32, usize, f32),
+    pub(crate) attend: unsafe fn(&AttentionWork, std::ops::Range<usize>, Partial),
+    pub(crate) merge: unsafe fn(&AttentionWork, Partial, Partial),
+    pub(crate) finish: unsafe fn(&AttentionWork, Partial, *mut f32, usize),
+}
+
+macro_rules! table {
+    ($level:expr, $lanes:ty $(, #[$features:meta])?) => {{
+        type S = $lanes;
+        table!(@functions $(#[$features])?
+            multiply_integer = integer::multiply(p: IntegerPanel, x: *const QuantBlock, rows: usize, out: *mut f32, stride: usize, e: Epilogue);
+            multiply_bf16 = float::multiply_bf16(p: *const u16, pairs: usize, x: *const u16, rows: usize, out: *mut f32, stride: usize, e: Epilogue);
+            multiply_f32 = float::multiply_f32(p: *const f32, columns: usize, x: *const f32, rows: usize, out: *mut f32, stride: usize, e: Epilogue);
+            expand_integer = integer::expand(p: IntegerPanel, out: *mut f32);
+            expand_bf16 = float::expand_bf16(p: *const u16, pairs: usize, out: *mut f32);
+            expand_f16 = float::expand_f16(p: *const u16, columns: usize, out: *mut f32);
+            encode_row = encode::encode_row(x: Activations, row: usize, from: *const f32);
+            quantize_block = encode::quantize_block(x: Activations, row: usize, block: usize, from: *const f32);
+            norm = rows::norm(norm: RowNorm, from: *const f32, to: *mut f32);
+            gate = rows::gate(gate: Gate, gates: *const f32, ups: *const f32, out: *mut f32, len: usize);
+            add = rows::add(to: *mut f32, from: *const f32, len: usize);
+            rotate_head = rows::rotate_head(rotation: Rotation, norm: Option<HeadNorm>, head: *mut f32);
+            soft_cap = rows::soft_cap(x: *mut f32, len: usize, cap: f32);
+            attend = attention::attend(work: &AttentionWork, span: std::ops::Range<usize>, out: Partial);
+            merge = attention::merge(work: &AttentionWork, into: Partial, from: Partial);
+            finish = attention::finish(work: &AttentionWork, total: Partial, out: *mut f32, stride: usize);
+        );
+        Kernels {
+            level: $level,
+            has_bf16_dot: <S as Lanes>::HAS_BF16_DOT,
+            multiply_integer, multiply_bf16, multiply_f32, expand_integer, expand_bf16, expand_f16, encode_row,
+            quantize_block, norm, gate, add, rotate_head, soft_cap, attend, merge, finish,
+        }
+    }};
+    (@functions $(#[$features:meta])?) => {};
+    (@functions #[$features:meta] $name:ident = $module:ident::$original:ident($($arg:ident: $type:ty),*); $($rest:tt)*) => {
+        #[$features]
+        unsafe fn $name($($arg: $type),*) {
+            // SAFETY: the caller's promises, and the features are enabled here.
+            unsafe { $module::$original::<S>($($arg),*) }
+        }
+        table!(@functions #[$features] $($rest)*);
+    };
+    (@functions $name:ident = $module:ident::$original:ident($($arg:ident: $type:ty),*); $($rest:tt)*) => {
+        unsafe fn $name($($arg: $type),*) {
+            // SAFETY: the caller's promises.
+            unsafe { $module::$original::<S>($($arg),*) }
+        }
+        table!(@functions $($rest)*);
+    };
+}
+
+impl Kernels {
+    /// The kernels of a level, when this machine has it.
+    pub(crate) fn of(level: SimdLevel) -> Option<Self> {
+        if !level.is_available() {
+            return None;
+        }
+        Some(match level {
+            SimdLevel::Scalar => table!(level, crate::simd::scalar::Scalar),
+            #[cfg(target_arch = "aarch64")]
+            SimdLevel::Neon => {
+                table!(level, crate::simd::neon::Neon, #[target_feature(enable = "neon,dotprod")])
+            }
+            #[cfg(target_arch = "x86_64")]
+            SimdLevel::Avx2 => {
+                table!(level, crate::simd::avx2::Avx2, #[target_feature(enable = "avx2,fma,f16c")])
+            }
+            #[cfg(target_arch = "x86_64")]
+            SimdLevel::Avx512 => table!(
+                level,
+                crate::simd::avx512::Avx512<false>,
+                #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+            ),
+            #[cfg(target_arch = "x86_64")]
+            SimdLevel::Avx512Bf16 => table!(
+                level,
+                crate::simd::avx512::Avx512<true>,
+                #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
+            ),
+            #[allow(unreachable_patterns, reason = "which levels exist differs by target")]
+            _ => return None,
+        })
+    }
+}

@@ -1,0 +1,104 @@
+//! From the file's rows to panels.
+
+use super::{
+    IntegerLayout, PackedMatrix, PanelKind,
+    block::{Block, Scale, unpack},
+};
+use crate::simd::LANES;
+use powertrain_model::weights::{TensorView, WeightFormat};
+
+/// Writes panel `panel` of `matrix` from `tensor`; output row r takes the stored row `source(r)`. The panel's memory is zeros.
+///
+/// # Safety
+/// The matrix has its memory, and no other thread touches this panel.
+pub(crate) unsafe fn pack_panel(
+    matrix: &PackedMatrix,
+    panel: usize,
+    tensor: TensorView<'_>,
+    source: &dyn Fn(usize) -> usize,
+) {
+    let first = panel * LANES;
+    let rows = (matrix.rows - first).min(LANES);
+    // SAFETY: the panel is this long, and ours.
+    let out = unsafe { std::slice::from_raw_parts_mut(matrix.panel(panel), matrix.panel_bytes()) };
+    let row_bytes = tensor.data.len() / tensor.rows;
+    let (quants, scales) = out.split_at_mut(matrix.scales_offset());
+    for lane in 0..rows {
+        let row = &tensor.data[source(first + lane) * row_bytes..][..row_bytes];
+        match matrix.kind {
+            PanelKind::Integer(layout) => pack_integers(tensor.format, layout, row, lane, quants, scales),
+            PanelKind::F32 => pack_plain::<4>(row, lane, quants),
+            PanelKind::F16 => pack_plain::<2>(row, lane, quants),
+            PanelKind::Bf16 => {
+                for (column, bytes) in row.as_chunks::<2>().0.iter().enumerate() {
+                    let at = (column / 2 * 2 * LANES + lane * 2 + column % 2) * 2;
+                    quants[at..at + 2].copy_from_slice(bytes);
+                }
+            }
+        }
+    }
+}
+
+fn pack_plain<const BYTES: usize>(row: &[u8], lane: usize, out: &mut [u8]) {
+    for (column, bytes) in row.as_chunks::<BYTES>().0.iter().enumerate() {
+        let at = (column * LANES + lane) * BYTES;
+        out[at..at + BYTES].copy_from_slice(bytes);
+    }
+}
+
+fn pack_integers(
+    format: WeightFormat,
+    layout: IntegerLayout,
+    row: &[u8],
+    lane: usize,
+    quants: &mut [u8],
+    scales: &mut [u8],
+) {
+    // One loop per format, so that the format is known inside it.
+    macro_rules! formats {
+        ($($format:ident),*) => {
+            match format {
+                $(WeightFormat::$format => pack_row(layout, lane, quants, scales, |i| unpack(WeightFormat::$format, row, i)),)*
+                other => unreachable!("{other:?} is not made of blocks"),
+            }
+        };
+    }
+    formats!(Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K)
+}
+
+#[inline(always)]
+fn pack_row(layout: IntegerLayout, lane: usize, quants: &mut [u8], scales: &mut [u8], block: impl Fn(usize) -> Block) {
+    let block_bytes = 32 * LANES * layout.bits as usize / 8;
+    let groups = 32 / layout.group;
+    let each = if layout.wide_scales { 4 } else { 2 };
+    let group_bytes = LANES * each * if layout.minima { 2 } else { 1 };
+    for (index, quants) in quants.chunks_exact_mut(block_bytes).enumerate() {
+        let block = block(index);
+        let (quads, _) = block.q.as_chunks::<4>();
+        if layout.bits == 4 {
+            for (line, pair) in quads.as_chunks::<2>().0.iter().enumerate() {
+                let packed = u32::from_le_bytes(pair[0]) | u32::from_le_bytes(pair[1]) << 4;
+                quants[line * 64 + lane * 4..][..4].copy_from_slice(&packed.to_le_bytes());
+            }
+        } else {
+            for (line, quad) in quads.iter().enumerate() {
+                quants[line * 64 + lane * 4..][..4].copy_from_slice(quad);
+            }
+        }
+        for group in 0..groups {
+            let at = (index * groups + group) * group_bytes;
+            write_scale(block.scales[group], &mut scales[at + lane * each..][..each]);
+            if layout.minima {
+                write_scale(block.minima[group], &mut scales[at + (LANES + lane) * each..][..each]);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn write_scale(scale: Scale, to: &mut [u8]) {
+    match scale {
+        Scale::F16(bits) => to.copy_from_slice(&bits.to_le_bytes()),
+        Scale::F32(value) => to.copy_from_slice(&value.to_le_bytes()),
+    }
+}

@@ -1,0 +1,182 @@
+//! Times of the executor alone: no server, no scheduler; plans are written by hand.
+
+use powertrain_cuda::CudaOptions;
+use powertrain_model::Model;
+use powertrain_step::*;
+use std::{path::Path, sync::Arc, time::Instant};
+
+pub(crate) fn bench_all(paths: &[String]) -> usize {
+    let mut failures = 0;
+    for path in paths {
+        if let Err(error) = bench(path) {
+            println!("FAILED {path}: {error}");
+            failures += 1;
+        }
+    }
+    failures
+}
+
+const BLOCK: u32 = 16;
+const ROWS: u32 = 256;
+const LENGTH: u32 = 4352;
+
+struct Bench {
+    executor: Box<dyn Executor>,
+    step: u64,
+    blocks_each: u32,
+}
+
+fn bench(path: &str) -> Result<(), String> {
+    let model = Model::dummy(Path::new(path)).map_err(|error| error.to_string())?;
+    let begin = Instant::now();
+    let limits =
+        StepLimits { max_num_seqs: ROWS, max_num_batched_tokens: 8192, max_model_len: LENGTH, block_size: BLOCK };
+    let executor =
+        powertrain_cuda::load(&model, &limits, &CudaOptions::default()).map_err(|error| error.to_string())?;
+    let facts = executor.facts().clone();
+    println!(
+        "# {path}: {}, loaded in {:.2} s, weights {:.2} GiB, KV {:.1} GiB in {} blocks",
+        facts.device,
+        begin.elapsed().as_secs_f64(),
+        facts.weights_bytes as f64 / f64::from(1 << 30),
+        facts.kv_cache_bytes as f64 / f64::from(1 << 30),
+        facts.kv_blocks
+    );
+    let mut bench = Bench { executor, step: 0, blocks_each: 0 };
+    for (batch, prompt, steps) in [
+        (1, 32, 128),
+        (1, 1024, 100),
+        (8, 1024, 60),
+        (16, 512, 60),
+        (32, 512, 60),
+        (64, 256, 60),
+        (128, 256, 60),
+        (256, 32, 127),
+    ] {
+        if u64::from(batch) * u64::from((prompt + steps + 1) as u32) > u64::from(facts.kv_blocks) * u64::from(BLOCK) {
+            continue;
+        }
+        bench.decode(batch, prompt, steps, 0.0)?;
+    }
+    bench.decode(1, 32, 60, 0.8)?;
+    bench.decode(256, 32, 60, 0.8)?;
+    for (batch, prompt) in [(1, 512), (1, 1024), (1, 4096), (8, 1024)] {
+        bench.prefill(batch, prompt)?;
+    }
+    Ok(())
+}
+
+impl Bench {
+    fn start(&mut self, batch: u32, prompt: usize, temperature: f32, length: u32) -> StepPlan {
+        self.blocks_each = length.div_ceil(BLOCK);
+        self.step += 1;
+        let started = (0..batch).map(|row| RowStart {
+            row: RowId(row),
+            tokens: (0..prompt as u32).map(|i| (i * 31 + row * 17) % 9000).collect::<Vec<_>>().into(),
+            prompt_len: prompt as u32,
+            computed: 0,
+            sampling: Arc::new(SamplingParams { temperature, seed: u64::from(row), ..Default::default() }),
+            prompt_logprobs: None,
+        });
+        let each = self.blocks_each;
+        let appended = (0..batch).flat_map(|row| (0..each).map(move |i| (RowId(row), BlockId(row * each + i))));
+        StepPlan {
+            step: self.step,
+            released: (0..ROWS).map(RowId).collect(),
+            started: started.collect(),
+            appended: appended.collect(),
+            work: vec![],
+        }
+    }
+
+    fn launch(&mut self, plan: &StepPlan) -> Result<f64, String> {
+        let begin = Instant::now();
+        self.executor.launch(plan).map_err(|error| error.to_string())?;
+        Ok(begin.elapsed().as_secs_f64())
+    }
+
+    fn collect(&mut self) -> Result<(), String> {
+        let result = self.executor.collect().map_err(|error| error.to_string())?;
+        result.rows.into_iter().try_for_each(|(_, row)| row.map(|_| ()).map_err(|error| error.to_string()))
+    }
+
+    /// Prompts are prefilled in steps of at most 8192 positions; then every row decodes, two steps in flight.
+    fn decode(&mut self, batch: u32, prompt: usize, steps: usize, temperature: f32) -> Result<(), String> {
+        let mut plan = self.start(batch, prompt, temperature, (prompt + steps + 1) as u32);
+        let rows_at_once = (8192 / prompt).max(1) as u32;
+        for first in (0..batch).step_by(rows_at_once as usize) {
+            plan.work = (first..batch.min(first + rows_at_once))
+                .map(|row| RowWork { row: RowId(row), start: 0, len: prompt as u32, sample: true })
+                .collect();
+            self.launch(&plan)?;
+            self.collect()?;
+            self.step += 1;
+            plan = StepPlan { step: self.step, ..StepPlan::default() };
+        }
+        let mut step_plan = |position: usize| {
+            self.step += 1;
+            let work = (0..batch).map(|row| RowWork { row: RowId(row), start: position as u32, len: 1, sample: true });
+            StepPlan { step: self.step, work: work.collect(), ..StepPlan::default() }
+        };
+        let plans: Vec<_> = (0..steps).map(|i| step_plan(prompt + i)).collect();
+        let (mut times, mut host) = (Vec::new(), Vec::new());
+        self.launch(&plans[0])?;
+        let mut begin = Instant::now();
+        let whole = Instant::now();
+        for next in plans.iter().skip(1).map(Some).chain([None]) {
+            if let Some(next) = next {
+                host.push(self.launch(next)?);
+            }
+            self.collect()?;
+            times.push(begin.elapsed().as_secs_f64());
+            begin = Instant::now();
+        }
+        let total = whole.elapsed().as_secs_f64();
+        // The first steps capture and tune.
+        let times = sorted(&times[3..]);
+        let host = sorted(&host[3..]);
+        println!(
+            "decode batch {batch:>3} prompt {prompt:>4} temperature {temperature:.1}: median {:.3} ms/step (p10 {:.3}, p90 {:.3}), {:.0} tok/s, host launch median {:.1} us p90 {:.1} us, first {} steps {:.2} s",
+            at(&times, 0.5) * 1e3,
+            at(&times, 0.1) * 1e3,
+            at(&times, 0.9) * 1e3,
+            f64::from(batch) / at(&times, 0.5),
+            at(&host, 0.5) * 1e6,
+            at(&host, 0.9) * 1e6,
+            steps,
+            total
+        );
+        Ok(())
+    }
+
+    fn prefill(&mut self, batch: u32, prompt: usize) -> Result<(), String> {
+        let mut times = Vec::new();
+        for _ in 0..6 {
+            let mut plan = self.start(batch, prompt, 0.0, prompt as u32 + 1);
+            plan.work =
+                (0..batch).map(|row| RowWork { row: RowId(row), start: 0, len: prompt as u32, sample: true }).collect();
+            let begin = Instant::now();
+            self.launch(&plan)?;
+            self.collect()?;
+            times.push(begin.elapsed().as_secs_f64());
+        }
+        let times = sorted(&times[1..]);
+        println!(
+            "prefill {batch} x {prompt}: median {:.2} ms (min {:.2}, max {:.2})",
+            at(&times, 0.5) * 1e3,
+            at(&times, 0.0) * 1e3,
+            at(&times, 1.0) * 1e3
+        );
+        Ok(())
+    }
+}
+
+fn sorted(values: &[f64]) -> Vec<f64> {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values
+}
+
+fn at(sorted: &[f64], quantile: f64) -> f64 {
+    sorted[((sorted.len() - 1) as f64 * quantile).round() as usize]
+}

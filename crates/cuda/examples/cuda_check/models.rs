@@ -1,0 +1,400 @@
+//! Whole models: what the device computes must be what the reference computes, within bf16.
+
+use powertrain_cuda::CudaOptions;
+use powertrain_model::{Model, config::Config, dummy::DummyWeights, family::describe_config, reference};
+use powertrain_step::*;
+use std::{path::Path, sync::Arc};
+
+/// Log-probabilities may differ by this share of the standard deviation of the reference's logits, at most and in the mean. The
+/// device rounds activations and KV cache to 8 bits of mantissa a few times a layer, and weights that are not bf16 once; errors
+/// scale with the logits, and tiny random models with large weights have large logits.
+const WORST_TOLERANCE: f64 = 0.15;
+const MEAN_TOLERANCE: f64 = 0.02;
+
+const SYNTHETIC: [(&str, &str); 8] = [
+    (
+        "llama, head 64, group 3, odd vocabulary",
+        r#"{"architectures":["LlamaForCausalLM"],"hidden_size":192,"intermediate_size":320,"num_attention_heads":6,"num_key_value_heads":2,"head_dim":64,"num_hidden_layers":2,"vocab_size":999,"max_position_embeddings":2048,"rms_norm_eps":1e-5,"rope_theta":10000.0,"tie_word_embeddings":true}"#,
+    ),
+    (
+        "llama, head 128, group 4",
+        r#"{"architectures":["LlamaForCausalLM"],"hidden_size":256,"intermediate_size":512,"num_attention_heads":8,"num_key_value_heads":2,"head_dim":128,"num_hidden_layers":2,"vocab_size":1024,"max_position_embeddings":2048,"rms_norm_eps":1e-5,"rope_theta":500000.0,"tie_word_embeddings":false}"#,
+    ),
+    (
+        "llama, head 64, group 16",
+        r#"{"architectures":["LlamaForCausalLM"],"hidden_size":128,"intermediate_size":256,"num_attention_heads":16,"num_key_value_heads":1,"head_dim":64,"num_hidden_layers":2,"vocab_size":512,"max_position_embeddings":2048,"rms_norm_eps":1e-5,"rope_theta":10000.0,"tie_word_embeddings":false}"#,
+    ),
+    (
+        "qwen2, head 128, group 6, biases",
+        r#"{"architectures":["Qwen2ForCausalLM"],"hidden_size":256,"intermediate_size":576,"num_attention_heads":12,"num_key_value_heads":2,"head_dim":128,"num_hidden_layers":2,"vocab_size":1000,"max_position_embeddings":2048,"rms_norm_eps":1e-6,"rope_theta":1000000.0,"tie_word_embeddings":true}"#,
+    ),
+    (
+        "qwen3, head 128, norms of q and k",
+        r#"{"architectures":["Qwen3ForCausalLM"],"hidden_size":256,"intermediate_size":512,"num_attention_heads":4,"num_key_value_heads":2,"head_dim":128,"num_hidden_layers":2,"vocab_size":768,"max_position_embeddings":2048,"rms_norm_eps":1e-6,"rope_theta":1000000.0,"tie_word_embeddings":true}"#,
+    ),
+    (
+        "mistral, head 64, window 50",
+        r#"{"architectures":["MistralForCausalLM"],"hidden_size":192,"intermediate_size":320,"num_attention_heads":6,"num_key_value_heads":2,"head_dim":64,"num_hidden_layers":2,"vocab_size":640,"max_position_embeddings":2048,"rms_norm_eps":1e-5,"rope_theta":10000.0,"sliding_window":50,"tie_word_embeddings":false}"#,
+    ),
+    (
+        "mistral, head 128, window 200",
+        r#"{"architectures":["MistralForCausalLM"],"hidden_size":256,"intermediate_size":320,"num_attention_heads":4,"num_key_value_heads":2,"head_dim":128,"num_hidden_layers":2,"vocab_size":640,"max_position_embeddings":2048,"rms_norm_eps":1e-5,"rope_theta":10000.0,"sliding_window":200,"tie_word_embeddings":false}"#,
+    ),
+    (
+        "llama, head 96 (plain kernel)",
+        r#"{"architectures":["LlamaForCausalLM"],"hidden_size":192,"intermediate_size":320,"num_attention_heads":4,"num_key_value_heads":2,"head_dim":96,"num_hidden_layers":2,"vocab_size":512,"max_position_embeddings":2048,"rms_norm_eps":1e-5,"rope_theta":10000.0,"tie_word_embeddings":true}"#,
+    ),
+];
+
+pub(crate) fn check_all(paths: &[String]) -> usize {
+    let mut failures = 0;
+    for (name, json) in SYNTHETIC {
+        failures += report(name, synthetic(json).and_then(|model| check(&model, 700)));
+    }
+    for path in paths {
+        let model = Model::open(Path::new(path)).map_err(|error| error.to_string());
+        failures += report(path, model.and_then(|model| check(&model, 90)));
+    }
+    failures
+}
+
+fn report(name: &str, result: Result<String, String>) -> usize {
+    match &result {
+        Ok(words) => println!("ok     {name}: {words}"),
+        Err(words) => println!("FAILED {name}: {words}"),
+    }
+    usize::from(result.is_err())
+}
+
+/// A model of a config with the dummy weights in host memory, so that both sides compute with the same.
+fn synthetic(json: &str) -> Result<Model, String> {
+    let path = Path::new("synthetic/config.json");
+    let config = Config::parse(path, json.as_bytes()).map_err(|error| error.to_string())?;
+    let described = describe_config(&config, &|_| true).map_err(|error| error.to_string())?;
+    let dummy = DummyWeights::new(&described.spec);
+    let (mut header, mut data) = (Vec::new(), Vec::new());
+    for slot in described.spec.slots() {
+        let view = dummy.tensor(slot).expect("every slot has dummy weights");
+        let shape =
+            if view.rows == 1 { format!("{}", view.columns) } else { format!("{},{}", view.rows, view.columns) };
+        let (name, begin, end) = (&described.names[&slot], data.len(), data.len() + view.data.len());
+        header.push(format!(r#""{name}":{{"dtype":"BF16","shape":[{shape}],"data_offsets":[{begin},{end}]}}"#));
+        data.extend_from_slice(view.data);
+    }
+    let header = format!("{{{}}}", header.join(","));
+    let header = format!("{header:<width$}", width = header.len().next_multiple_of(8));
+    let folder = std::env::temp_dir().join(format!("cuda-check-{}", std::process::id()));
+    let written = std::fs::create_dir_all(&folder).and_then(|()| {
+        std::fs::write(folder.join("config.json"), json)?;
+        let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
+        std::fs::write(folder.join("model.safetensors"), file)
+    });
+    written.map_err(|error| error.to_string())?;
+    let model = Model::open(&folder).map_err(|error| error.to_string());
+    // The weights stay mapped.
+    std::fs::remove_dir_all(&folder).map_err(|error| error.to_string())?;
+    model
+}
+
+/// The device's executor with a row per sequence, each owning its blocks.
+struct Device {
+    executor: Box<dyn Executor>,
+    step: u64,
+    blocks_each: u32,
+}
+
+const ROWS: u32 = 12;
+const BLOCK: u32 = 16;
+
+impl Device {
+    fn new(model: &Model, length: u32) -> Result<Self, String> {
+        let limits =
+            StepLimits { max_num_seqs: ROWS, max_num_batched_tokens: 2048, max_model_len: length, block_size: BLOCK };
+        let options = CudaOptions { kv_cache_bytes: Some(256 << 20), ..CudaOptions::default() };
+        let executor = powertrain_cuda::load(model, &limits, &options).map_err(|error| error.to_string())?;
+        let blocks_each = length.div_ceil(BLOCK);
+        if executor.facts().kv_blocks < blocks_each * ROWS {
+            return Err("too few blocks for the check".into());
+        }
+        Ok(Self { executor, step: 0, blocks_each })
+    }
+
+    fn start(row: u32, tokens: &[TokenId], prompt_len: usize, computed: usize, sampling: SamplingParams) -> RowStart {
+        RowStart {
+            row: RowId(row),
+            tokens: tokens.into(),
+            prompt_len: prompt_len as u32,
+            computed: computed as u32,
+            sampling: Arc::new(sampling),
+            prompt_logprobs: None,
+        }
+    }
+
+    fn plan(&mut self, released: &[u32], started: Vec<RowStart>, work: Vec<RowWork>) -> StepPlan {
+        self.step += 1;
+        let blocks_each = self.blocks_each;
+        // Blocks in an order that is not theirs, so that tables matter.
+        let block_of = move |row: u32, i: u32| BlockId(row * blocks_each + (i * 7 + row) % blocks_each);
+        // Coprime with 7 is needed for the permutation; where it is not, keep the order.
+        let permutes = !blocks_each.is_multiple_of(7);
+        let appended = started
+            .iter()
+            .flat_map(|start| {
+                let row = start.row;
+                (0..blocks_each)
+                    .map(move |i| (row, if permutes { block_of(row.0, i) } else { BlockId(row.0 * blocks_each + i) }))
+            })
+            .collect();
+        StepPlan {
+            step: self.step,
+            released: released.iter().map(|&row| RowId(row)).collect(),
+            started,
+            appended,
+            work,
+        }
+    }
+
+    fn run(&mut self, plan: &StepPlan) -> Result<Vec<RowOutput>, String> {
+        self.executor.launch(plan).map_err(|error| error.to_string())?;
+        self.collect()
+    }
+
+    fn collect(&mut self) -> Result<Vec<RowOutput>, String> {
+        let result = self.executor.collect().map_err(|error| error.to_string())?;
+        result.rows.into_iter().map(|(_, row)| row.map_err(|error| error.to_string())).collect()
+    }
+}
+
+fn work(row: u32, start: usize, len: usize, sample: bool) -> RowWork {
+    RowWork { row: RowId(row), start: start as u32, len: len as u32, sample }
+}
+
+/// Differences of log-probabilities, collected.
+#[derive(Default)]
+struct Spread {
+    worst: f64,
+    sum: f64,
+    count: usize,
+}
+
+impl Spread {
+    fn add(&mut self, got: f32, want: f64) {
+        let difference = (f64::from(got) - want).abs();
+        self.worst = if difference.is_nan() { f64::INFINITY } else { self.worst.max(difference) };
+        self.sum += difference;
+        self.count += 1;
+    }
+
+    /// In units of `deviation`.
+    fn finish(&self, what: &str, deviation: f64) -> Result<String, String> {
+        let (worst, mean) = (self.worst / deviation, self.sum / self.count.max(1) as f64 / deviation);
+        let words = format!("{what} worst {worst:.3} mean {mean:.4} of {}", self.count);
+        if self.count > 0 && worst <= WORST_TOLERANCE && mean <= MEAN_TOLERANCE { Ok(words) } else { Err(words) }
+    }
+}
+
+fn check(model: &Model, length: usize) -> Result<String, String> {
+    let vocab = model.spec().vocab_size;
+    let length = length.min(model.spec().context_len);
+    let tokens: Vec<TokenId> =
+        (0..length as u64).map(|i| ((i * 2_654_435_761 + i * i * 97) % vocab as u64) as TokenId).collect();
+    let logits = reference::logits(model, &tokens);
+    let deviation = logits.iter().map(|row| standard_deviation(row)).sum::<f64>() / logits.len() as f64;
+    let wanted: Vec<Vec<f64>> = logits.iter().map(|row| log_softmax(row)).collect();
+    let mut device = Device::new(model, length as u32 + 64)?;
+    let mut words = vec![format!("logits deviate {deviation:.2}")];
+    for chunk in [length, 129, 33] {
+        let mut spread = Spread::default();
+        score_prompt(&mut device, &tokens, chunk, &wanted, &mut spread)?;
+        words.push(spread.finish(&format!("chunks of {chunk}:"), deviation)?);
+    }
+    let mut spread = Spread::default();
+    decode_each(&mut device, &tokens, &wanted, &mut spread)?;
+    words.push(spread.finish("decode:", deviation)?);
+    words.push(greedy_together(&mut device, model, &tokens, deviation)?);
+    words.push(draws_equal_the_host(&mut device, &tokens, vocab)?);
+    Ok(words.join("; "))
+}
+
+fn standard_deviation(values: &[f32]) -> f64 {
+    let mean = values.iter().map(|&x| f64::from(x)).sum::<f64>() / values.len() as f64;
+    (values.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / values.len() as f64).sqrt()
+}
+
+fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&x| f64::from(x - max).exp()).sum();
+    logits.iter().map(|&x| f64::from(x - max) - sum.ln()).collect()
+}
+
+/// Prefill in chunks beside another row that decodes, every prompt token's log-probability compared.
+fn score_prompt(
+    device: &mut Device,
+    tokens: &[TokenId],
+    chunk: usize,
+    wanted: &[Vec<f64>],
+    spread: &mut Spread,
+) -> Result<(), String> {
+    let mut start = Device::start(1, tokens, tokens.len(), 0, SamplingParams::default());
+    start.prompt_logprobs = Some(3);
+    let other = Device::start(0, &tokens[..5], 5, 0, SamplingParams { temperature: 0.0, ..Default::default() });
+    let mut started = vec![start, other];
+    let mut position = 1;
+    for (index, begin) in (0..tokens.len()).step_by(chunk).enumerate() {
+        let len = chunk.min(tokens.len() - begin);
+        let other = if index == 0 { work(0, 0, 5, true) } else { work(0, 4 + index, 1, true) };
+        let plan = device.plan(&[], std::mem::take(&mut started), vec![work(1, begin, len, false), other]);
+        for logprobs in &device.run(&plan)?[0].prompt_logprobs {
+            if logprobs.token != tokens[position] {
+                return Err(format!("log-probability of token {} at {position}", logprobs.token));
+            }
+            spread.add(logprobs.logprob, wanted[position - 1][logprobs.token as usize]);
+            for &(token, logprob) in &logprobs.top {
+                spread.add(logprob, wanted[position - 1][token as usize]);
+            }
+            position += 1;
+        }
+    }
+    let plan = device.plan(&[0, 1], vec![], vec![]);
+    device.run(&plan)?;
+    if position != tokens.len() { Err(format!("{position} of {} tokens scored", tokens.len())) } else { Ok(()) }
+}
+
+/// One position at a time over a cache that prefill filled: the decode kernel and the kernels of few rows.
+fn decode_each(
+    device: &mut Device,
+    tokens: &[TokenId],
+    wanted: &[Vec<f64>],
+    spread: &mut Spread,
+) -> Result<(), String> {
+    let sampling = || SamplingParams { temperature: 0.0, logprobs: Some(5), ..Default::default() };
+    for row in 0..ROWS {
+        let start = Device::start(row, tokens, tokens.len(), 0, sampling());
+        let plan = device.plan(&[], vec![start], vec![work(row, 0, tokens.len(), false)]);
+        device.run(&plan)?;
+    }
+    let last = tokens.len() - 1;
+    for batch in [1, 2, 3, 8, 9, 12] {
+        for round in 0..3 {
+            let at = |row: u32| (last * (round + 1) / 3).saturating_sub(row as usize * 5 % last.max(1));
+            let started: Vec<_> = (0..batch)
+                .map(|row| Device::start(row, &tokens[..=at(row)], at(row) + 1, at(row), sampling()))
+                .collect();
+            let works = (0..batch).map(|row| work(row, at(row), 1, true)).collect();
+            let released: Vec<u32> = (0..batch).collect();
+            let plan = device.plan(&released, started, works);
+            for (row, output) in device.run(&plan)?.iter().enumerate() {
+                let logprobs = output.sampled[0].logprobs.as_ref().ok_or("no log-probabilities")?;
+                for &(token, logprob) in &logprobs.top {
+                    spread.add(logprob, wanted[at(row as u32)][token as usize]);
+                }
+            }
+        }
+    }
+    let all: Vec<u32> = (0..ROWS).collect();
+    let plan = device.plan(&all, vec![], vec![]);
+    device.run(&plan).map(|_| ())
+}
+
+/// Sequences of different lengths generate together, two steps in flight. Each token must be within rounding of the best that
+/// the reference sees after the same text.
+fn greedy_together(device: &mut Device, model: &Model, tokens: &[TokenId], deviation: f64) -> Result<String, String> {
+    let greedy = || SamplingParams { temperature: 0.0, ..Default::default() };
+    let prompts: Vec<&[TokenId]> = (0..ROWS as usize).map(|i| &tokens[i..(i * 11 + 4).min(tokens.len() - 1)]).collect();
+    let started: Vec<_> =
+        prompts.iter().enumerate().map(|(i, p)| Device::start(i as u32, p, p.len(), 0, greedy())).collect();
+    let first = prompts.iter().enumerate().map(|(i, p)| work(i as u32, 0, p.len(), true)).collect();
+    let plan = device.plan(&[], started, first);
+    device.executor.launch(&plan).map_err(|error| error.to_string())?;
+    let mut texts: Vec<Vec<TokenId>> = prompts.iter().map(|p| p.to_vec()).collect();
+    const STEPS: usize = 20;
+    for step in 0..STEPS {
+        if step + 1 < STEPS {
+            // The order of work changes from step to step; results follow it.
+            let order = |step: usize| (0..ROWS as usize).map(move |i| (i * 5 + step + 1) % ROWS as usize);
+            let works = order(step).map(|i| work(i as u32, prompts[i].len() + step, 1, true)).collect();
+            let plan = device.plan(&[], vec![], works);
+            device.executor.launch(&plan).map_err(|error| error.to_string())?;
+        }
+        for (place, output) in device.collect()?.into_iter().enumerate() {
+            let row = if step == 0 { place } else { (place * 5 + step) % ROWS as usize };
+            texts[row].push(output.sampled[0].token);
+        }
+    }
+    let (mut worst, mut same, mut count) = (0.0f32, 0, 0);
+    for (prompt, text) in prompts.iter().zip(&texts) {
+        let logits = reference::logits(model, text);
+        for position in prompt.len()..text.len() {
+            let row = &logits[position - 1];
+            let best = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let got = row[text[position] as usize];
+            worst = worst.max(best - got);
+            same += usize::from(best == got);
+            count += 1;
+        }
+    }
+    let plan = device.plan(&(0..ROWS).collect::<Vec<_>>(), vec![], vec![]);
+    device.run(&plan)?;
+    let words = format!("greedy: {same} of {count} the reference's best, worst {worst:.3} under it");
+    if f64::from(worst) < WORST_TOLERANCE * deviation && same * 10 >= count * 9 { Ok(words) } else { Err(words) }
+}
+
+/// The device's draw must be the host sampler's: the same prompt and seed twice, once asking for log-probabilities.
+fn draws_equal_the_host(device: &mut Device, tokens: &[TokenId], vocab: usize) -> Result<String, String> {
+    let prompt = &tokens[..tokens.len().min(40)];
+    let cases = [
+        (1.0, 0, 1.0, 0.0),
+        (0.7, 0, 1.0, 0.0),
+        (1.3, 40, 1.0, 0.0),
+        (0.8, 0, 0.9, 0.0),
+        (1.0, 20, 0.8, 0.0),
+        (1.0, 0, 1.0, 0.05),
+        (0.5, 7, 0.5, 0.1),
+        (5.0, 0, 0.999, 0.0),
+    ];
+    let (mut same, mut count, mut distinct) = (0, 0, std::collections::HashSet::new());
+    for (case, (temperature, top_k, top_p, min_p)) in cases.into_iter().enumerate() {
+        for round in 0..6u64 {
+            let sampling = |logprobs| SamplingParams {
+                temperature,
+                top_k,
+                top_p,
+                min_p,
+                logprobs,
+                seed: (round << 33) | (12345 + round),
+                ..Default::default()
+            };
+            let started = vec![
+                Device::start(0, prompt, prompt.len(), 0, sampling(None)),
+                Device::start(1, prompt, prompt.len(), 0, sampling(Some(0))),
+            ];
+            let both = vec![work(0, 0, prompt.len(), true), work(1, 0, prompt.len(), true)];
+            let plan = device.plan(&[0, 1], started, both);
+            let mut pairs = vec![device.run(&plan)?];
+            for step in 0..4 {
+                let works = vec![work(0, prompt.len() + step, 1, true), work(1, prompt.len() + step, 1, true)];
+                let plan = device.plan(&[], vec![], works);
+                pairs.push(device.run(&plan)?);
+            }
+            for (step, pair) in pairs.iter().enumerate() {
+                let (device_token, host_token) = (pair[0].sampled[0].token, pair[1].sampled[0].token);
+                if device_token as usize >= vocab {
+                    return Err(format!("case {case} drew token {device_token} of {vocab}"));
+                }
+                same += usize::from(device_token == host_token);
+                count += 1;
+                distinct.insert(device_token);
+                if device_token != host_token {
+                    if step == 0 {
+                        return Err(format!("case {case} round {round}: device {device_token}, host {host_token}"));
+                    }
+                    break;
+                }
+            }
+        }
+    }
+    let plan = device.plan(&[0, 1], vec![], vec![]);
+    device.run(&plan)?;
+    let words = format!("draws: {same} of {count} the host's, {} distinct", distinct.len());
+    if same * 100 >= count * 98 && distinct.len() > 10 { Ok(words) } else { Err(words) }
+}

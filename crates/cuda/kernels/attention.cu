@@ -1,0 +1,454 @@
+// Attention over the paged KV cache: rope and cache write, split decode, flash attention for many queries, and a plain kernel for the
+// shapes the fast ones do not take.
+#include "common.cuh"
+
+// One layer's place in the cache: [blocks][block_size][kv_heads][head_dim] for keys, and the same for values.
+struct Cache {
+  bf16* keys;
+  bf16* values;
+  int block_size;
+  int kv_heads;
+};
+struct Heads {
+  int heads, kv_heads, head_dim, rotary;  // rotary: elements rotated, pairs i and i + rotary / 2
+  int window;                             // positions seen, 0 for all
+  float scale, softcap, magnitude;        // softcap 0 is none
+};
+
+__device__ __forceinline__ u64 slot_of(const int* blocks, int position, int block_size) {
+  return (u64)blocks[position / block_size] * block_size + position % block_size;
+}
+
+// q, k, v of one token: bias, norm per head, rotation; q back in place, k and v to the cache. One block a token, one warp a head.
+// Moves (heads + 2 kv_heads) * head_dim * 2 bytes in and out. PAIRS: rotated pairs a lane holds.
+template <int PAIRS>
+__device__ __forceinline__ void rope_write_body(const State& state, const int* row, const int* position, bf16* qkv, const float* bias, const float* q_norm, const float* k_norm,
+                                                float epsilon, const float* inverse_frequencies, const Cache& cache, const Heads& h) {
+  const int m = blockIdx.x, lane = threadIdx.x & 31, warps = blockDim.x >> 5;
+  const int at = position[m], half = h.rotary / 2, rest = h.head_dim - h.rotary;
+  const u64 slot = slot_of(blocks_of(state, row[m]), at, cache.block_size);
+  bf16* token = qkv + (u64)m * (h.heads + 2 * h.kv_heads) * h.head_dim;
+  float sine[PAIRS], cosine[PAIRS];
+#pragma unroll
+  for (int j = 0; j < PAIRS; j++) {
+    const int pair = lane + 32 * j;
+    sine[j] = 0.f; cosine[j] = 1.f;
+    if (pair < half) {
+      sincosf(at * inverse_frequencies[pair], &sine[j], &cosine[j]);
+      sine[j] *= h.magnitude;
+      cosine[j] *= h.magnitude;
+    }
+  }
+  for (int head = threadIdx.x >> 5; head < h.heads + 2 * h.kv_heads; head += warps) {
+    bf16* from = token + head * h.head_dim;
+    const bool is_query = head < h.heads, is_value = head >= h.heads + h.kv_heads;
+    const float* b = bias ? bias + head * h.head_dim : nullptr;
+    const float* norm = is_value ? nullptr : is_query ? q_norm : k_norm;
+    float lo[PAIRS], hi[PAIRS], squares = 0.f;
+#pragma unroll
+    for (int j = 0; j < PAIRS; j++) {
+      const int pair = lane + 32 * j;
+      lo[j] = hi[j] = 0.f;
+      if (pair < half) {
+        lo[j] = __bfloat162float(from[pair]) + (b ? b[pair] : 0.f);
+        hi[j] = __bfloat162float(from[pair + half]) + (b ? b[pair + half] : 0.f);
+        squares += lo[j] * lo[j] + hi[j] * hi[j];
+      }
+    }
+    // Elements past the rotary dimension; a model with them has no more than 32 * PAIRS of them.
+    float tail[PAIRS];
+#pragma unroll
+    for (int j = 0; j < PAIRS; j++) {
+      const int i = lane + 32 * j;
+      tail[j] = 0.f;
+      if (i < rest) {
+        tail[j] = __bfloat162float(from[h.rotary + i]) + (b ? b[h.rotary + i] : 0.f);
+        squares += tail[j] * tail[j];
+      }
+    }
+    if (norm) {
+      const float scale = rsqrtf(warp_sum(squares) / h.head_dim + epsilon);
+#pragma unroll
+      for (int j = 0; j < PAIRS; j++) {
+        const int pair = lane + 32 * j;
+        if (pair < half) { lo[j] *= scale * norm[pair]; hi[j] *= scale * norm[pair + half]; }
+        if (pair < rest) tail[j] *= scale * norm[h.rotary + pair];
+      }
+    }
+    bf16* to = is_query ? from : (is_value ? cache.values : cache.keys) + (slot * h.kv_heads + (head - h.heads) % h.kv_heads) * h.head_dim;
+#pragma unroll
+    for (int j = 0; j < PAIRS; j++) {
+      const int pair = lane + 32 * j;
+      if (pair < half) {
+        const float s = is_value ? 0.f : sine[j], c = is_value ? 1.f : cosine[j];
+        to[pair] = __float2bfloat16(lo[j] * c - hi[j] * s);
+        to[pair + half] = __float2bfloat16(hi[j] * c + lo[j] * s);
+      }
+      if (pair < rest) to[h.rotary + pair] = __float2bfloat16(tail[j]);
+    }
+  }
+}
+#define ROPE_WRITE(NAME, PAIRS)                                                                                                                                                   \
+  extern "C" __global__ void NAME(State state, const int* row, const int* position, bf16* qkv, const float* bias, const float* q_norm, const float* k_norm, float epsilon,        \
+                                  const float* inverse_frequencies, Cache cache, Heads h) {                                                                                       \
+    let_next_start();                                                                                                                                                             \
+    wait_for_previous();                                                                                                                                                          \
+    rope_write_body<PAIRS>(state, row, position, qkv, bias, q_norm, k_norm, epsilon, inverse_frequencies, cache, h);                                                              \
+  }
+ROPE_WRITE(rope_write_1, 1)
+ROPE_WRITE(rope_write_2, 2)
+ROPE_WRITE(rope_write_4, 4)
+
+__device__ __forceinline__ float cap_score(float s, float softcap) { return softcap > 0.f ? softcap * tanhf(s / softcap) : s; }
+
+// ---- decode: one query a sequence. Must read len * kv_heads * head_dim * 4 bytes; bound by memory once the batch is large.
+// Block = (split of the positions, up to 8 query heads of one KV head, sequence), four warps, each 16 positions at a time. K and V go from
+// global memory straight into tensor-core fragments: S^T[16 x 8 heads] = K . q^T, O^T[head_dim x 8 heads] += V^T . P^T. The last
+// block of a (sequence, KV head) to finish merges the splits. block_size is a multiple of 16.
+template <int D>
+__device__ __forceinline__ void decode_body(const State& state, const int* row, const int* position, const bf16* qkv, bf16* out, float* part_out, float2* part_ml, u32* arrivals,
+                                            const Cache& cache, const Heads& h) {
+  constexpr int DC = D / 32, DJ = D / 64;
+  const int split = blockIdx.x, b = blockIdx.z, splits = gridDim.x;
+  const int group = h.heads / h.kv_heads, groups = (group + 7) / 8;
+  const int hk = blockIdx.y / groups, head0 = hk * group + (blockIdx.y % groups) * 8, G = min(8, (hk + 1) * group - head0);
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, ql = lane & 3;
+  const int len = position[b] + 1, oldest = h.window ? max(0, len - h.window) : 0;
+  const int tile0 = oldest / 16, tiles = (len + 15) / 16 - tile0;
+  const int per_split = max(4, (tiles + splits - 1) / splits), active = (tiles + per_split - 1) / per_split;
+  if (split >= active) return;
+  const int t_begin = tile0 + split * per_split, t_end = min(tile0 + tiles, t_begin + per_split);
+  const int* blocks = blocks_of(state, row[b]);
+  const bf16* q = qkv + ((u64)b * (h.heads + 2 * h.kv_heads) + head0) * D;
+  const u64 token_stride = (u64)h.kv_heads * D;
+  const float scale_log2 = h.softcap > 0.f ? 1.4426950408889634f : h.scale * 1.4426950408889634f;
+  u32 qf[DC][4];
+#pragma unroll
+  for (int c = 0; c < DC; c++) {
+    uint4 v = make_uint4(0, 0, 0, 0);
+    if (g < G) v = *reinterpret_cast<const uint4*>(q + (u64)g * D + c * 32 + ql * 8);
+    qf[c][0] = v.x; qf[c][1] = v.y; qf[c][2] = v.z; qf[c][3] = v.w;
+  }
+  float o[8][4] = {};  // rows d = g * 8 + j and (head_dim 128) 64 + g * 8 + j, columns heads 2ql, 2ql + 1
+  float m0 = -1e30f, m1 = -1e30f, l0 = 0.f, l1 = 0.f;
+  for (int t = t_begin + warp; t < t_end; t += 4) {
+    const int first = t * 16;
+    const u64 base = slot_of(blocks, first, cache.block_size) * token_stride + (u64)hk * D;
+    const bf16* kp = cache.keys + base + g * token_stride + ql * 8;
+    const bf16* vp = cache.values + base + (2 * ql) * token_stride + g * 8;
+    uint4 kf[DC][2], vf[DJ][4];
+#pragma unroll
+    for (int c = 0; c < DC; c++) {
+      kf[c][0] = load_streaming(kp + c * 32);
+      kf[c][1] = load_streaming(kp + 8 * token_stride + c * 32);
+    }
+#pragma unroll
+    for (int x = 0; x < DJ; x++) {
+      vf[x][0] = load_streaming(vp + x * 64);
+      vf[x][1] = load_streaming(vp + token_stride + x * 64);
+      vf[x][2] = load_streaming(vp + 8 * token_stride + x * 64);
+      vf[x][3] = load_streaming(vp + 9 * token_stride + x * 64);
+    }
+    if (first + 16 > len) {  // what lies past the end is not ours and may be NaN: 0 * NaN is not 0
+      const uint4 zero = make_uint4(0, 0, 0, 0);
+#pragma unroll
+      for (int x = 0; x < DJ; x++) {
+        if (first + 2 * ql >= len) vf[x][0] = zero;
+        if (first + 2 * ql + 1 >= len) vf[x][1] = zero;
+        if (first + 2 * ql + 8 >= len) vf[x][2] = zero;
+        if (first + 2 * ql + 9 >= len) vf[x][3] = zero;
+      }
+    }
+    float s[4] = {0.f, 0.f, 0.f, 0.f};
+#pragma unroll
+    for (int c = 0; c < DC; c++) {
+      const u32 a0[4] = {kf[c][0].x, kf[c][1].x, kf[c][0].y, kf[c][1].y}, a1[4] = {kf[c][0].z, kf[c][1].z, kf[c][0].w, kf[c][1].w};
+      mma_16x8x16(s, a0, qf[c][0], qf[c][1]);
+      mma_16x8x16(s, a1, qf[c][2], qf[c][3]);
+    }
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      const int at = first + g + (e >> 1) * 8;
+      if (h.softcap > 0.f) s[e] = cap_score(s[e] * h.scale, h.softcap);
+      s[e] = at < len && at >= oldest ? s[e] * scale_log2 : -1e30f;
+    }
+    float x0 = fmaxf(s[0], s[2]), x1 = fmaxf(s[1], s[3]);
+#pragma unroll
+    for (int d = 4; d < 32; d <<= 1) {
+      x0 = fmaxf(x0, __shfl_xor_sync(~0u, x0, d));
+      x1 = fmaxf(x1, __shfl_xor_sync(~0u, x1, d));
+    }
+    const float n0 = fmaxf(m0, x0), n1 = fmaxf(m1, x1), r0 = exp2f(m0 - n0), r1 = exp2f(m1 - n1);
+    m0 = n0; m1 = n1;
+    // A tile wholly outside the window leaves n at -1e30: its weights must be 0, not exp2(0).
+    s[0] = s[0] > -1e29f ? exp2f(s[0] - n0) : 0.f;
+    s[1] = s[1] > -1e29f ? exp2f(s[1] - n1) : 0.f;
+    s[2] = s[2] > -1e29f ? exp2f(s[2] - n0) : 0.f;
+    s[3] = s[3] > -1e29f ? exp2f(s[3] - n1) : 0.f;
+    l0 = l0 * r0 + s[0] + s[2];
+    l1 = l1 * r1 + s[1] + s[3];
+    u32 pa = pack_bf16(s[0], s[1]), pb = pack_bf16(s[2], s[3]);  // [position][head] -> [head][position]
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %0;" : "+r"(pa));
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %0;" : "+r"(pb));
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+      o[j][0] *= r0; o[j][1] *= r1; o[j][2] *= r0; o[j][3] *= r1;
+      u32 a[4] = {0, 0, 0, 0};
+      const u32 pick = (j & 1) ? 0x7632u : 0x5410u;
+#pragma unroll
+      for (int x = 0; x < DJ; x++) {
+        const u32 *v0 = reinterpret_cast<const u32*>(&vf[x][0]), *v1 = reinterpret_cast<const u32*>(&vf[x][1]);
+        const u32 *v2 = reinterpret_cast<const u32*>(&vf[x][2]), *v3 = reinterpret_cast<const u32*>(&vf[x][3]);
+        a[x] = __byte_perm(v0[j >> 1], v1[j >> 1], pick);
+        a[2 + x] = __byte_perm(v2[j >> 1], v3[j >> 1], pick);
+      }
+      mma_16x8x16(o[j], a, pa, pb);
+    }
+  }
+#pragma unroll
+  for (int d = 4; d < 32; d <<= 1) {
+    l0 += __shfl_xor_sync(~0u, l0, d);
+    l1 += __shfl_xor_sync(~0u, l1, d);
+  }
+  __shared__ float so[4][8][D + 4];
+  __shared__ float sm[4][8], sl[4][8];
+  __shared__ u32 arrived;
+  if (g == 0) { sm[warp][2 * ql] = m0; sm[warp][2 * ql + 1] = m1; sl[warp][2 * ql] = l0; sl[warp][2 * ql + 1] = l1; }
+#pragma unroll
+  for (int j = 0; j < 8; j++)
+#pragma unroll
+    for (int e = 0; e < 4; e++)
+      if ((e >> 1) < DJ) so[warp][2 * ql + (e & 1)][(e >> 1) * 64 + g * 8 + j] = o[j][e];
+  __syncthreads();
+  for (int i = threadIdx.x; i < G * D; i += 128) {
+    const int x = i / D, d = i % D;
+    const float top = fmaxf(fmaxf(sm[0][x], sm[1][x]), fmaxf(sm[2][x], sm[3][x]));
+    float sum = 0.f, weight = 0.f;
+#pragma unroll
+    for (int w = 0; w < 4; w++) {
+      const float f = exp2f(sm[w][x] - top);
+      sum += f * so[w][x][d];
+      weight += f * sl[w][x];
+    }
+    const u64 head = (u64)b * h.heads + head0 + x;
+    if (active == 1) out[head * D + d] = __float2bfloat16(sum / weight);
+    else {
+      part_out[(head * splits + split) * D + d] = sum;
+      if (d == 0) part_ml[head * splits + split] = make_float2(top, weight);
+    }
+  }
+  if (active == 1) return;
+  __threadfence();
+  __syncthreads();
+  u32* counter = arrivals + (u64)b * gridDim.y + blockIdx.y;
+  if (threadIdx.x == 0) arrived = atomicAdd(counter, 1);
+  __syncthreads();
+  if (arrived != active - 1) return;
+  if (threadIdx.x == 0) *counter = 0;
+  __threadfence();
+  for (int i = threadIdx.x; i < G * D; i += 128) {
+    const u64 head = (u64)b * h.heads + head0 + i / D;
+    const int d = i % D;
+    const float2* ml = part_ml + head * splits;
+    float top = -1e30f, sum = 0.f, weight = 0.f;
+    for (int s = 0; s < active; s++) top = fmaxf(top, __ldcg(&ml[s].x));
+#pragma unroll 4
+    for (int s = 0; s < active; s++) {
+      const float2 p = __ldcg(ml + s);
+      const float f = exp2f(p.x - top);
+      weight += f * p.y;
+      sum += f * __ldcg(part_out + (head * splits + s) * D + d);
+    }
+    out[head * D + d] = __float2bfloat16(sum / weight);
+  }
+}
+#define DECODE(NAME, D)                                                                                                                                                            \
+  extern "C" __global__ void __launch_bounds__(128, 4) NAME(State state, const int* row, const int* position, const bf16* qkv, bf16* out, float* part_out, float2* part_ml,       \
+                                                           u32* arrivals, Cache cache, Heads h) {                                                                                 \
+    let_next_start();                                                                                                                                                             \
+    wait_for_previous();                                                                                                                                                          \
+    decode_body<D>(state, row, position, qkv, out, part_out, part_ml, arrivals, cache, h);                                                                                        \
+  }
+DECODE(decode_64, 64)
+DECODE(decode_128, 128)
+
+// ---- many queries of one sequence: flash attention (Dao, arXiv:2307.08691). 4 * queries * keys * head_dim operations a head; bound by the
+// tensor cores. Block = (head, tile of 128 queries), eight warps of 16 queries; keys and values come 64 at a time through a two-stage ring.
+struct Tile {
+  int row;       // whose block table
+  int token;     // the first query's place in the step
+  int position;  // its position
+  int queries;   // at most 128
+};
+#define TILE_QUERIES 128
+#define TILE_KEYS 64
+
+__device__ __forceinline__ void load_matrices(u32 (&r)[4], u32 at) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3},[%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at));
+}
+__device__ __forceinline__ void load_matrices_transposed(u32 (&r)[4], u32 at) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3},[%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at));
+}
+
+template <int D>
+__device__ __forceinline__ void flash_body(const State& state, const Tile* tiles, const bf16* qkv, bf16* out, const Cache& cache, const Heads& h) {
+  extern __shared__ __align__(128) unsigned char shared[];
+  constexpr int CHUNKS = D / 8, ROW = D * 2, STAGE = TILE_KEYS * ROW;  // a row of D elements is CHUNKS pieces of 16 bytes, swizzled by row % 8
+  const Tile tile = tiles[blockIdx.y];
+  const int head = blockIdx.x, hk = head / (h.heads / h.kv_heads);
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
+  const int* blocks = blocks_of(state, tile.row);
+  const int last = tile.position + tile.queries - 1;                                    // position of the last query
+  const int oldest = h.window ? max(0, tile.position - h.window + 1) : 0;
+  const int k_begin = oldest / TILE_KEYS * TILE_KEYS, k_end = last + 1;
+  const u64 qkv_stride = (u64)(h.heads + 2 * h.kv_heads) * D;
+  const u32 shared_at = (u32)__cvta_generic_to_shared(shared);
+  auto fetch = [&](int stage, int first) {
+#pragma unroll
+    for (int i = 0; i < TILE_KEYS * CHUNKS / 256; i++) {
+      const int piece = threadIdx.x + i * 256, key = piece / CHUNKS, chunk = piece % CHUNKS, at = first + key;
+      const bool inside = at < k_end;
+      const u64 from = inside ? (slot_of(blocks, at, cache.block_size) * h.kv_heads + hk) * D + chunk * 8 : 0;
+      const u32 to = shared_at + stage * 2 * STAGE + key * ROW + ((chunk ^ (key & 7)) << 4);
+      const int bytes = inside ? 16 : 0;  // the rest is zero-filled: what lies past the end may be NaN
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(cache.keys + from), "r"(bytes));
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to + STAGE), "l"(cache.values + from), "r"(bytes));
+    }
+    asm volatile("cp.async.commit_group;");
+  };
+  fetch(0, k_begin);
+  // This warp's 16 queries as fragments: rows g and g + 8.
+  u32 qf[D / 16][4];
+  const int query0 = warp * 16 + g;
+#pragma unroll
+  for (int c = 0; c < D / 16; c++)
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      const int query = query0 + (e & 1) * 8;
+      qf[c][e] = query < tile.queries ? *reinterpret_cast<const u32*>(qkv + (u64)(tile.token + query) * qkv_stride + (u64)head * D + c * 16 + (e >> 1) * 8 + q * 2) : 0;
+    }
+  float o[D / 8][4] = {};
+  float top[2] = {-1e30f, -1e30f}, sum[2] = {0.f, 0.f};
+  const float scale_log2 = h.softcap > 0.f ? 1.4426950408889634f : h.scale * 1.4426950408889634f;
+  int stage = 0;
+  for (int first = k_begin; first < k_end; first += TILE_KEYS, stage ^= 1) {
+    if (first + TILE_KEYS < k_end) {
+      fetch(stage ^ 1, first + TILE_KEYS);
+      asm volatile("cp.async.wait_group 1;");
+    } else {
+      asm volatile("cp.async.wait_group 0;");
+    }
+    __syncthreads();
+    const u32 keys = shared_at + stage * 2 * STAGE, values = keys + STAGE;
+    float s[TILE_KEYS / 8][4] = {};
+#pragma unroll
+    for (int c = 0; c < D / 16; c++)
+#pragma unroll
+      for (int n = 0; n < TILE_KEYS / 16; n++) {
+        // Four 8x8 pieces: keys n*16..+8 and +8..+16, elements c*16..+8 and +8..+16.
+        const int key = n * 16 + (lane & 7) + ((lane >> 4) << 3), chunk = c * 2 + ((lane >> 3) & 1);
+        u32 k[4];
+        load_matrices(k, keys + key * ROW + ((chunk ^ (key & 7)) << 4));
+        mma_16x8x16(s[2 * n], qf[c], k[0], k[1]);
+        mma_16x8x16(s[2 * n + 1], qf[c], k[2], k[3]);
+      }
+    if (h.softcap > 0.f) {
+#pragma unroll
+      for (int n = 0; n < TILE_KEYS / 8; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) s[n][e] = cap_score(s[n][e] * h.scale, h.softcap);
+    }
+    const bool edge = first + TILE_KEYS - 1 > tile.position + warp * 16 || (h.window && first <= last - h.window);
+    if (edge) {
+#pragma unroll
+      for (int n = 0; n < TILE_KEYS / 8; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+          const int key = first + n * 8 + q * 2 + (e & 1), at = tile.position + query0 + (e >> 1) * 8;
+          if (key > at || (h.window && key <= at - h.window)) s[n][e] = -INFINITY;
+        }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      float x = -1e30f;
+#pragma unroll
+      for (int n = 0; n < TILE_KEYS / 8; n++) x = fmaxf(x, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
+      x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+      x = fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+      const float now = fmaxf(top[r], x * scale_log2), shrink = exp2f(top[r] - now);
+      top[r] = now;
+      float added = 0.f;
+#pragma unroll
+      for (int n = 0; n < TILE_KEYS / 8; n++) {
+        s[n][2 * r] = exp2f(fmaf(s[n][2 * r], scale_log2, -now));
+        s[n][2 * r + 1] = exp2f(fmaf(s[n][2 * r + 1], scale_log2, -now));
+        added += s[n][2 * r] + s[n][2 * r + 1];
+      }
+      sum[r] = sum[r] * shrink + added;
+#pragma unroll
+      for (int n = 0; n < D / 8; n++) { o[n][2 * r] *= shrink; o[n][2 * r + 1] *= shrink; }
+    }
+#pragma unroll
+    for (int c = 0; c < TILE_KEYS / 16; c++) {
+      const u32 p[4] = {pack_bf16(s[2 * c][0], s[2 * c][1]), pack_bf16(s[2 * c][2], s[2 * c][3]), pack_bf16(s[2 * c + 1][0], s[2 * c + 1][1]), pack_bf16(s[2 * c + 1][2], s[2 * c + 1][3])};
+#pragma unroll
+      for (int n = 0; n < D / 16; n++) {
+        // Transposed: keys c*16..+8 and +8..+16, elements n*16..+8 and +8..+16.
+        const int key = c * 16 + (lane & 7) + (((lane >> 3) & 1) << 3), chunk = n * 2 + (lane >> 4);
+        u32 v[4];
+        load_matrices_transposed(v, values + key * ROW + ((chunk ^ (key & 7)) << 4));
+        mma_16x8x16(o[2 * n], p, v[0], v[1]);
+        mma_16x8x16(o[2 * n + 1], p, v[2], v[3]);
+      }
+    }
+    __syncthreads();
+  }
+#pragma unroll
+  for (int r = 0; r < 2; r++) {
+    const int query = query0 + r * 8;
+    float total = sum[r] + __shfl_xor_sync(~0u, sum[r], 1);
+    total += __shfl_xor_sync(~0u, total, 2);
+    if (query >= tile.queries) continue;
+    const float scale = 1.f / total;
+    bf16* to = out + ((u64)(tile.token + query) * h.heads + head) * D + q * 2;
+#pragma unroll
+    for (int n = 0; n < D / 8; n++) *reinterpret_cast<u32*>(to + n * 8) = pack_bf16(o[n][2 * r] * scale, o[n][2 * r + 1] * scale);
+  }
+}
+#define FLASH(NAME, D)                                                                                                                                            \
+  extern "C" __global__ void __launch_bounds__(256, 1) NAME(State state, const Tile* tiles, const bf16* qkv, bf16* out, Cache cache, Heads h) {                   \
+    let_next_start();                                                                                                                                             \
+    wait_for_previous();                                                                                                                                          \
+    flash_body<D>(state, tiles, qkv, out, cache, h);                                                                                                              \
+  }
+FLASH(flash_64, 64)
+FLASH(flash_128, 128)
+
+// ---- any head size up to 256 and any group: one warp a query and head, one key at a time. For correctness, not for speed.
+extern "C" __global__ void attention_plain(State state, const int* row, const int* position, const bf16* qkv, bf16* out, Cache cache, Heads h, int tokens) {
+  let_next_start();
+  wait_for_previous();
+  const int warp = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5), lane = threadIdx.x & 31;
+  if (warp >= tokens * h.heads) return;
+  const int m = warp / h.heads, head = warp % h.heads, hk = head / (h.heads / h.kv_heads), D = h.head_dim;
+  const int at = position[m], oldest = h.window ? max(0, at - h.window + 1) : 0;
+  const int* blocks = blocks_of(state, row[m]);
+  const bf16* from = qkv + ((u64)m * (h.heads + 2 * h.kv_heads) + head) * D;
+  float q[8], o[8];
+#pragma unroll
+  for (int j = 0; j < 8; j++) { q[j] = lane + 32 * j < D ? __bfloat162float(from[lane + 32 * j]) : 0.f; o[j] = 0.f; }
+  float top = -1e30f, sum = 0.f;
+  for (int key = oldest; key <= at; key++) {
+    const u64 base = (slot_of(blocks, key, cache.block_size) * h.kv_heads + hk) * D;
+    float dot = 0.f;
+#pragma unroll
+    for (int j = 0; j < 8; j++) if (lane + 32 * j < D) dot += q[j] * __bfloat162float(cache.keys[base + lane + 32 * j]);
+    const float s = cap_score(warp_sum(dot) * h.scale, h.softcap), now = fmaxf(top, s), shrink = __expf(top - now), p = __expf(s - now);
+    top = now;
+    sum = sum * shrink + p;
+#pragma unroll
+    for (int j = 0; j < 8; j++) o[j] = o[j] * shrink + (lane + 32 * j < D ? p * __bfloat162float(cache.values[base + lane + 32 * j]) : 0.f);
+  }
+#pragma unroll
+  for (int j = 0; j < 8; j++) if (lane + 32 * j < D) out[((u64)m * h.heads + head) * D + lane + 32 * j] = __float2bfloat16(o[j] / sum);
+}

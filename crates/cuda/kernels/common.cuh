@@ -1,0 +1,65 @@
+// What every kernel shares: element type, tensor-core product, streaming loads, programmatic dependent launch, the state arena.
+#pragma once
+#include <cuda_bf16.h>
+typedef __nv_bfloat16 bf16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+// Programmatic dependent launch. Rule: every kernel calls `wait_for_previous` in every block before it reads what another kernel
+// wrote or writes anything, so that "the previous kernel is complete" means all before it are.
+__device__ __forceinline__ void let_next_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+__device__ __forceinline__ void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+// c[16x8] += a[16x16] . b[16x8], bf16 in, f32 out. Lane = g * 4 + q: c[0..1] is row g, columns 2q..2q+1; c[2..3] row g + 8.
+__device__ __forceinline__ void mma_16x8x16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// 16 bytes that are read once: kept out of L1.
+__device__ __forceinline__ uint4 load_streaming(const void* p) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3},[%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+  return v;
+}
+
+__device__ __forceinline__ u32 pack_bf16(float lo, float hi) {
+  __nv_bfloat162 pair = __floats2bfloat162_rn(lo, hi);
+  return *reinterpret_cast<u32*>(&pair);
+}
+__device__ __forceinline__ float2 unpack_bf16(u32 pair) { return __bfloat1622float2(*reinterpret_cast<__nv_bfloat162*>(&pair)); }
+
+__device__ __forceinline__ float warp_sum(float v) {
+#pragma unroll
+  for (int d = 16; d; d >>= 1) v += __shfl_xor_sync(~0u, v, d);
+  return v;
+}
+__device__ __forceinline__ float warp_max(float v) {
+#pragma unroll
+  for (int d = 16; d; d >>= 1) v = fmaxf(v, __shfl_xor_sync(~0u, v, d));
+  return v;
+}
+
+// x * sigmoid(x), or GELU by its tanh approximation.
+__device__ __forceinline__ float activate(float x, int gelu) {
+  if (gelu) return 0.5f * x * (1.f + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x)));
+  return x / (1.f + __expf(-x));
+}
+
+// The device's memory of the running sequences, one array of words (src/state.rs lays it out): the token table
+// [rows][max_len], the block tables [rows][max_blocks], the sampling parameters [rows][SAMPLING_WORDS].
+struct State {
+  u32* words;
+  u64 blocks_at;    // first word of the block tables
+  u64 sampling_at;  // first word of the sampling parameters
+  int max_len;
+  int max_blocks;
+};
+#define SAMPLING_WORDS 8  // temperature, top_k, top_p, min_p, seed low, seed high, unused, unused
+
+__device__ __forceinline__ const u32* tokens_of(const State& s, int row) { return s.words + (u64)row * s.max_len; }
+__device__ __forceinline__ const int* blocks_of(const State& s, int row) {
+  return reinterpret_cast<const int*>(s.words + s.blocks_at) + (u64)row * s.max_blocks;
+}

@@ -1,0 +1,195 @@
+// Products of a few rows with a weight matrix: y[M, N] = x[M, K] . W[N, K]^T for M up to 16, with what stands before and after fused.
+//
+// Must move N * K * 2 bytes of weights once; everything else is small. One block per multiprocessor stays for all its tiles. A producer
+// warp streams tiles of 16 rows x 512 columns by bulk copies into a ring in shared memory, and starts before the previous kernel is
+// done, since weights do not depend on it; eight consumer warps split each tile's columns and multiply on the tensor cores. x is
+// brought to shared memory once, normalised on the way.
+#include "common.cuh"
+
+#define TILE_ROWS 16
+#define TILE_COLUMNS 512
+#define CONSUMERS 256
+#define ROW_BYTES (TILE_COLUMNS * 2 + 64)  // 64 more than a multiple of 128: 16-byte reads of neighbouring rows meet no bank twice
+#define STAGE_BYTES (TILE_ROWS * ROW_BYTES)
+#define MAX_STAGES 12
+
+enum { OUT_STORE = 0, OUT_RESIDUAL = 1, OUT_GATED = 2, OUT_LOGITS = 3 };
+
+struct Gemv {
+  const bf16* weights;       // [N, K]
+  const bf16* x;             // [*, K]
+  const int* x_rows;         // null, or which rows of x
+  const float* norm_weight;  // null: x as it is; else rmsnorm(x) * norm_weight
+  const float* bias;         // null, or [N]
+  void* out;                 // bf16 [M, N] | bf16 residual [M, N] | bf16 [M, N / 2] | f32 [M, N]
+  float epsilon;
+  float softcap;             // of logits; 0 is none
+  int M, N, K, stages, mode, gelu;
+};
+
+__device__ __forceinline__ void barrier_wait(u32 barrier, u32 phase) {
+  u32 done;
+  do {
+    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }" : "=r"(done) : "r"(barrier), "r"(phase) : "memory");
+  } while (!done);
+  __syncwarp();  // lanes leave the loop at different times; what follows needs the whole warp
+}
+__device__ __forceinline__ void consumers_sync() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
+
+template <int NT>
+__device__ __forceinline__ void load_x(const Gemv& a, unsigned char* xs, int x_stride, float (*partial)[NT * 8]) {
+  const int chunks = a.K / 8;
+  float squares[NT * 8] = {};
+#pragma unroll
+  for (int m = 0; m < NT * 8; m++) {
+    if (m >= a.M) break;
+    const uint4* from = reinterpret_cast<const uint4*>(a.x + (u64)(a.x_rows ? a.x_rows[m] : m) * a.K);
+    uint4* to = reinterpret_cast<uint4*>(xs + m * x_stride);
+    for (int i = threadIdx.x; i < chunks; i += CONSUMERS) {
+      const uint4 v = from[i];
+      to[i] = v;
+      const u32* pairs = reinterpret_cast<const u32*>(&v);
+#pragma unroll
+      for (int j = 0; j < 4; j++) { const float2 f = unpack_bf16(pairs[j]); squares[m] += f.x * f.x + f.y * f.y; }
+    }
+  }
+  if (a.norm_weight) {
+#pragma unroll
+    for (int m = 0; m < NT * 8; m++) {
+      if (m >= a.M) break;
+      const float s = warp_sum(squares[m]);
+      if ((threadIdx.x & 31) == 0) partial[threadIdx.x >> 5][m] = s;
+    }
+    consumers_sync();
+#pragma unroll
+    for (int m = 0; m < NT * 8; m++) {
+      if (m >= a.M) break;
+      float s = 0.f;
+#pragma unroll
+      for (int w = 0; w < 8; w++) s += partial[w][m];
+      const float scale = rsqrtf(s / a.K + a.epsilon);
+      uint4* row = reinterpret_cast<uint4*>(xs + m * x_stride);
+      for (int i = threadIdx.x; i < chunks; i += CONSUMERS) {  // the chunks this thread stored itself
+        const float4* w = reinterpret_cast<const float4*>(a.norm_weight) + i * 2;
+        const float4 w0 = w[0], w1 = w[1];
+        uint4 v = row[i];
+        float2 f;
+        f = unpack_bf16(v.x); v.x = pack_bf16(f.x * scale * w0.x, f.y * scale * w0.y);
+        f = unpack_bf16(v.y); v.y = pack_bf16(f.x * scale * w0.z, f.y * scale * w0.w);
+        f = unpack_bf16(v.z); v.z = pack_bf16(f.x * scale * w1.x, f.y * scale * w1.y);
+        f = unpack_bf16(v.w); v.w = pack_bf16(f.x * scale * w1.z, f.y * scale * w1.w);
+        row[i] = v;
+      }
+    }
+  }
+  consumers_sync();
+}
+
+template <int NT>
+__device__ __forceinline__ void gemv_body(const Gemv& a) {
+  extern __shared__ __align__(128) unsigned char ring[];
+  __shared__ __align__(8) u64 barriers[2 * MAX_STAGES];
+  __shared__ float partial[8][TILE_ROWS][NT * 8 + 1];
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
+  const int tiles = (a.N + TILE_ROWS - 1) / TILE_ROWS, column_blocks = (a.K + TILE_COLUMNS - 1) / TILE_COLUMNS;
+  const u32 ring_at = (u32)__cvta_generic_to_shared(ring);
+  const u32 full = (u32)__cvta_generic_to_shared(barriers), empty = full + 8 * MAX_STAGES;
+  // x stands after the ring; its row stride is 64 more than a multiple of 128 bytes.
+  unsigned char* xs = ring + a.stages * STAGE_BYTES;
+  const int x_stride = (a.K * 2 + 127) / 128 * 128 + 64;
+  let_next_start();
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < a.stages; i++) {
+      asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(full + 8 * i));
+      asm volatile("mbarrier.init.shared::cta.b64 [%0], 8;" ::"r"(empty + 8 * i));
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  __syncthreads();
+  int stage = 0;
+  u32 phase = 0;
+  if (warp == 8) {
+    for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
+      const int rows = min(TILE_ROWS, a.N - t * TILE_ROWS);
+      for (int b = 0; b < column_blocks; b++) {
+        const u32 bytes = min(TILE_COLUMNS, a.K - b * TILE_COLUMNS) * 2;
+        barrier_wait(empty + 8 * stage, phase ^ 1);
+        if (lane == 0) asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(full + 8 * stage), "r"(bytes * rows) : "memory");
+        __syncwarp();
+        if (lane < rows)
+          asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(ring_at + stage * STAGE_BYTES + lane * ROW_BYTES),
+                       "l"(a.weights + (u64)(t * TILE_ROWS + lane) * a.K + b * TILE_COLUMNS), "r"(bytes), "r"(full + 8 * stage)
+                       : "memory");
+        if (++stage == a.stages) { stage = 0; phase ^= 1; }
+      }
+    }
+    return;
+  }
+  wait_for_previous();
+  load_x<NT>(a, xs, x_stride, reinterpret_cast<float(*)[NT * 8]>(&partial[0][0][0]));
+  for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
+    float acc[NT][4] = {};
+    for (int b = 0; b < column_blocks; b++) {
+      barrier_wait(full + 8 * stage, phase);
+      const unsigned char* base = ring + stage * STAGE_BYTES + g * ROW_BYTES;
+#pragma unroll
+      for (int u = 0; u < 2; u++) {
+        const int in_block = warp * 64 + u * 32, column = b * TILE_COLUMNS + in_block;
+        if (column >= a.K) break;
+        // Within 32 columns the k index is permuted alike for W and x, so that a lane's fragments are 8 neighbours. Columns past K
+        // hold what an earlier tile left: both factors are set to zero.
+        const bool inside = column + q * 8 < a.K;
+        uint4 w0 = make_uint4(0, 0, 0, 0), w1 = w0;
+        if (inside) {
+          w0 = *reinterpret_cast<const uint4*>(base + (in_block + q * 8) * 2);
+          w1 = *reinterpret_cast<const uint4*>(base + 8 * ROW_BYTES + (in_block + q * 8) * 2);
+        }
+        const u32 a0[4] = {w0.x, w1.x, w0.y, w1.y}, a1[4] = {w0.z, w1.z, w0.w, w1.w};
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+          uint4 v = make_uint4(0, 0, 0, 0);
+          if (inside && n * 8 + g < a.M) v = *reinterpret_cast<const uint4*>(xs + (n * 8 + g) * x_stride + (column + q * 8) * 2);
+          __syncwarp();
+          mma_16x8x16(acc[n], a0, v.x, v.y);
+          mma_16x8x16(acc[n], a1, v.z, v.w);
+        }
+      }
+      __syncwarp();
+      if (lane == 0) asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(empty + 8 * stage) : "memory");
+      if (++stage == a.stages) { stage = 0; phase ^= 1; }
+    }
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) partial[warp][g + (e >> 1) * 8][n * 8 + q * 2 + (e & 1)] = acc[n][e];
+    __syncwarp();
+    consumers_sync();
+    for (int i = threadIdx.x; i < TILE_ROWS * NT * 8; i += CONSUMERS) {
+      const int r = i % TILE_ROWS, m = i / TILE_ROWS, n = t * TILE_ROWS + r;
+      if (m >= a.M || n >= a.N) continue;
+      float sum = 0.f;
+#pragma unroll
+      for (int k = 0; k < 8; k++) sum += partial[k][r][m];
+      if (a.bias) sum += a.bias[n];
+      if (a.mode == OUT_STORE) {
+        reinterpret_cast<bf16*>(a.out)[(u64)m * a.N + n] = __float2bfloat16(sum);
+      } else if (a.mode == OUT_RESIDUAL) {
+        bf16* to = reinterpret_cast<bf16*>(a.out) + (u64)m * a.N + n;
+        *to = __float2bfloat16(__bfloat162float(*to) + sum);
+      } else if (a.mode == OUT_GATED) {
+        if (r < 8) {
+          float up = 0.f;
+#pragma unroll
+          for (int k = 0; k < 8; k++) up += partial[k][r + 8][m];
+          reinterpret_cast<bf16*>(a.out)[(u64)m * (a.N / 2) + t * 8 + r] = __float2bfloat16(activate(sum, a.gelu) * up);
+        }
+      } else {
+        if (a.softcap > 0.f) sum = a.softcap * tanhf(sum / a.softcap);
+        reinterpret_cast<float*>(a.out)[(u64)m * a.N + n] = sum;
+      }
+    }
+    consumers_sync();
+  }
+}
+extern "C" __global__ void __launch_bounds__(288, 1) gemv_8(const __grid_constant__ Gemv a) { gemv_body<1>(a); }
+extern "C" __global__ void __launch_bounds__(288, 1) gemv_16(const __grid_constant__ Gemv a) { gemv_body<2>(a); }

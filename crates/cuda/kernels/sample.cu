@@ -1,0 +1,219 @@
+// The choice of tokens on the device, as powertrain-sampling defines it: the lowest surviving logit, then a Gumbel-max draw on Philox words
+// keyed by (seed, position, token). Rows that need more (penalties, bias, log-probabilities) are the host's.
+#include "common.cuh"
+
+// What happens with a row's logits; per sampled row.
+enum { ROW_UNUSED = 0, ROW_GREEDY = 1, ROW_DRAW = 2, ROW_HOST = 3 };
+#define DAMAGED 0xffffffffu
+
+// Ordered like the floats they come from; NaN aside.
+__device__ __forceinline__ u32 key_of(float x) {
+  const u32 bits = __float_as_uint(x == 0.f ? 0.f : x);  // -0 equals 0
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+__device__ __forceinline__ float of_key(u32 key) { return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
+
+// The token follows at position + 1: into the row's token table for the next step, and to the host.
+__device__ __forceinline__ void deliver(const State& state, int row, int position, u32 token, u32* result, int place) {
+  if (token != DAMAGED && position + 1 < state.max_len) state.words[(u64)row * state.max_len + position + 1] = token;
+  result[place] = token;
+}
+__device__ __forceinline__ u32* result_of(const u32* header) { return *reinterpret_cast<u32* const*>(header + 2); }
+
+// The highest logit of each row, its lowest token among equals; NaN and +inf make it DAMAGED. Greedy rows are delivered.
+// Grid (splits, rows); the last block of a row finishes it. `best` and `arrivals` start at zero and are left so.
+// Reads vocab * 4 bytes a row.
+extern "C" __global__ void __launch_bounds__(256) choose_greedy(State state, const u32* header, const int* mode, const int* row, const int* position, const float* logits, u64* best, u32* arrivals,
+                                                                float* highest, u32* likeliest, int vocab) {
+  __shared__ u64 warp_best[8];
+  __shared__ u32 warp_bad[8];
+  let_next_start();
+  wait_for_previous();
+  const int s = blockIdx.y;
+  if (mode[s] == ROW_UNUSED || mode[s] == ROW_HOST) return;
+  const float* z = logits + (u64)s * vocab;
+  const int per = ((vocab + gridDim.x - 1) / gridDim.x + 3) / 4 * 4, begin = blockIdx.x * per, end = min(vocab, begin + per);
+  u64 mine = 0;
+  u32 bad = 0;
+  auto take = [&](float x, int i) {
+    if (!(x < INFINITY)) bad = 1;
+    const u64 packed = ((u64)key_of(x) << 32) | (u32)~i;
+    if (packed > mine) mine = packed;
+  };
+  if (vocab % 4 == 0) {
+#pragma unroll 4
+    for (int i = begin + threadIdx.x * 4; i < end; i += 1024) {
+      const float4 v = *reinterpret_cast<const float4*>(z + i);
+      take(v.x, i); take(v.y, i + 1); take(v.z, i + 2); take(v.w, i + 3);
+    }
+  } else {
+    for (int i = begin + threadIdx.x; i < end; i += 256) take(z[i], i);
+  }
+#pragma unroll
+  for (int d = 16; d; d >>= 1) {
+    const u64 other = __shfl_xor_sync(~0u, mine, d);
+    if (other > mine) mine = other;
+    bad |= __shfl_xor_sync(~0u, bad, d);
+  }
+  if ((threadIdx.x & 31) == 0) { warp_best[threadIdx.x >> 5] = mine; warp_bad[threadIdx.x >> 5] = bad; }
+  __syncthreads();
+  if (threadIdx.x) return;
+  for (int w = 1; w < 8; w++) {
+    if (warp_best[w] > mine) mine = warp_best[w];
+    bad |= warp_bad[w];
+  }
+  if (bad) mine = ~0ull;  // above every finite key, and it stays
+  atomicMax(best + s, mine);
+  __threadfence();
+  if (atomicAdd(arrivals + s, 1) != gridDim.x - 1) return;
+  __threadfence();
+  const u64 won = atomicExch(best + s, 0ull);
+  arrivals[s] = 0;
+  const float top = won == ~0ull ? -INFINITY : of_key((u32)(won >> 32));
+  const u32 token = won == ~0ull || top == -INFINITY ? DAMAGED : ~(u32)won;
+  highest[s] = top;
+  likeliest[s] = token;
+  if (mode[s] == ROW_GREEDY || token == DAMAGED) deliver(state, row[s], position[s], token, result_of(header), s);
+}
+
+__device__ __forceinline__ void philox(u32 block, u32 position, u32 k0, u32 k1, u32 (&out)[4]) {
+  u32 c0 = block, c1 = position, c2 = 0, c3 = 0;
+#pragma unroll
+  for (int r = 0; r < 10; r++) {
+    const u32 h0 = __umulhi(0xD2511F53u, c0), l0 = 0xD2511F53u * c0, h1 = __umulhi(0xCD9E8D57u, c2), l1 = 0xCD9E8D57u * c2;
+    c0 = h1 ^ c1 ^ k0; c1 = l1; c2 = h0 ^ c3 ^ k1; c3 = l0;
+    k0 += 0x9E3779B9u; k1 += 0xBB67AE85u;
+  }
+  out[0] = c0; out[1] = c1; out[2] = c2; out[3] = c3;
+}
+
+#define DRAW_THREADS 1024
+#define FAN 15  // thresholds tried in one pass: four bits of the key
+
+// Per threshold, the count (or the probability mass) of logits at or above it; the same sum in every thread.
+template <bool MASS>
+__device__ __forceinline__ void measure(const float* z, int vocab, const u32 (&threshold)[FAN], u32 floor, float max, float inverse_temperature, double (&total)[FAN], double (*shared)[FAN]) {
+  float sum[FAN] = {};
+  for (int i = threadIdx.x; i < vocab; i += DRAW_THREADS) {
+    const float x = z[i];
+    const u32 key = key_of(x);
+    if (key < floor) continue;
+    const float w = MASS ? __expf((x - max) * inverse_temperature) : 1.f;
+#pragma unroll
+    for (int f = 0; f < FAN; f++) sum[f] += key >= threshold[f] ? w : 0.f;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int f = 0; f < FAN; f++) {
+    double s = sum[f];
+#pragma unroll
+    for (int d = 16; d; d >>= 1) s += __shfl_xor_sync(~0u, s, d);
+    if ((threadIdx.x & 31) == 0) shared[threadIdx.x >> 5][f] = s;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int f = 0; f < FAN; f++) {
+    double s = 0;
+    for (int w = 0; w < DRAW_THREADS / 32; w++) s += shared[w][f];
+    total[f] = s;
+  }
+}
+
+// The highest key such that what lies at or above it measures at least `wanted`: eight passes, four bits each.
+template <bool MASS>
+__device__ __forceinline__ u32 search(const float* z, int vocab, u32 floor, double wanted, float max, float inverse_temperature, double (*shared)[FAN]) {
+  u32 found = 0;
+  for (int shift = 28; shift >= 0; shift -= 4) {
+    u32 threshold[FAN];
+    double total[FAN];
+#pragma unroll
+    for (int f = 0; f < FAN; f++) threshold[f] = found + ((u32)(f + 1) << shift);
+    measure<MASS>(z, vocab, threshold, floor, max, inverse_temperature, total, shared);
+    u32 step = 0;
+#pragma unroll
+    for (int f = 0; f < FAN; f++) if (total[f] >= wanted) step = f + 1;
+    found += step << shift;
+  }
+  return found;
+}
+
+// Rows that draw: top-k, top-p and min-p as one lowest key, then the highest score. One block a row; 2 to 18 passes over vocab * 4 bytes in L2.
+extern "C" __global__ void __launch_bounds__(DRAW_THREADS) choose_drawn(State state, const u32* header, const int* mode, const int* row, const int* position, const float* logits, const float* highest,
+                                                                        const u32* likeliest, int vocab) {
+  __shared__ double shared[DRAW_THREADS / 32][FAN];
+  __shared__ double warp_score[DRAW_THREADS / 32];
+  __shared__ u32 warp_token[DRAW_THREADS / 32];
+  let_next_start();
+  wait_for_previous();
+  const int s = blockIdx.x;
+  if (mode[s] != ROW_DRAW || likeliest[s] == DAMAGED) return;
+  const float* z = logits + (u64)s * vocab;
+  const u32* parameters = state.words + state.sampling_at + (u64)row[s] * SAMPLING_WORDS;
+  const float temperature = __uint_as_float(parameters[0]), top_p = __uint_as_float(parameters[2]), min_p = __uint_as_float(parameters[3]);
+  const u32 top_k = parameters[1], k0 = parameters[4], k1 = parameters[5], at = position[s] + 1;
+  const float max = highest[s], inverse_temperature = 1.f / temperature;
+  u32 floor = key_of(-3.402823466e38f);
+  if (top_k > 0 && top_k < (u32)vocab) {
+    const u32 found = search<false>(z, vocab, floor, top_k, max, inverse_temperature, shared);
+    if (found > floor) floor = found;
+  }
+  if (top_p < 1.f) {
+    const u32 everything[FAN] = {};
+    double total[FAN];
+    measure<true>(z, vocab, everything, floor, max, inverse_temperature, total, shared);
+    const u32 found = search<true>(z, vocab, floor, (double)top_p * total[0], max, inverse_temperature, shared);
+    if (found > floor) floor = found;
+  }
+  if (min_p > 0.f) {
+    const double exact = (double)max + (double)temperature * log((double)min_p);
+    const u32 found = key_of(__double2float_ru(exact));
+    if (found > floor) floor = found;
+  }
+  if (floor > key_of(max)) floor = key_of(max);
+
+  u32 words[4];
+  auto score = [&](float x, u32 word) {
+    const double w = (word + 0.5) / 4294967296.0;
+    return (double)x / (double)temperature - log(-log1p(-w));
+  };
+  u32 token = likeliest[s];
+  philox(token / 4, at, k0, k1, words);
+  double best = score(max, words[token % 4]);
+  float reach = __double2float_rd(best);
+  for (int block = threadIdx.x; block * 4 < vocab; block += DRAW_THREADS) {
+    float x[4];
+    bool any = false;
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      x[j] = block * 4 + j < vocab ? z[block * 4 + j] : -INFINITY;
+      // No Gumbel number exceeds 22.9; the slack covers rounding.
+      const float scaled = x[j] * inverse_temperature;
+      any |= key_of(x[j]) >= floor && !(scaled + 23.f + 1e-3f + 1e-6f * fabsf(scaled) < reach);
+    }
+    if (!any) continue;
+    philox(block, at, k0, k1, words);
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      if (block * 4 + j >= vocab || key_of(x[j]) < floor) continue;
+      const float scaled = x[j] * inverse_temperature;
+      // gumbel <= -ln(w), by the exponent of w alone.
+      const float bound = (__clz(words[j]) + 1) * 0.69314718f;
+      if (scaled + bound + 1e-3f + 1e-6f * fabsf(scaled) < reach) continue;
+      const double candidate = score(x[j], words[j]);
+      const u32 id = block * 4 + j;
+      if (candidate > best || (candidate == best && id < token)) { best = candidate; token = id; reach = __double2float_rd(best); }
+    }
+  }
+#pragma unroll
+  for (int d = 16; d; d >>= 1) {
+    const double other = __shfl_xor_sync(~0u, best, d);
+    const u32 id = __shfl_xor_sync(~0u, token, d);
+    if (other > best || (other == best && id < token)) { best = other; token = id; }
+  }
+  if ((threadIdx.x & 31) == 0) { warp_score[threadIdx.x >> 5] = best; warp_token[threadIdx.x >> 5] = token; }
+  __syncthreads();
+  if (threadIdx.x) return;
+  for (int w = 1; w < DRAW_THREADS / 32; w++)
+    if (warp_score[w] > best || (warp_score[w] == best && warp_token[w] < token)) { best = warp_score[w]; token = warp_token[w]; }
+  deliver(state, row[s], position[s], token, result_of(header), s);
+}

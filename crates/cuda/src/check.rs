@@ -1,0 +1,162 @@
+//! Every way a product is computed, against f64 on the CPU, on the device at hand.
+//!
+//! Attention and sampling are checked through the executor, by `examples/cuda_check.rs`.
+
+use crate::{
+    CudaError,
+    driver::{Buffer, Context, Stream},
+    kernels::{Kernels, fill_random},
+    matmul::{Matmul, Matrix, Output, Product},
+    weights::bf16_bits,
+};
+
+/// One comparison.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    /// What was compared.
+    pub case: String,
+    /// `|out - reference| / |reference|` over all elements.
+    pub relative_error: f64,
+    /// What it may be at most.
+    pub allowed: f64,
+}
+
+impl Finding {
+    /// Whether it is within bounds; NaN is not.
+    pub fn passes(&self) -> bool {
+        self.relative_error <= self.allowed
+    }
+}
+
+fn widen(bits: u16) -> f64 {
+    f64::from(f32::from_bits(u32::from(bits) << 16))
+}
+
+/// Computes products of many shapes in every mode, with and without cuBLASLt.
+///
+/// # Errors
+/// When the device cannot be used.
+pub fn products() -> Result<Vec<Finding>, CudaError> {
+    let context = Context::open(0)?;
+    let kernels = Kernels::load(&context)?;
+    let stream = Stream::create()?;
+    let rows_max = 144;
+    let matmul = Matmul::new(&context, rows_max, 16384, 8192)?;
+    let alone = Matmul::without_library(&context, rows_max, 16384, 8192)?;
+    let mut findings = Vec::new();
+    for (n, k) in [(48, 48), (96, 32), (104, 72), (256, 512), (960, 576), (576, 1536), (272, 8960), (4096, 1024)] {
+        let matrix = Matrix { buffer: Buffer::allocate(&context, n * k * 2, "check")?, rows: n, columns: k };
+        let half_width = (3.0 / k as f32).sqrt();
+        fill_random(&kernels, &stream, matrix.buffer.pointer(), (n * k) as u64, half_width, 7)?;
+        let x = Buffer::allocate(&context, rows_max * k * 2, "check")?;
+        fill_random(&kernels, &stream, x.pointer(), (rows_max * k) as u64, 2.0, 11)?;
+        stream.wait()?;
+        let norm_weight: Vec<f32> = (0..k).map(|i| 0.5 + (i % 7) as f32 * 0.2).collect();
+        let bias: Vec<f32> = (0..n).map(|i| (i % 5) as f32 * 0.3 - 0.6).collect();
+        let (norm_buffer, bias_buffer) =
+            (Buffer::of(&context, &norm_weight, "check")?, Buffer::of(&context, &bias, "check")?);
+        let out = Buffer::allocate(&context, rows_max * n * 4, "check")?;
+        let shape = Shape {
+            weights: matrix.buffer.read::<u16>(0, n * k)?.into_iter().map(widen).collect(),
+            x: x.read::<u16>(0, rows_max * k)?.into_iter().map(widen).collect(),
+            norm_weight: &norm_weight,
+            bias: &bias,
+            n,
+            k,
+        };
+        let picked: Vec<u32> = (0..rows_max as u32).map(|i| (i * 5 + 3) % rows_max as u32).collect();
+        let picked_buffer = Buffer::of(&context, &picked, "check")?;
+        for m in [1, 2, 3, 5, 7, 8, 9, 16, 17, 33, 130] {
+            let modes = [
+                (Output::Store, false, false, false),
+                (Output::Store, true, true, false),
+                (Output::Residual, false, true, false),
+                (Output::Gated { gelu: false }, true, false, false),
+                (Output::Gated { gelu: true }, false, false, false),
+                (Output::Logits, true, false, true),
+            ];
+            for (output, norm, with_bias, pick) in modes {
+                if matches!(output, Output::Gated { .. }) && (n % 16 != 0 || with_bias) {
+                    continue;
+                }
+                for (name, matmul) in [("", &matmul), (" (no cuBLASLt)", &alone)] {
+                    if n * k > 1 << 20 && m > 40 && name.is_empty() {
+                        continue;
+                    }
+                    let poison = vec![bf16_bits(0.75); rows_max * n * 2];
+                    out.write(0, &poison)?;
+                    let product = Product {
+                        matrix: &matrix,
+                        x: x.pointer(),
+                        x_rows: if pick { picked_buffer.pointer() } else { 0 },
+                        norm: norm.then_some((norm_buffer.pointer(), 1e-5)),
+                        bias: if with_bias { bias_buffer.pointer() } else { 0 },
+                        out: out.pointer(),
+                        output,
+                        softcap: if output == Output::Logits && k == 72 { 3.0 } else { 0.0 },
+                        m,
+                    };
+                    matmul.run(&kernels, &stream, &product)?;
+                    stream.wait()?;
+                    let want = shape.reference(&product, norm, with_bias, if pick { Some(&picked) } else { None });
+                    let got: Vec<f64> = match output {
+                        Output::Logits => out.read::<f32>(0, want.len())?.into_iter().map(f64::from).collect(),
+                        _ => out.read::<u16>(0, want.len())?.into_iter().map(widen).collect(),
+                    };
+                    let difference: f64 = got.iter().zip(&want).map(|(a, b)| (a - b).powi(2)).sum();
+                    let size: f64 = want.iter().map(|b| b.powi(2)).sum();
+                    findings.push(Finding {
+                        case: format!("{output:?} norm {norm} bias {with_bias} m {m} n {n} k {k}{name}"),
+                        relative_error: (difference / size).sqrt(),
+                        allowed: 6e-3,
+                    });
+                }
+            }
+        }
+    }
+    Ok(findings)
+}
+
+struct Shape<'a> {
+    weights: Vec<f64>,
+    x: Vec<f64>,
+    norm_weight: &'a [f32],
+    bias: &'a [f32],
+    n: usize,
+    k: usize,
+}
+
+impl Shape<'_> {
+    fn reference(&self, product: &Product<'_>, norm: bool, with_bias: bool, picked: Option<&[u32]>) -> Vec<f64> {
+        let mut out = Vec::new();
+        for m in 0..product.m {
+            let row = picked.map_or(m, |picked| picked[m] as usize);
+            let mut x = self.x[row * self.k..(row + 1) * self.k].to_vec();
+            if norm {
+                let scale = 1.0 / (x.iter().map(|x| x * x).sum::<f64>() / self.k as f64 + 1e-5).sqrt();
+                x.iter_mut().zip(self.norm_weight).for_each(|(x, &w)| *x *= scale * f64::from(w));
+            }
+            let dot = |n: usize| -> f64 {
+                let weights = &self.weights[n * self.k..(n + 1) * self.k];
+                let sum: f64 = weights.iter().zip(&x).map(|(w, x)| w * x).sum();
+                sum + if with_bias { f64::from(self.bias[n]) } else { 0.0 }
+            };
+            match product.output {
+                Output::Store => out.extend((0..self.n).map(dot)),
+                Output::Residual => out.extend((0..self.n).map(|n| 0.75 + dot(n))),
+                Output::Logits if product.softcap > 0.0 => {
+                    let cap = f64::from(product.softcap);
+                    out.extend((0..self.n).map(|n| cap * (dot(n) / cap).tanh()));
+                }
+                Output::Logits => out.extend((0..self.n).map(dot)),
+                Output::Gated { gelu } => out.extend((0..self.n / 2).map(|i| {
+                    let at = i / 8 * 16 + i % 8;
+                    let (gate, up) = (dot(at), dot(at + 8));
+                    let inner = (2.0 / std::f64::consts::PI).sqrt() * (gate + 0.044715 * gate.powi(3));
+                    up * if gelu { 0.5 * gate * (1.0 + inner.tanh()) } else { gate / (1.0 + (-gate).exp()) }
+                })),
+            }
+        }
+        out
+    }
+}

@@ -1,0 +1,607 @@
+//! The executor: rows, steps in flight, graphs.
+//!
+//! A step costs the host one pass over its rows, one copy, and one launch of a captured graph (or, when it prefills, the launches
+//! of a pass). Sampled tokens stay on the device, where the next step finds them; the host reads them one step late from pinned
+//! memory. Only rows that need the host's sampler make the next launch wait.
+
+use crate::{
+    CudaError, CudaOptions,
+    driver::{Buffer, Context, Event, Graph, Pinned, Stream},
+    forward::{Forward, Pass, Workspace, qkv_width},
+    kernels::{Kernels, TILE_QUERIES},
+    matmul::{GEMV_ROWS, Matmul},
+    staging::{Arena, Changes, Layout, SampleMode},
+    weights::DeviceWeights,
+};
+use powertrain_model::{Model, spec::DecoderSpec};
+use powertrain_sampling::{History, Sampler, logprobs_of};
+use powertrain_step::*;
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+const NAME: &str = "cuda";
+/// Steps launched before the oldest is collected.
+const DEPTH: usize = 2;
+/// Device memory left to the driver: graphs, local memory, fragmentation.
+const RESERVE_BYTES: u64 = 768 << 20;
+/// Words of changes that one staged step holds; a step that brings more sends the rest ahead.
+const CHANGE_WORDS_MAX: usize = 4 << 20;
+/// A result of sample.cu: the row's logits were NaN or infinite.
+const DAMAGED: u32 = u32::MAX;
+
+/// Runs steps on one GPU.
+pub(crate) struct CudaExecutor {
+    // In the order in which they are dropped: graphs and buffers before the context.
+    graphs: HashMap<Pass, Graph>,
+    slots: Vec<StepSlot>,
+    forward: Forward,
+    _state: Buffer,
+    gather: Buffer,
+    stream: Stream,
+    context: Context,
+    facts: ExecutorFacts,
+    limits: StepLimits,
+    arena: Arena,
+    /// By row.
+    rows: Vec<Option<Row>>,
+    in_flight: VecDeque<InFlight>,
+    changes: Changes,
+    /// Tokens the host's sampler chose, to be brought to the device: row, position, token.
+    chosen: Vec<(u32, u32, TokenId)>,
+    sampler: Sampler,
+    next_slot: usize,
+    enforce_eager: bool,
+}
+
+/// What a step in flight uses on the host's side.
+struct StepSlot {
+    staged: Pinned,
+    results: Pinned,
+    /// Logits of rows the host samples; grown when first needed.
+    logits: Pinned,
+    done: Event,
+}
+
+/// A running sequence as the host sees it.
+struct Row {
+    prompt: Arc<[TokenId]>,
+    prompt_len: u32,
+    sampling: Arc<SamplingParams>,
+    prompt_logprobs: Option<u8>,
+    blocks: u32,
+    /// Kept when the host samples this row.
+    history: Option<History>,
+}
+
+struct InFlight {
+    step: u64,
+    slot: usize,
+    entries: Vec<Entry>,
+    /// Whether the host's rows were sampled.
+    resolved: bool,
+}
+
+struct Entry {
+    row: RowId,
+    /// Position of the last token computed.
+    last: u32,
+    sample: Option<Sample>,
+    result: Result<RowOutput, RowError>,
+}
+
+struct Sample {
+    /// Which of the step's samples.
+    index: usize,
+    /// Which row of the slot's host logits, when the host samples.
+    host_logits: Option<usize>,
+}
+
+impl Row {
+    /// Who chooses the token after `position`.
+    fn mode(&self, position: u32) -> SampleMode {
+        let s = &self.sampling;
+        let generated = (position + 1).saturating_sub(self.prompt_len);
+        let held_back = generated < s.min_tokens && !s.suppressed.is_empty();
+        if held_back || needs_host(s) {
+            SampleMode::Host
+        } else if s.temperature > 0.0 {
+            SampleMode::Draw
+        } else {
+            SampleMode::Greedy
+        }
+    }
+}
+
+/// Whether every token of such a sequence is the host sampler's.
+fn needs_host(s: &SamplingParams) -> bool {
+    s.logprobs.is_some() || s.uses_history() || !s.logit_bias.is_empty()
+}
+
+impl CudaExecutor {
+    pub(crate) fn load(model: &Model, limits: &StepLimits, options: &CudaOptions) -> Result<Self, CudaError> {
+        let spec = model.spec();
+        check_settings(limits, options)?;
+        check_spec(spec)?;
+        let context = Context::open(options.ordinal)?;
+        let kernels = Kernels::load(&context)?;
+        let stream = Stream::create()?;
+        let (free_before, total) = context.memory()?;
+        let weights = DeviceWeights::load(&context, &kernels, &stream, model)?;
+        let (sequences, tokens) = (limits.max_num_seqs as usize, limits.max_num_batched_tokens as usize);
+        let tokens = padded_tokens(tokens.max(bucket(sequences)));
+        let samples = bucket(sequences);
+        let workspace = Workspace::allocate(&context, &stream, spec, tokens, samples, samples)?;
+        let widest_output = spec.layers.iter().map(|l| (2 * l.feed_forward.hidden_size).max(qkv_width(l))).max();
+        let widest_output = widest_output.unwrap_or(0).max(spec.hidden_size);
+        let matmul = Matmul::new(&context, tokens, spec.hidden_size, widest_output)?;
+        let arena = Arena::new(limits);
+        let state = Buffer::allocate(&context, arena.words() * 4, "the token and block tables")?;
+        state.clear(&stream)?;
+        // At most one tile of each kind more than whole ones per row.
+        let tiles = tokens / TILE_QUERIES as usize + sequences + 1;
+        let layout = Layout { tokens, samples, tiles };
+        let staged_words = layout.fixed_words() + CHANGE_WORDS_MAX;
+        let staged = Buffer::allocate(&context, staged_words * 4, "the staged step")?;
+        let slots = (0..DEPTH).map(|_| StepSlot::new(staged_words, samples)).collect::<Result<Vec<_>, _>>()?;
+
+        let position_bytes: usize = spec.layers.iter().map(|l| l.attention.kv_heads * l.attention.head_dim * 4).sum();
+        let block_bytes = position_bytes * limits.block_size as usize;
+        let (free, _) = context.memory()?;
+        let budget = match options.kv_cache_bytes {
+            Some(bytes) => bytes,
+            None => {
+                let allowed = (total as f64 * f64::from(options.gpu_memory_utilization)) as u64;
+                let others = total - free_before;
+                allowed.saturating_sub(others + (free_before - free) + RESERVE_BYTES)
+            }
+        };
+        // One block more than the scheduler knows: the idle row's.
+        let kv_blocks = (budget / block_bytes as u64).min(u64::from(u32::MAX)).saturating_sub(1) as u32;
+        let needed = limits.max_model_len.div_ceil(limits.block_size);
+        if kv_blocks < needed {
+            return Err(CudaError::OutOfMemory {
+                what: "KV cache for one sequence of --max-model-len",
+                needed_mib: (u64::from(needed) * block_bytes as u64) >> 20,
+                free_mib: budget >> 20,
+                remedy: format!(
+                    "lower --max-model-len to {}, or raise --gpu-memory-utilization above {}",
+                    kv_blocks * limits.block_size,
+                    options.gpu_memory_utilization
+                ),
+            });
+        }
+        let layer_bytes =
+            spec.layers.iter().map(|l| l.attention.kv_heads * l.attention.head_dim * 2).max().unwrap_or(0)
+                * limits.block_size as usize
+                * (kv_blocks as usize + 1);
+        let cache = Buffer::allocate(&context, layer_bytes * 2 * spec.layers.len(), "the KV cache")?;
+        cache.clear(&stream)?;
+        stream.wait()?;
+        let idle_blocks = vec![kv_blocks; arena.max_blocks];
+        state.write((arena.blocks_at() + arena.idle_row() as usize * arena.max_blocks) * 4, &idle_blocks)?;
+
+        let facts = ExecutorFacts {
+            executor: NAME,
+            device: format!("{}, {}", context.name, matmul.library()),
+            threads: 1,
+            simd: format!("sm_{}{}", context.capability.0, context.capability.1),
+            weights_bytes: weights.bytes(),
+            kv_cache_bytes: u64::from(kv_blocks) * block_bytes as u64,
+            kv_bytes_per_token: position_bytes as u64,
+            kv_dtype: "bf16",
+            kv_blocks,
+            depth: DEPTH as u32,
+        };
+        let forward = Forward {
+            spec: spec.clone(),
+            kernels,
+            weights,
+            matmul,
+            workspace,
+            state: arena.state(state.pointer()),
+            staged,
+            cache,
+            cache_layer_bytes: layer_bytes,
+            block_size: limits.block_size as usize,
+        };
+        Ok(Self {
+            graphs: HashMap::new(),
+            slots,
+            forward,
+            _state: state,
+            gather: Buffer::allocate(&context, samples * 4, "the workspace of a step")?,
+            stream,
+            context,
+            facts,
+            limits: *limits,
+            arena,
+            rows: (0..sequences).map(|_| None).collect(),
+            in_flight: VecDeque::new(),
+            changes: Changes::default(),
+            chosen: Vec::new(),
+            sampler: Sampler::new(spec.vocab_size),
+            next_slot: 0,
+            enforce_eager: options.enforce_eager,
+        })
+    }
+
+    fn start(&mut self, plan: &StepPlan) -> Result<(), CudaError> {
+        let step = plan.step;
+        for &row in &plan.released {
+            self.rows[row.0 as usize] = None;
+        }
+        self.changes.clear();
+        // Rows that start over bring all their tokens; what was chosen for their earlier lives is void.
+        for (row, position, token) in std::mem::take(&mut self.chosen) {
+            let restarted = plan.started.iter().any(|start| start.row.0 == row);
+            if !restarted && position < self.limits.max_model_len {
+                self.changes.set(row as usize * self.arena.max_len + position as usize, [token]);
+            }
+        }
+        for start in &plan.started {
+            self.start_row(start)?;
+        }
+        for &(row, block) in &plan.appended {
+            let place = self.rows[row.0 as usize].as_mut().expect("a block is appended to a row that lives");
+            let at = self.arena.blocks_at() + row.0 as usize * self.arena.max_blocks + place.blocks as usize;
+            assert!((place.blocks as usize) < self.arena.max_blocks && block.0 < self.facts.kv_blocks);
+            place.blocks += 1;
+            self.changes.set(at, [block.0]);
+        }
+        let slot = self.next_slot;
+        self.next_slot = (slot + 1) % DEPTH;
+        let (pass, entries) = self.stage(plan, slot);
+        if self.changes.words() > CHANGE_WORDS_MAX {
+            self.send_changes_ahead()?;
+        }
+        let results_at = self.slots[slot].results.device_address();
+        let staged = self.slots[slot].staged.words_mut();
+        let words = self.changes.write(&pass.layout, results_at, staged);
+        self.stream.copy_to_device(&self.forward.staged, &self.slots[slot].staged, words)?;
+        self.run(&pass)?;
+        self.fetch_host_logits(slot, &entries)?;
+        let mut in_flight = InFlight { step, slot, entries, resolved: false };
+        self.score_prompts(plan, &mut in_flight)?;
+        self.slots[slot].done.record(&self.stream)?;
+        self.in_flight.push_back(in_flight);
+        Ok(())
+    }
+
+    fn start_row(&mut self, start: &RowStart) -> Result<(), CudaError> {
+        let row = start.row.0;
+        assert!(start.tokens.len() <= self.arena.max_len, "a row starts with more tokens than --max-model-len");
+        let (prompt, generated) = start.tokens.split_at(start.prompt_len as usize);
+        let host = needs_host(&start.sampling) || start.sampling.min_tokens > 0;
+        self.rows[row as usize] = Some(Row {
+            prompt: start.tokens.clone(),
+            prompt_len: start.prompt_len,
+            sampling: start.sampling.clone(),
+            prompt_logprobs: start.prompt_logprobs,
+            blocks: 0,
+            history: host.then(|| History::counting(start.sampling.uses_history(), prompt, generated)),
+        });
+        if self.changes.words() + start.tokens.len() > CHANGE_WORDS_MAX {
+            self.send_changes_ahead()?;
+        }
+        self.changes.set(row as usize * self.arena.max_len, start.tokens.iter().copied());
+        self.changes.set_sampling(&self.arena, row, &start.sampling);
+        Ok(())
+    }
+
+    /// Sends the changes so far by themselves and waits: only for steps that bring more than the staged buffer holds.
+    fn send_changes_ahead(&mut self) -> Result<(), CudaError> {
+        let layout = Layout { tokens: 0, samples: 0, tiles: 0 };
+        let mut words = Pinned::allocate(layout.fixed_words() + self.changes.words())?;
+        assert!(words.words().len() * 4 <= self.forward.staged.bytes(), "more changes than a step can bring");
+        let count = self.changes.write(&layout, 0, words.words_mut());
+        self.stream.copy_to_device(&self.forward.staged, &words, count)?;
+        self.forward.apply_changes(&self.stream)?;
+        self.stream.wait()?;
+        self.changes.clear();
+        Ok(())
+    }
+
+    /// Writes the step's arrays. Single positions come first: the decode kernel takes them as one batch.
+    fn stage(&mut self, plan: &StepPlan, slot: usize) -> (Pass, Vec<Entry>) {
+        let decodes = plan.work.iter().filter(|work| work.len == 1).count();
+        let tokens: usize = plan.work.iter().map(|work| work.len as usize).sum();
+        let samples = plan.work.iter().filter(|work| work.sample).count();
+        let pure_decode = decodes == plan.work.len();
+        let tiles: usize = plan.work.iter().filter(|w| w.len > 1).map(|w| w.len.div_ceil(TILE_QUERIES) as usize).sum();
+        let layout = if plan.work.is_empty() {
+            Layout { tokens: 0, samples: 0, tiles: 0 }
+        } else if pure_decode {
+            Layout { tokens: bucket(tokens), samples: bucket(tokens), tiles: 0 }
+        } else {
+            Layout { tokens: padded_tokens(tokens), samples: if samples == 0 { 0 } else { bucket(samples) }, tiles }
+        };
+        let staged = self.slots[slot].staged.words_mut();
+        // Padding: the idle row's first position, nothing to sample.
+        staged[layout.rows()..layout.positions()].fill(self.arena.idle_row());
+        staged[layout.positions()..layout.modes()].fill(0);
+        staged[layout.modes()..layout.sample_rows()].fill(SampleMode::Unused as u32);
+        staged[layout.sample_rows()..layout.tile_words()].fill(0);
+
+        let (mut next_decode, mut next_prefill) = (0, decodes);
+        let (mut next_sample, mut draws, mut host_rows) = (0, false, 0);
+        let mut flash: Vec<[u32; 4]> = Vec::with_capacity(tiles);
+        let mut entries = Vec::with_capacity(plan.work.len());
+        for work in &plan.work {
+            let row = self.rows[work.row.0 as usize].as_ref().expect("work is planned for rows that live");
+            let first = if work.len == 1 { &mut next_decode } else { &mut next_prefill };
+            let begin = *first;
+            *first += work.len as usize;
+            for i in 0..work.len {
+                staged[layout.rows() + begin + i as usize] = work.row.0;
+                staged[layout.positions() + begin + i as usize] = work.start + i;
+            }
+            if work.len > 1 {
+                flash.extend((0..work.len).step_by(TILE_QUERIES as usize).map(|done| {
+                    let queries = TILE_QUERIES.min(work.len - done);
+                    [work.row.0, begin as u32 + done, work.start + done, queries]
+                }));
+            }
+            let last = work.start + work.len - 1;
+            let sample = work.sample.then(|| {
+                // In a pure decode every position has its logits, so that the graph depends on nothing but their number.
+                let index = if pure_decode { begin } else { next_sample };
+                next_sample += 1;
+                let mode = row.mode(last);
+                draws |= mode == SampleMode::Draw;
+                let host_logits = (mode == SampleMode::Host).then_some(host_rows);
+                host_rows += usize::from(host_logits.is_some());
+                staged[layout.modes() + index] = mode as u32;
+                staged[layout.sample_rows() + index] = work.row.0;
+                staged[layout.sample_positions() + index] = last;
+                staged[layout.sample_tokens() + index] = (begin + work.len as usize - 1) as u32;
+                Sample { index, host_logits }
+            });
+            entries.push(Entry { row: work.row, last, sample, result: Ok(RowOutput::default()) });
+        }
+        // Longest first, so that the last blocks to finish are short ones.
+        flash.sort_unstable_by_key(|tile| std::cmp::Reverse(tile[2] + tile[3]));
+        for (place, tile) in staged[layout.tile_words()..].chunks_exact_mut(4).zip(&flash) {
+            place.copy_from_slice(tile);
+        }
+        let decodes = if pure_decode { layout.tokens } else { decodes };
+        (Pass { layout, decodes, draws }, entries)
+    }
+
+    /// Launches a pass: a pure decode by its graph, captured when its kind first comes.
+    fn run(&mut self, pass: &Pass) -> Result<(), CudaError> {
+        let decode_only = pass.layout.tokens > 0 && pass.layout.tiles == 0 && pass.decodes == pass.layout.tokens;
+        if self.enforce_eager || !decode_only {
+            return self.forward.run(&self.stream, pass);
+        }
+        if !self.graphs.contains_key(pass) {
+            self.stream.wait()?;
+            self.forward.matmul.tune(&self.stream, &self.forward.products(pass))?;
+            let graph = self.stream.capture(|| self.forward.run(&self.stream, pass))?;
+            self.graphs.insert(*pass, graph);
+        }
+        self.graphs[pass].launch(&self.stream)
+    }
+
+    /// Copies the logits of rows that the host samples.
+    fn fetch_host_logits(&mut self, slot: usize, entries: &[Entry]) -> Result<(), CudaError> {
+        let vocab = self.forward.spec.vocab_size;
+        let wanted = entries.iter().filter_map(|entry| entry.sample.as_ref());
+        let host_rows = wanted.clone().filter(|sample| sample.host_logits.is_some()).count();
+        if self.slots[slot].logits.words().len() < host_rows * vocab {
+            self.slots[slot].logits = Pinned::allocate(host_rows.next_power_of_two() * vocab)?;
+        }
+        for sample in wanted {
+            if let Some(at) = sample.host_logits {
+                let logits = &self.forward.workspace.logits;
+                let from = sample.index * vocab * 4;
+                self.stream.copy_to_host(&self.slots[slot].logits, at * vocab, logits, from, vocab)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Log-probabilities of prompts, for rows that asked. Waits for the device: such requests score, they do not serve.
+    fn score_prompts(&mut self, plan: &StepPlan, step: &mut InFlight) -> Result<(), CudaError> {
+        let decodes = plan.work.iter().filter(|work| work.len == 1).count();
+        let (mut next_decode, mut next_prefill) = (0, decodes);
+        let vocab = self.forward.spec.vocab_size;
+        let at_once = self.gather.bytes() / 4;
+        for (work, entry) in plan.work.iter().zip(&mut step.entries) {
+            let first = if work.len == 1 { &mut next_decode } else { &mut next_prefill };
+            let begin = *first as u32;
+            *first += work.len as usize;
+            let Some(row) = &self.rows[work.row.0 as usize] else { continue };
+            let Some(top) = row.prompt_logprobs else { continue };
+            let predicting = row.prompt_len.saturating_sub(1).saturating_sub(work.start).min(work.len);
+            let indices: Vec<u32> = (begin..begin + predicting).collect();
+            let mut scored = Vec::with_capacity(indices.len());
+            for (group, indices) in indices.chunks(at_once).enumerate() {
+                self.gather.write(0, indices)?;
+                self.forward.logits(&self.stream, self.gather.pointer(), indices.len())?;
+                self.stream.wait()?;
+                let logits: Vec<f32> = self.forward.workspace.logits.read(0, indices.len() * vocab)?;
+                for (i, logits) in logits.chunks_exact(vocab).enumerate() {
+                    let position = work.start + (group * at_once + i) as u32;
+                    let token = row.prompt[position as usize + 1];
+                    match logprobs_of(logits, token, top) {
+                        Ok(logprobs) => scored.push(logprobs),
+                        Err(_) => entry.result = Err(RowError::NonFiniteLogits { position }),
+                    }
+                }
+            }
+            if let Ok(output) = &mut entry.result {
+                output.prompt_logprobs = scored;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for a step and reads its tokens; samples what is the host's.
+    fn resolve(&mut self, index: usize) -> Result<(), CudaError> {
+        let step = &mut self.in_flight[index];
+        if step.resolved {
+            return Ok(());
+        }
+        let slot = &self.slots[step.slot];
+        slot.done.wait()?;
+        let vocab = self.forward.spec.vocab_size;
+        for entry in &mut step.entries {
+            let Some(sample) = &entry.sample else { continue };
+            let position = entry.last;
+            let sampled = match sample.host_logits {
+                None => match slot.results.words()[sample.index] {
+                    DAMAGED => Err(RowError::NonFiniteLogits { position }),
+                    token => Ok(SampledToken { token, logprobs: None }),
+                },
+                Some(at) => {
+                    let Some(row) = &mut self.rows[entry.row.0 as usize] else { continue };
+                    let logits: Vec<f32> =
+                        slot.logits.words()[at * vocab..(at + 1) * vocab].iter().map(|&w| f32::from_bits(w)).collect();
+                    let history = row.history.get_or_insert_default();
+                    match self.sampler.sample(&logits, &row.sampling, history, position + 1) {
+                        Ok(sampled) => {
+                            history.push(sampled.token);
+                            self.chosen.push((entry.row.0, position + 1, sampled.token));
+                            Ok(sampled)
+                        }
+                        Err(_) => Err(RowError::NonFiniteLogits { position }),
+                    }
+                }
+            };
+            match (sampled, &mut entry.result) {
+                (Ok(sampled), Ok(output)) => {
+                    // A row may begin at the host (min_tokens) and go on at the device; its history then only counts.
+                    output.sampled.push(sampled);
+                }
+                (Err(error), result) => *result = Err(error),
+                (Ok(_), Err(_)) => {}
+            }
+        }
+        step.resolved = true;
+        Ok(())
+    }
+}
+
+impl Executor for CudaExecutor {
+    fn facts(&self) -> &ExecutorFacts {
+        &self.facts
+    }
+
+    fn launch(&mut self, plan: &StepPlan) -> Result<(), StepError> {
+        assert!(self.in_flight.len() < DEPTH, "more steps launched than the executor holds");
+        let failed = |error: CudaError| StepError { step: plan.step, executor: NAME, reason: error.to_string() };
+        self.context.enter().map_err(failed)?;
+        // A row the host samples cannot go on before its token is chosen.
+        for index in 0..self.in_flight.len() {
+            let waits = |entry: &Entry| entry.sample.as_ref().is_some_and(|sample| sample.host_logits.is_some());
+            if self.in_flight[index].entries.iter().any(waits) {
+                self.resolve(index).map_err(failed)?;
+            }
+        }
+        self.start(plan).map_err(failed)
+    }
+
+    fn collect(&mut self) -> Result<StepResult, StepError> {
+        let step = self.in_flight.front().map(|step| step.step).expect("a step is in flight");
+        let failed = |error: CudaError| StepError { step, executor: NAME, reason: error.to_string() };
+        self.context.enter().map_err(failed)?;
+        let resolved = self.resolve(0);
+        let done = self.in_flight.pop_front().expect("checked above");
+        resolved.map_err(failed)?;
+        Ok(StepResult { step, rows: done.entries.into_iter().map(|entry| (entry.row, entry.result)).collect() })
+    }
+}
+
+impl StepSlot {
+    fn new(staged_words: usize, samples: usize) -> Result<Self, CudaError> {
+        Ok(Self {
+            staged: Pinned::allocate(staged_words)?,
+            results: Pinned::allocate(samples)?,
+            logits: Pinned::allocate(0)?,
+            done: Event::create()?,
+        })
+    }
+}
+
+impl Drop for CudaExecutor {
+    fn drop(&mut self) {
+        // Nothing may be freed under a running step; an error here has been or will be seen elsewhere.
+        let _ = self.context.enter();
+        let _ = self.stream.wait();
+    }
+}
+
+/// Batch sizes for which decode graphs are captured: the smallest that holds `sequences`.
+fn bucket(sequences: usize) -> usize {
+    match sequences {
+        0..=2 => sequences.max(1),
+        3..=4 => 4,
+        5..=GEMV_ROWS => GEMV_ROWS,
+        9..=32 => sequences.next_multiple_of(8),
+        33..=128 => sequences.next_multiple_of(16),
+        _ => sequences.next_multiple_of(32),
+    }
+}
+
+/// Positions of a mixed step, padded so that few shapes of product occur.
+fn padded_tokens(tokens: usize) -> usize {
+    match tokens {
+        0..=8 => tokens.max(1),
+        9..=256 => tokens.next_multiple_of(16),
+        257..=1024 => tokens.next_multiple_of(64),
+        _ => tokens.next_multiple_of(128),
+    }
+}
+
+fn check_settings(limits: &StepLimits, options: &CudaOptions) -> Result<(), CudaError> {
+    if !limits.block_size.is_multiple_of(16) || limits.block_size == 0 {
+        return Err(CudaError::Setting(format!(
+            "--block-size {} does not work on CUDA: it must be a multiple of 16",
+            limits.block_size
+        )));
+    }
+    let share = options.gpu_memory_utilization;
+    if !(share > 0.0 && share <= 1.0) {
+        return Err(CudaError::Setting(format!("--gpu-memory-utilization {share} must be above 0 and at most 1")));
+    }
+    Ok(())
+}
+
+/// What the kernels need of a model's shape.
+fn check_spec(spec: &DecoderSpec) -> Result<(), CudaError> {
+    let refuse = |what: String| Err(CudaError::Unsupported(what));
+    if !spec.hidden_size.is_multiple_of(8) || spec.hidden_size > 16384 {
+        return refuse(format!("hidden size {} is no multiple of 8 up to 16384", spec.hidden_size));
+    }
+    for (index, layer) in spec.layers.iter().enumerate() {
+        let attention = &layer.attention;
+        if attention.head_dim > 256 || !attention.head_dim.is_multiple_of(8) {
+            return refuse(format!("layer {index} has head size {}, no multiple of 8 up to 256", attention.head_dim));
+        }
+        if !layer.feed_forward.hidden_size.is_multiple_of(8) {
+            return refuse(format!(
+                "layer {index} has feed-forward size {}, no multiple of 8",
+                layer.feed_forward.hidden_size
+            ));
+        }
+        if 2 * attention.rope.inverse_frequencies.len() > attention.head_dim {
+            return refuse(format!("layer {index} rotates more elements than a head has"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_hold_what_they_are_for() {
+        for n in 1..2000 {
+            assert!(bucket(n) >= n && bucket(bucket(n)) == bucket(n), "{n}");
+            assert!(padded_tokens(n) >= n && padded_tokens(padded_tokens(n)) == padded_tokens(n), "{n}");
+        }
+    }
+}

@@ -1,0 +1,455 @@
+//! One pass through the model: which kernels run on which buffers.
+//!
+//! A layer is, for few rows, six launches: norm + QKV, rope + cache write, attention, output + sum, norm + gate and up +
+//! activation, down + sum. Nothing here waits for the device or depends on what a step holds beyond its [`Layout`], so a pass
+//! can be captured once and replayed.
+
+use crate::{
+    CudaError,
+    driver::{Buffer, Context, DevicePointer, Shape, Stream},
+    kernels::{Cache, Heads, Kernels, State, flash_shared_bytes, launch, shape},
+    matmul::{Matmul, Output, Product, norm_threads},
+    staging::Layout,
+    weights::{DeviceWeights, LayerWeights},
+};
+use powertrain_model::spec::{Activation, AttentionSpec, DecoderSpec, LayerSpec};
+
+/// Blocks of the split decode kernel aimed at, and splits at most.
+const DECODE_BLOCKS: usize = 528;
+const DECODE_SPLITS_MAX: usize = 64;
+
+/// What a pass computes. `layout` says where its arrays are; the counts split its positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Pass {
+    pub(crate) layout: Layout,
+    /// The first positions, one a row: split decode attention.
+    pub(crate) decodes: usize,
+    /// Whether some row draws instead of taking the highest.
+    pub(crate) draws: bool,
+}
+
+/// Buffers of the largest step.
+pub(crate) struct Workspace {
+    residual: Buffer,
+    /// Queries, keys and values; queries are rotated in place.
+    qkv: Buffer,
+    attended: Buffer,
+    /// A projection's result before its post-norm.
+    delta: Buffer,
+    /// Gated activations.
+    activated: Buffer,
+    pub(crate) logits: Buffer,
+    part_out: Buffer,
+    part_ml: Buffer,
+    arrivals: Buffer,
+    best: Buffer,
+    highest: Buffer,
+    likeliest: Buffer,
+}
+
+/// The parts of the executor a pass needs.
+pub(crate) struct Forward {
+    pub(crate) spec: DecoderSpec,
+    pub(crate) kernels: Kernels,
+    pub(crate) weights: DeviceWeights,
+    pub(crate) matmul: Matmul,
+    pub(crate) workspace: Workspace,
+    pub(crate) state: State,
+    /// The staged step on the device.
+    pub(crate) staged: Buffer,
+    /// Keys of every layer, then values of every layer.
+    pub(crate) cache: Buffer,
+    pub(crate) cache_layer_bytes: usize,
+    pub(crate) block_size: usize,
+}
+
+/// Splits of the decode kernel for a batch: enough blocks to fill the device, fixed by the batch so that a graph can hold them.
+fn decode_splits(sequences: usize, attention: &AttentionSpec) -> usize {
+    DECODE_BLOCKS.div_ceil(sequences * decode_groups(attention)).clamp(1, DECODE_SPLITS_MAX)
+}
+
+/// Blocks per sequence and split: groups of up to eight query heads that share a KV head.
+fn decode_groups(attention: &AttentionSpec) -> usize {
+    attention.kv_heads * (attention.heads / attention.kv_heads).div_ceil(8)
+}
+
+impl Workspace {
+    /// For `tokens` positions in a step (padding included), `samples` rows of logits and `sequences` decoding at once.
+    pub(crate) fn allocate(
+        context: &Context,
+        stream: &Stream,
+        spec: &DecoderSpec,
+        tokens: usize,
+        samples: usize,
+        sequences: usize,
+    ) -> Result<Self, CudaError> {
+        let widest = |width: fn(&LayerSpec) -> usize| spec.layers.iter().map(width).max().unwrap_or(0);
+        let buffer = |bytes: usize| {
+            let buffer = Buffer::allocate(context, bytes, "the workspace of a step")?;
+            buffer.clear(stream).map(|()| buffer)
+        };
+        let parts = spec
+            .layers
+            .iter()
+            .flat_map(|layer| (1..=sequences).map(|n| n * layer.attention.heads * decode_splits(n, &layer.attention)));
+        let parts = parts.max().unwrap_or(0);
+        Ok(Self {
+            residual: buffer(tokens * spec.hidden_size * 2)?,
+            qkv: buffer(tokens * widest(qkv_width) * 2)?,
+            attended: buffer(tokens * widest(|l| l.attention.heads * l.attention.head_dim) * 2)?,
+            delta: buffer(tokens * spec.hidden_size * 2)?,
+            activated: buffer(tokens * widest(|l| l.feed_forward.hidden_size) * 2)?,
+            logits: buffer(samples * spec.vocab_size * 4)?,
+            part_out: buffer(parts * widest(|l| l.attention.head_dim) * 4)?,
+            part_ml: buffer(parts * 8)?,
+            arrivals: buffer(sequences * widest(|l| decode_groups(&l.attention)) * 4)?,
+            best: buffer(samples * 8)?,
+            highest: buffer(samples * 4)?,
+            likeliest: buffer(samples * 4)?,
+        })
+    }
+}
+
+/// Elements of queries, keys and values of a position.
+pub(crate) fn qkv_width(layer: &LayerSpec) -> usize {
+    (layer.attention.heads + 2 * layer.attention.kv_heads) * layer.attention.head_dim
+}
+
+impl Forward {
+    /// Puts a whole step on the stream: changes, model, choice of tokens. The staged buffer was copied before.
+    pub(crate) fn run(&self, stream: &Stream, pass: &Pass) -> Result<(), CudaError> {
+        self.apply_changes(stream)?;
+        if pass.layout.tokens == 0 {
+            return Ok(());
+        }
+        self.embed(stream, pass)?;
+        for index in 0..self.spec.layers.len() {
+            self.layer(stream, pass, index)?;
+        }
+        if pass.layout.samples > 0 {
+            let rows = self.staged_at(pass.layout.sample_tokens());
+            self.logits(stream, rows, pass.layout.samples)?;
+            self.choose(stream, pass)?;
+        }
+        Ok(())
+    }
+
+    /// Carries out the staged changes of the arena.
+    pub(crate) fn apply_changes(&self, stream: &Stream) -> Result<(), CudaError> {
+        let header = self.staged.pointer();
+        // Not overlapped: what stands before it may be a copy.
+        let shape = Shape { grid: (32, 1, 1), threads: 256, shared_bytes: 0, overlap: false };
+        launch!(stream, self.kernels.apply_changes, shape, self.state, header)
+    }
+
+    /// Logits of the given positions of the step, from their residuals.
+    pub(crate) fn logits(&self, stream: &Stream, rows: DevicePointer, count: usize) -> Result<(), CudaError> {
+        self.matmul.run(&self.kernels, stream, &self.head_product(rows, count))
+    }
+
+    /// All products of a pass of `pass.layout`, for tuning.
+    pub(crate) fn products(&self, pass: &Pass) -> Vec<Product<'_>> {
+        let m = pass.layout.tokens;
+        let layers = self.spec.layers.iter().zip(&self.weights.layers);
+        let mut products: Vec<_> = layers.flat_map(|(spec, weights)| self.layer_products(spec, weights, m)).collect();
+        if pass.layout.samples > 0 {
+            products.push(self.head_product(self.staged_at(pass.layout.sample_tokens()), pass.layout.samples));
+        }
+        products
+    }
+
+    fn staged_at(&self, word: usize) -> DevicePointer {
+        self.staged.pointer() + word as u64 * 4
+    }
+
+    fn embed(&self, stream: &Stream, pass: &Pass) -> Result<(), CudaError> {
+        let (rows, positions) = (self.staged_at(pass.layout.rows()), self.staged_at(pass.layout.positions()));
+        let (table, residual) = (self.weights.embedding.buffer.pointer(), self.workspace.residual.pointer());
+        let (width, scale) = (self.spec.hidden_size as i32, self.spec.embedding_scale);
+        let vocab = self.spec.vocab_size as u32;
+        let shape = shape((pass.layout.tokens as u32, 1, 1), 128);
+        launch!(stream, self.kernels.embed, shape, self.state, rows, positions, table, residual, width, scale, vocab)
+    }
+
+    fn layer(&self, stream: &Stream, pass: &Pass, index: usize) -> Result<(), CudaError> {
+        let (spec, weights) = (&self.spec.layers[index], &self.weights.layers[index]);
+        let [qkv, output, gate_up, down] = self.layer_products(spec, weights, pass.layout.tokens);
+        self.matmul.run(&self.kernels, stream, &qkv)?;
+        self.attention(stream, pass, index)?;
+        self.matmul.run(&self.kernels, stream, &output)?;
+        if let (Some(norm), Some(weight)) = (&spec.post_attention_norm, &weights.post_attention_norm) {
+            self.add_normalised(stream, weight, norm.epsilon, pass.layout.tokens)?;
+        }
+        self.matmul.run(&self.kernels, stream, &gate_up)?;
+        self.matmul.run(&self.kernels, stream, &down)?;
+        if let (Some(norm), Some(weight)) = (&spec.post_feed_forward_norm, &weights.post_feed_forward_norm) {
+            self.add_normalised(stream, weight, norm.epsilon, pass.layout.tokens)?;
+        }
+        Ok(())
+    }
+
+    /// QKV, output, gate and up, down.
+    fn layer_products<'a>(&'a self, spec: &LayerSpec, weights: &'a LayerWeights, m: usize) -> [Product<'a>; 4] {
+        let w = &self.workspace;
+        let plain = Product {
+            matrix: &weights.qkv,
+            x: w.residual.pointer(),
+            x_rows: 0,
+            norm: None,
+            bias: 0,
+            out: 0,
+            output: Output::Store,
+            softcap: 0.0,
+            m,
+        };
+        // A post-norm stands between the projection and the sum.
+        let into = |has_post_norm: bool| match has_post_norm {
+            true => (w.delta.pointer(), Output::Store),
+            false => (w.residual.pointer(), Output::Residual),
+        };
+        let (attention_out, attention_output) = into(spec.post_attention_norm.is_some());
+        let (down_out, down_output) = into(spec.post_feed_forward_norm.is_some());
+        let gelu = spec.feed_forward.activation == Activation::GeluTanh;
+        [
+            Product {
+                norm: Some((weights.attention_norm.pointer(), spec.attention_norm.epsilon)),
+                out: w.qkv.pointer(),
+                ..plain
+            },
+            Product {
+                matrix: &weights.output,
+                x: w.attended.pointer(),
+                bias: weights.output_bias.as_ref().map_or(0, Buffer::pointer),
+                out: attention_out,
+                output: attention_output,
+                ..plain
+            },
+            Product {
+                matrix: &weights.gate_up,
+                norm: Some((weights.feed_forward_norm.pointer(), spec.feed_forward_norm.epsilon)),
+                out: w.activated.pointer(),
+                output: Output::Gated { gelu },
+                ..plain
+            },
+            Product { matrix: &weights.down, x: w.activated.pointer(), out: down_out, output: down_output, ..plain },
+        ]
+    }
+
+    fn head_product(&self, rows: DevicePointer, m: usize) -> Product<'_> {
+        Product {
+            matrix: self.weights.head(),
+            x: self.workspace.residual.pointer(),
+            x_rows: rows,
+            norm: Some((self.weights.final_norm.pointer(), self.spec.final_norm.epsilon)),
+            bias: 0,
+            out: self.workspace.logits.pointer(),
+            output: Output::Logits,
+            softcap: self.spec.logit_softcap.unwrap_or(0.0),
+            m,
+        }
+    }
+
+    /// residual += rmsnorm(delta)
+    fn add_normalised(&self, stream: &Stream, weight: &Buffer, epsilon: f32, m: usize) -> Result<(), CudaError> {
+        let (residual, delta) = (self.workspace.residual.pointer(), self.workspace.delta.pointer());
+        let (weight, none, no_epsilon): (_, DevicePointer, f32) = (weight.pointer(), 0, 0.0);
+        let width = self.spec.hidden_size as i32;
+        let shape = shape((m as u32, 1, 1), norm_threads(self.spec.hidden_size));
+        launch!(
+            stream,
+            self.kernels.add_norm,
+            shape,
+            residual,
+            delta,
+            weight,
+            epsilon,
+            none,
+            no_epsilon,
+            none,
+            none,
+            width
+        )
+    }
+
+    fn attention(&self, stream: &Stream, pass: &Pass, index: usize) -> Result<(), CudaError> {
+        let (spec, weights) = (&self.spec.layers[index].attention, &self.weights.layers[index]);
+        let keys = self.cache.pointer() + (index * self.cache_layer_bytes) as u64;
+        let cache = Cache {
+            keys,
+            values: keys + (self.spec.layers.len() * self.cache_layer_bytes) as u64,
+            block_size: self.block_size as i32,
+            kv_heads: spec.kv_heads as i32,
+        };
+        let heads = Heads {
+            heads: spec.heads as i32,
+            kv_heads: spec.kv_heads as i32,
+            head_dim: spec.head_dim as i32,
+            rotary: 2 * spec.rope.inverse_frequencies.len() as i32,
+            window: spec.window.unwrap_or(0).min(i32::MAX as usize) as i32,
+            scale: spec.scale,
+            softcap: spec.softcap.unwrap_or(0.0),
+            magnitude: spec.rope.magnitude,
+        };
+        self.rope_write(stream, pass, spec, weights, cache, heads)?;
+        let tokens = pass.layout.tokens;
+        match spec.head_dim {
+            64 | 128 => {
+                if pass.decodes > 0 {
+                    self.decode(stream, pass, spec, cache, heads)?;
+                }
+                if pass.layout.tiles > 0 {
+                    self.flash(stream, pass, spec, cache, heads)?;
+                }
+                Ok(())
+            }
+            _ => {
+                let (rows, positions) = (self.staged_at(pass.layout.rows()), self.staged_at(pass.layout.positions()));
+                let (qkv, out) = (self.workspace.qkv.pointer(), self.workspace.attended.pointer());
+                let tokens_i32 = tokens as i32;
+                let shape = shape(((tokens * spec.heads).div_ceil(4) as u32, 1, 1), 128);
+                launch!(
+                    stream,
+                    self.kernels.attention_plain,
+                    shape,
+                    self.state,
+                    rows,
+                    positions,
+                    qkv,
+                    out,
+                    cache,
+                    heads,
+                    tokens_i32
+                )
+            }
+        }
+    }
+
+    fn rope_write(
+        &self,
+        stream: &Stream,
+        pass: &Pass,
+        spec: &AttentionSpec,
+        weights: &LayerWeights,
+        cache: Cache,
+        heads: Heads,
+    ) -> Result<(), CudaError> {
+        let pointer = |buffer: &Option<Buffer>| buffer.as_ref().map_or(0, Buffer::pointer);
+        let (rows, positions) = (self.staged_at(pass.layout.rows()), self.staged_at(pass.layout.positions()));
+        let qkv = self.workspace.qkv.pointer();
+        let (bias, query_norm) = (pointer(&weights.qkv_bias), pointer(&weights.query_norm));
+        let key_norm = pointer(&weights.key_norm);
+        let epsilon = spec.qk_norm.map_or(0.0, |norm| norm.epsilon);
+        let frequencies = weights.inverse_frequencies.pointer();
+        // A lane holds this many of a head's elements in each half.
+        let per_lane = spec.head_dim.max(2 * (spec.head_dim - heads.rotary as usize)).div_ceil(64);
+        let function = self.kernels.rope_write[match per_lane {
+            1 => 0,
+            2 => 1,
+            _ => 2,
+        }];
+        let warps = (spec.heads + 2 * spec.kv_heads).min(16) as u32;
+        let shape = shape((pass.layout.tokens as u32, 1, 1), 32 * warps);
+        launch!(
+            stream,
+            function,
+            shape,
+            self.state,
+            rows,
+            positions,
+            qkv,
+            bias,
+            query_norm,
+            key_norm,
+            epsilon,
+            frequencies,
+            cache,
+            heads
+        )
+    }
+
+    fn decode(
+        &self,
+        stream: &Stream,
+        pass: &Pass,
+        spec: &AttentionSpec,
+        cache: Cache,
+        heads: Heads,
+    ) -> Result<(), CudaError> {
+        let w = &self.workspace;
+        let (rows, positions) = (self.staged_at(pass.layout.rows()), self.staged_at(pass.layout.positions()));
+        let (qkv, out) = (w.qkv.pointer(), w.attended.pointer());
+        let (part_out, part_ml, arrivals) = (w.part_out.pointer(), w.part_ml.pointer(), w.arrivals.pointer());
+        let splits = decode_splits(pass.decodes, spec) as u32;
+        let shape = shape((splits, decode_groups(spec) as u32, pass.decodes as u32), 128);
+        let function = if spec.head_dim == 64 { self.kernels.decode_64 } else { self.kernels.decode_128 };
+        launch!(
+            stream, function, shape, self.state, rows, positions, qkv, out, part_out, part_ml, arrivals, cache, heads
+        )
+    }
+
+    fn flash(
+        &self,
+        stream: &Stream,
+        pass: &Pass,
+        spec: &AttentionSpec,
+        cache: Cache,
+        heads: Heads,
+    ) -> Result<(), CudaError> {
+        let tiles = self.staged_at(pass.layout.tile_words());
+        let (qkv, out) = (self.workspace.qkv.pointer(), self.workspace.attended.pointer());
+        let function = if spec.head_dim == 64 { self.kernels.flash_64 } else { self.kernels.flash_128 };
+        let shape = Shape {
+            grid: (spec.heads as u32, pass.layout.tiles as u32, 1),
+            threads: 256,
+            shared_bytes: flash_shared_bytes(spec.head_dim as u32),
+            overlap: true,
+        };
+        launch!(stream, function, shape, self.state, tiles, qkv, out, cache, heads)
+    }
+
+    fn choose(&self, stream: &Stream, pass: &Pass) -> Result<(), CudaError> {
+        let (w, layout) = (&self.workspace, &pass.layout);
+        let header = self.staged.pointer();
+        let (modes, rows) = (self.staged_at(layout.modes()), self.staged_at(layout.sample_rows()));
+        let positions = self.staged_at(layout.sample_positions());
+        let (logits, best, arrivals) = (w.logits.pointer(), w.best.pointer(), w.arrivals.pointer());
+        let (highest, likeliest) = (w.highest.pointer(), w.likeliest.pointer());
+        let vocab = self.spec.vocab_size as i32;
+        let splits = 264usize.div_ceil(layout.samples).clamp(1, 32) as u32;
+        let greedy = shape((splits, layout.samples as u32, 1), 256);
+        launch!(
+            stream,
+            self.kernels.choose_greedy,
+            greedy,
+            self.state,
+            header,
+            modes,
+            rows,
+            positions,
+            logits,
+            best,
+            arrivals,
+            highest,
+            likeliest,
+            vocab
+        )?;
+        if pass.draws {
+            let drawn = shape((layout.samples as u32, 1, 1), 1024);
+            launch!(
+                stream,
+                self.kernels.choose_drawn,
+                drawn,
+                self.state,
+                header,
+                modes,
+                rows,
+                positions,
+                logits,
+                highest,
+                likeliest,
+                vocab
+            )?;
+        }
+        Ok(())
+    }
+}

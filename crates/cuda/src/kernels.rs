@@ -1,0 +1,174 @@
+//! The kernels by name, with their parameters' types. The layouts here are those of `kernels/*.cu`.
+
+use crate::{
+    driver::{Context, DevicePointer, Function, Module, Shape, Stream},
+    error::CudaError,
+};
+use std::ffi::c_void;
+
+/// `State` of common.cuh: the arena of token tables, block tables and sampling parameters.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct State {
+    pub(crate) words: DevicePointer,
+    pub(crate) blocks_at: u64,
+    pub(crate) sampling_at: u64,
+    pub(crate) max_len: i32,
+    pub(crate) max_blocks: i32,
+}
+
+/// `Cache` of attention.cu: one layer's keys and values.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cache {
+    pub(crate) keys: DevicePointer,
+    pub(crate) values: DevicePointer,
+    pub(crate) block_size: i32,
+    pub(crate) kv_heads: i32,
+}
+
+/// `Heads` of attention.cu: one layer's attention.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Heads {
+    pub(crate) heads: i32,
+    pub(crate) kv_heads: i32,
+    pub(crate) head_dim: i32,
+    pub(crate) rotary: i32,
+    pub(crate) window: i32,
+    pub(crate) scale: f32,
+    pub(crate) softcap: f32,
+    pub(crate) magnitude: f32,
+}
+
+/// `Gemv` of gemv.cu.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Gemv {
+    pub(crate) weights: DevicePointer,
+    pub(crate) x: DevicePointer,
+    pub(crate) x_rows: DevicePointer,
+    pub(crate) norm_weight: DevicePointer,
+    pub(crate) bias: DevicePointer,
+    pub(crate) out: DevicePointer,
+    pub(crate) epsilon: f32,
+    pub(crate) softcap: f32,
+    pub(crate) m: i32,
+    pub(crate) n: i32,
+    pub(crate) k: i32,
+    pub(crate) stages: i32,
+    pub(crate) mode: i32,
+    pub(crate) gelu: i32,
+}
+
+/// Bytes of one stage of the weight ring, and the most stages (gemv.cu).
+pub(crate) const GEMV_STAGE_BYTES: usize = 16 * (512 * 2 + 64);
+pub(crate) const GEMV_STAGES_MAX: usize = 12;
+/// Static shared memory of `gemv_16`, rounded up.
+pub(crate) const GEMV_STATIC_BYTES: usize = 9 * 1024;
+/// Words of sampling parameters a row has (common.cuh).
+pub(crate) const SAMPLING_WORDS: usize = 8;
+/// Queries of one flash tile (attention.cu).
+pub(crate) const TILE_QUERIES: u32 = 128;
+
+/// Every kernel, loaded.
+#[derive(Debug)]
+pub(crate) struct Kernels {
+    pub(crate) apply_changes: Function,
+    pub(crate) embed: Function,
+    pub(crate) add_norm: Function,
+    pub(crate) add_bias: Function,
+    pub(crate) gated_activation: Function,
+    pub(crate) softcap_logits: Function,
+    pub(crate) fill_random: Function,
+    pub(crate) gemv: [Function; 2],
+    pub(crate) rope_write: [Function; 3],
+    pub(crate) decode_64: Function,
+    pub(crate) decode_128: Function,
+    pub(crate) flash_64: Function,
+    pub(crate) flash_128: Function,
+    pub(crate) attention_plain: Function,
+    pub(crate) choose_greedy: Function,
+    pub(crate) choose_drawn: Function,
+    _modules: [Module; 4],
+}
+
+impl Kernels {
+    pub(crate) fn load(context: &Context) -> Result<Self, CudaError> {
+        let step = Module::load(include_bytes!(concat!(env!("OUT_DIR"), "/step.cubin")))?;
+        let gemv = Module::load(include_bytes!(concat!(env!("OUT_DIR"), "/gemv.cubin")))?;
+        let attention = Module::load(include_bytes!(concat!(env!("OUT_DIR"), "/attention.cubin")))?;
+        let sample = Module::load(include_bytes!(concat!(env!("OUT_DIR"), "/sample.cubin")))?;
+        let kernels = Self {
+            apply_changes: step.function("apply_changes")?,
+            embed: step.function("embed")?,
+            add_norm: step.function("add_norm")?,
+            add_bias: step.function("add_bias")?,
+            gated_activation: step.function("gated_activation")?,
+            softcap_logits: step.function("softcap_logits")?,
+            fill_random: step.function("fill_random")?,
+            gemv: [gemv.function("gemv_8")?, gemv.function("gemv_16")?],
+            rope_write: [
+                attention.function("rope_write_1")?,
+                attention.function("rope_write_2")?,
+                attention.function("rope_write_4")?,
+            ],
+            decode_64: attention.function("decode_64")?,
+            decode_128: attention.function("decode_128")?,
+            flash_64: attention.function("flash_64")?,
+            flash_128: attention.function("flash_128")?,
+            attention_plain: attention.function("attention_plain")?,
+            choose_greedy: sample.function("choose_greedy")?,
+            choose_drawn: sample.function("choose_drawn")?,
+            _modules: [step, gemv, attention, sample],
+        };
+        for gemv in kernels.gemv {
+            gemv.allow_shared(context.shared_memory_max - GEMV_STATIC_BYTES)?;
+        }
+        kernels.flash_64.allow_shared(flash_shared_bytes(64) as usize)?;
+        kernels.flash_128.allow_shared(flash_shared_bytes(128) as usize)?;
+        Ok(kernels)
+    }
+}
+
+/// Two stages of 64 keys and values.
+pub(crate) fn flash_shared_bytes(head_dim: u32) -> u32 {
+    2 * 2 * 64 * head_dim * 2
+}
+
+/// A launch that waits for the previous kernel by itself.
+pub(crate) fn shape(grid: (u32, u32, u32), threads: u32) -> Shape {
+    Shape { grid, threads, shared_bytes: 0, overlap: true }
+}
+
+/// Launches `function` with the given parameters, each a local of the parameter's type.
+macro_rules! launch {
+    ($stream:expr, $function:expr, $shape:expr, $($argument:expr),+ $(,)?) => {{
+        let mut arguments = [$(std::ptr::from_ref(&$argument).cast_mut().cast::<std::ffi::c_void>()),+];
+        // SAFETY: the arguments have the types of the kernel's parameters (kernels/*.cu), and the buffers behind their pointers
+        // are sized for the largest step and live as long as the executor.
+        unsafe { $function.launch($stream, $shape, &mut arguments) }
+    }};
+}
+pub(crate) use launch;
+
+/// Checked when the crate is compiled: what the kernels assume of these layouts.
+const _: () = {
+    assert!(
+        size_of::<State>() == 32 && size_of::<Cache>() == 24 && size_of::<Heads>() == 32 && size_of::<Gemv>() == 80
+    );
+    assert!(size_of::<*mut c_void>() == size_of::<DevicePointer>());
+};
+
+/// Puts random bf16 weights of the given half width into memory.
+pub(crate) fn fill_random(
+    kernels: &Kernels,
+    stream: &Stream,
+    to: DevicePointer,
+    count: u64,
+    half_width: f32,
+    seed: u32,
+) -> Result<(), CudaError> {
+    let shape = Shape { grid: (2048, 1, 1), threads: 256, shared_bytes: 0, overlap: false };
+    launch!(stream, kernels.fill_random, shape, to, count, half_width, seed)
+}

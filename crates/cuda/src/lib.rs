@@ -1,0 +1,71 @@
+//! The executor for NVIDIA GPUs.
+//!
+//! Built with the feature `cuda` it binds to the driver and to cuBLASLt when it is asked to start, never before: the same binary runs on
+//! machines without either. Kernels are the `.cu` files beside this crate, compiled by its build script and embedded.
+//!
+//! - [`load`] builds an executor for a model.
+#![cfg_attr(not(feature = "cuda"), forbid(unsafe_code))]
+
+mod error;
+
+#[cfg(feature = "cuda")]
+mod driver;
+#[cfg(feature = "cuda")]
+mod executor;
+#[cfg(feature = "cuda")]
+mod forward;
+#[cfg(feature = "cuda")]
+mod kernels;
+#[cfg(feature = "cuda")]
+mod libraries;
+#[cfg(feature = "cuda")]
+mod matmul;
+#[cfg(feature = "cuda")]
+mod staging;
+#[cfg(feature = "cuda")]
+mod weights;
+
+#[cfg(feature = "cuda")]
+pub mod check;
+
+pub use error::CudaError;
+
+use powertrain_model::Model;
+use powertrain_step::{Executor, StepLimits};
+
+/// What the user may set.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CudaOptions {
+    /// Which device (`--device cuda:N`).
+    pub ordinal: u32,
+    /// Share of the device's memory to use in all (`--gpu-memory-utilization`), above 0, at most 1.
+    pub gpu_memory_utilization: f32,
+    /// Bytes of KV cache instead of what that share leaves (`--kv-cache-memory`).
+    pub kv_cache_bytes: Option<u64>,
+    /// Launch every kernel of every step (`--enforce-eager`): slower, easier to debug.
+    pub enforce_eager: bool,
+}
+
+impl Default for CudaOptions {
+    fn default() -> Self {
+        Self { ordinal: 0, gpu_memory_utilization: 0.9, kv_cache_bytes: None, enforce_eager: false }
+    }
+}
+
+/// Loads a model onto a device; dummy weights are made there.
+///
+/// # Errors
+/// When the binary, the driver, the device or its memory cannot; the message says which number to change.
+#[cfg(feature = "cuda")]
+pub fn load(model: &Model, limits: &StepLimits, options: &CudaOptions) -> Result<Box<dyn Executor>, CudaError> {
+    Ok(Box::new(executor::CudaExecutor::load(model, limits, options)?))
+}
+
+/// Loads a model onto a device: not in this build.
+///
+/// # Errors
+/// Always [`CudaError::NotBuilt`].
+#[cfg(not(feature = "cuda"))]
+pub fn load(_model: &Model, _limits: &StepLimits, _options: &CudaOptions) -> Result<Box<dyn Executor>, CudaError> {
+    Err(CudaError::NotBuilt)
+}

@@ -1,0 +1,195 @@
+//! What a step brings to the device, in one piece: changes of the tables, and which positions to compute.
+//!
+//! The pinned buffer begins with a header (8 words: changes, where they begin, address of the results), then the step's arrays,
+//! then the changes. `apply_changes` (step.cu) carries the changes out on the arena.
+
+use crate::kernels::{SAMPLING_WORDS, State};
+use powertrain_step::{SamplingParams, StepLimits};
+
+const HEADER_WORDS: usize = 8;
+
+/// Sizes of the arena that [`State`] points to, in words: token tables, block tables, sampling parameters. One row more than can
+/// live is the idle row, at which padding points.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Arena {
+    pub(crate) max_len: usize,
+    pub(crate) max_blocks: usize,
+    pub(crate) rows: usize,
+}
+
+impl Arena {
+    pub(crate) fn new(limits: &StepLimits) -> Self {
+        Self {
+            max_len: limits.max_model_len as usize,
+            max_blocks: limits.max_model_len.div_ceil(limits.block_size) as usize,
+            rows: limits.max_num_seqs as usize + 1,
+        }
+    }
+
+    pub(crate) fn idle_row(&self) -> u32 {
+        self.rows as u32 - 1
+    }
+
+    pub(crate) fn words(&self) -> usize {
+        self.rows * (self.max_len + self.max_blocks + SAMPLING_WORDS)
+    }
+
+    pub(crate) fn blocks_at(&self) -> usize {
+        self.rows * self.max_len
+    }
+
+    pub(crate) fn sampling_at(&self) -> usize {
+        self.blocks_at() + self.rows * self.max_blocks
+    }
+
+    pub(crate) fn state(&self, words: u64) -> State {
+        State {
+            words,
+            blocks_at: self.blocks_at() as u64,
+            sampling_at: self.sampling_at() as u64,
+            max_len: self.max_len as i32,
+            max_blocks: self.max_blocks as i32,
+        }
+    }
+}
+
+/// Where a step's arrays stand, in words from the start. Fixed by the counts, so that a captured graph finds them again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Layout {
+    /// Positions computed, padding included.
+    pub(crate) tokens: usize,
+    /// Positions whose logits are made, padding included.
+    pub(crate) samples: usize,
+    /// Flash tiles.
+    pub(crate) tiles: usize,
+}
+
+impl Layout {
+    /// Per position: its row.
+    pub(crate) fn rows(&self) -> usize {
+        HEADER_WORDS
+    }
+    /// Per position: where in the row.
+    pub(crate) fn positions(&self) -> usize {
+        self.rows() + self.tokens
+    }
+    /// Per sample: what to do with the logits (`ROW_*` of sample.cu).
+    pub(crate) fn modes(&self) -> usize {
+        self.positions() + self.tokens
+    }
+    /// Per sample: its row.
+    pub(crate) fn sample_rows(&self) -> usize {
+        self.modes() + self.samples
+    }
+    /// Per sample: the position whose logits they are.
+    pub(crate) fn sample_positions(&self) -> usize {
+        self.sample_rows() + self.samples
+    }
+    /// Per sample: which of the step's positions it is.
+    pub(crate) fn sample_tokens(&self) -> usize {
+        self.sample_positions() + self.samples
+    }
+    /// Flash tiles, four words each, on a 16-byte boundary.
+    pub(crate) fn tile_words(&self) -> usize {
+        (self.sample_tokens() + self.samples).next_multiple_of(4)
+    }
+    fn changes(&self) -> usize {
+        self.tile_words() + 4 * self.tiles
+    }
+    /// Words of header and arrays.
+    pub(crate) fn fixed_words(&self) -> usize {
+        self.changes()
+    }
+}
+
+/// What is done with a row's logits (sample.cu).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SampleMode {
+    Unused = 0,
+    Greedy = 1,
+    Draw = 2,
+    Host = 3,
+}
+
+/// Changes of the arena, collected for one step.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    /// First word in the arena, first word in `data`, words.
+    spans: Vec<(usize, usize, usize)>,
+    data: Vec<u32>,
+}
+
+impl Changes {
+    pub(crate) fn clear(&mut self) {
+        self.spans.clear();
+        self.data.clear();
+    }
+
+    /// Sets words from `at` on. Continues the last span where it can.
+    pub(crate) fn set(&mut self, at: usize, words: impl IntoIterator<Item = u32>) {
+        let from = self.data.len();
+        self.data.extend(words);
+        let count = self.data.len() - from;
+        if count == 0 {
+            return;
+        }
+        match self.spans.last_mut() {
+            Some((to, _, length)) if *to + *length == at => *length += count,
+            _ => self.spans.push((at, from, count)),
+        }
+    }
+
+    pub(crate) fn set_sampling(&mut self, arena: &Arena, row: u32, params: &SamplingParams) {
+        let words = [
+            params.temperature.to_bits(),
+            params.top_k,
+            params.top_p.to_bits(),
+            params.min_p.to_bits(),
+            params.seed as u32,
+            (params.seed >> 32) as u32,
+            0,
+            0,
+        ];
+        self.set(arena.sampling_at() + row as usize * SAMPLING_WORDS, words);
+    }
+
+    /// Words this takes behind a step's arrays.
+    pub(crate) fn words(&self) -> usize {
+        3 * self.spans.len() + self.data.len()
+    }
+
+    /// Writes the header and the changes; returns the words used in all.
+    pub(crate) fn write(&self, layout: &Layout, results_at: u64, staged: &mut [u32]) -> usize {
+        let (begin, table) = (layout.changes(), 3 * self.spans.len());
+        staged[0] = self.spans.len() as u32;
+        staged[1] = begin as u32;
+        staged[2] = results_at as u32;
+        staged[3] = (results_at >> 32) as u32;
+        for (place, &(to, from, count)) in staged[begin..begin + table].chunks_exact_mut(3).zip(&self.spans) {
+            place.copy_from_slice(&[to as u32, count as u32, (table + from) as u32]);
+        }
+        staged[begin + table..begin + table + self.data.len()].copy_from_slice(&self.data);
+        begin + table + self.data.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_join_and_are_written_behind_the_arrays() {
+        let mut changes = Changes::default();
+        changes.set(100, [1, 2]);
+        changes.set(102, [3]);
+        changes.set(50, [9]);
+        changes.set(7, []);
+        let layout = Layout { tokens: 2, samples: 1, tiles: 1 };
+        let mut staged = vec![0; layout.fixed_words() + changes.words()];
+        let used = changes.write(&layout, 0x1_0000_0002, &mut staged);
+        assert_eq!(used, staged.len());
+        assert_eq!(staged[..4], [2, layout.fixed_words() as u32, 2, 1]);
+        assert_eq!(staged[layout.fixed_words()..], [100, 3, 6, 50, 1, 9, 1, 2, 3, 9]);
+        assert_eq!(layout.tile_words() % 4, 0);
+    }
+}
