@@ -38,7 +38,7 @@ impl DrainRate {
         if self.seconds > 0.0 { self.departures / self.seconds } else { 0.0 }
     }
 
-    /// When the queue as it stands will be through.
+    /// When the queue as it stands will be through, in whole seconds.
     pub(crate) fn retry_after(&self, waiting: u32) -> Duration {
         let rate = self.per_second();
         let seconds = match (rate > 0.0, self.seconds > 0.0) {
@@ -46,7 +46,7 @@ impl DrainRate {
             (false, true) => RETRY_AFTER_MAX.as_secs_f64(),
             (false, false) => 0.0,
         };
-        Duration::from_secs_f64(seconds.clamp(RETRY_AFTER_MIN.as_secs_f64(), RETRY_AFTER_MAX.as_secs_f64()))
+        Duration::from_secs(seconds.ceil() as u64).clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX)
     }
 }
 
@@ -64,8 +64,8 @@ mod tests {
             rate.record(2, true, at(second));
         }
         assert!((rate.per_second() - 2.0).abs() < 0.1, "{}", rate.per_second());
-        let seconds = rate.retry_after(40).as_secs_f64();
-        assert!((19.0..21.0).contains(&seconds), "{seconds}");
+        let seconds = rate.retry_after(40).as_secs();
+        assert!((19..=21).contains(&seconds), "{seconds}");
         rate.record(0, false, at(1000));
         assert!((rate.per_second() - 2.0).abs() < 0.1, "an empty queue says nothing about how fast it drains");
         rate.record(0, true, at(10_000));

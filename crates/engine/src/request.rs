@@ -111,13 +111,18 @@ pub enum Failure {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SubmitError {
     /// The waiting queue is full.
-    #[error("the waiting queue is full ({waiting} of --max-queue {limit}); retry in {} s", retry_after.as_secs().max(1))]
+    #[error(
+        "{waiting} requests wait already, --max-queue is {limit}: there is no place for {requested} more; retry in {} s",
+        retry_after.as_secs()
+    )]
     QueueFull {
+        /// Requests submitted together.
+        requested: u32,
         /// Requests waiting.
         waiting: u32,
         /// `--max-queue`.
         limit: u32,
-        /// From the rate at which the queue drained lately.
+        /// Whole seconds, from the rate at which the queue drained lately.
         retry_after: Duration,
     },
     /// Prompt and one token do not fit the model.

@@ -180,8 +180,9 @@ impl Worker {
             Refusal::ExceedsKvCache { blocks_needed, blocks_total } => {
                 SubmitError::ExceedsKvCache { blocks_needed, blocks_total }
             }
-            Refusal::QueueFull { waiting, limit } => {
-                SubmitError::QueueFull { waiting, limit, retry_after: self.drain_rate.retry_after(waiting) }
+            Refusal::QueueFull { requested, waiting, limit } => {
+                let retry_after = self.drain_rate.retry_after(waiting);
+                SubmitError::QueueFull { requested, waiting, limit, retry_after }
             }
         }
     }

@@ -219,7 +219,9 @@ fn past_the_queue_s_limit_a_client_is_told_when_to_come_back() {
     let engine = Engine::start(config, Box::new(mock(64, 1))).unwrap();
     let handle = engine.handle();
     let refused = handle.blocking_submit((0..11).map(|name| request(name, 5, 1)).collect());
-    let Err(SubmitError::QueueFull { waiting: 0, limit: 2, retry_after }) = refused.map(|streams| streams.len()) else {
+    let Err(SubmitError::QueueFull { requested: 11, waiting: 0, limit: 2, retry_after }) =
+        refused.map(|streams| streams.len())
+    else {
         panic!("eight rows and two places hold ten")
     };
     assert!(retry_after > Duration::ZERO);

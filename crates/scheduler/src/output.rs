@@ -74,8 +74,10 @@ pub enum Refusal {
         blocks_total: u32,
     },
     /// The waiting queue is full.
-    #[error("the waiting queue is full ({waiting} of {limit})")]
+    #[error("{waiting} of {limit} sequences wait already: there is no place for {requested} more")]
     QueueFull {
+        /// Sequences submitted together.
+        requested: u32,
         /// Sequences waiting.
         waiting: u32,
         /// The limit.

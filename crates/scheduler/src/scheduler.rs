@@ -100,7 +100,7 @@ impl Scheduler {
         let waiting = self.waiting_len();
         let limit = self.config.max_queue;
         if u64::from(waiting) + sequences.len() as u64 > u64::from(limit) + self.vacant_rows.len() as u64 {
-            return Err(Refusal::QueueFull { waiting, limit });
+            return Err(Refusal::QueueFull { requested: sequences.len() as u32, waiting, limit });
         }
         Ok(sequences.into_iter().map(|sequence| self.enqueue(sequence)).collect())
     }

@@ -2,7 +2,8 @@
 //! one and two steps in flight, tiny caches. The mock executor checks what attention reads and writes, the book checks
 //! what each sequence gets, the scheduler checks itself after every event.
 //!
-//! A failure prints its seed; `POWERTRAIN_SEED=n cargo test -p powertrain-scheduler --test histories` repeats it.
+//! A failure prints its seed; `POWERTRAIN_SEED=n cargo test -p powertrain-scheduler --test histories` repeats it, and
+//! `POWERTRAIN_HISTORIES=n` runs more of them.
 
 mod harness;
 
@@ -22,8 +23,9 @@ impl Drop for Seed {
     }
 }
 
-fn run_histories(histories: u64, events: u32, with_faults: bool) {
-    let chosen = std::env::var("POWERTRAIN_SEED").ok().map(|seed| seed.parse().expect("POWERTRAIN_SEED is a number"));
+fn run_histories(events: u32, with_faults: bool) {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse().expect("a number"));
+    let (chosen, histories) = (number("POWERTRAIN_SEED"), number("POWERTRAIN_HISTORIES").unwrap_or(1500));
     let seeds = chosen.map_or(0..histories, |seed: u64| seed..seed + 1);
     let (mut preemptions, mut hits, mut ended) = (0, 0, 0);
     for seed in seeds {
@@ -149,10 +151,10 @@ fn submit_group(
 
 #[test]
 fn random_histories_keep_every_invariant() {
-    run_histories(1500, 300, false);
+    run_histories(300, false);
 }
 
 #[test]
 fn random_histories_with_failing_rows_and_steps_keep_every_invariant() {
-    run_histories(1500, 300, true);
+    run_histories(300, true);
 }

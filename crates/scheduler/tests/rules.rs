@@ -230,7 +230,7 @@ fn what_can_never_run_is_refused_and_a_group_is_taken_whole_or_not_at_all() {
     check(vec![sequence(prompt(20), 1)], Err(Refusal::PromptTooLong { prompt_tokens: 20, max_model_len: 20 }));
     check(vec![sequence(prompt(21), 0)], Err(Refusal::PromptTooLong { prompt_tokens: 21, max_model_len: 20 }));
     check(vec![sequence(prompt(3), 1); 3], Ok(3));
-    check(vec![sequence(prompt(3), 1); 4], Err(Refusal::QueueFull { waiting: 0, limit: 1 }));
+    check(vec![sequence(prompt(3), 1); 4], Err(Refusal::QueueFull { requested: 4, waiting: 0, limit: 1 }));
     check(
         vec![sequence(prompt(3), 1), sequence(prompt(21), 1)],
         Err(Refusal::PromptTooLong { prompt_tokens: 21, max_model_len: 20 }),
@@ -263,4 +263,15 @@ fn limits_that_cannot_work_together_are_refused() {
     check(config(8, 7, 4, 8), ConfigError::BudgetBelowRows { max_num_batched_tokens: 7, max_num_seqs: 8 });
     check(deep(3, config(8, 8, 4, 8)), ConfigError::Depth { depth: 3 });
     check(config(8, 8, 0, 8), ConfigError::Zero { name: "--block-size" });
+}
+
+#[test]
+fn a_newcomer_does_not_get_the_blocks_that_running_ones_are_about_to_need() {
+    let mut bench = Bench::new(config(4, 64, 4, 8));
+    bench.submit_one(sequence(prompt(8), 5));
+    bench.step();
+    // Six blocks are free and six would do, but the first sequence's next token needs one of them.
+    let newcomer = bench.submit_one(sequence(vec![9; 24], 1));
+    bench.run_to_idle();
+    assert_eq!(bench.book[&newcomer].preemptions, 0);
 }
