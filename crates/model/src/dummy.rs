@@ -82,15 +82,15 @@ impl Fill {
         match self {
             Self::Constant(value) => bf16(value).repeat(elements),
             Self::Random { seed, limit } => {
-                let mut data = Vec::with_capacity(2 * elements);
-                for index in 0..elements.div_ceil(4) as u64 {
+                let mut data = vec![0; 2 * elements];
+                for (index, four) in data.chunks_mut(8).enumerate() {
                     // Four elements from the 64 bits of one number.
-                    for chunk in splitmix(seed, index).to_le_bytes().as_chunks().0 {
-                        let unit = (f32::from(i16::from_le_bytes(*chunk)) + 0.5) / 32768.0;
-                        data.extend(bf16(unit * limit));
+                    let random = splitmix(seed, index as u64).to_le_bytes();
+                    for (element, bits) in four.as_chunks_mut().0.iter_mut().zip(random.as_chunks().0) {
+                        let unit = (f32::from(i16::from_le_bytes(*bits)) + 0.5) / 32768.0;
+                        *element = bf16(unit * limit);
                     }
                 }
-                data.truncate(2 * elements);
                 data
             }
         }

@@ -290,12 +290,68 @@ fn impossible_sizes_are_refused_before_anything_is_allocated() {
         "expected a size, as hidden_size 2048 is no multiple of 24",
     );
     check(json!({"rms_norm_eps": -1.0}), "rms_norm_eps: found -1.0");
-    check(json!({"rope_theta": 0}), "rope_theta: found 0, expected a number above 1");
+    check(json!({"rope_theta": 0}), "rope_theta: found 0, expected a number from 1e-6 to 1e12");
     check(json!({"rope_scaling": {"type": "linear", "factor": 0.0}}), "rope_scaling.factor: found 0.0");
     let yarn = json!({"type": "yarn", "factor": 2.0, "beta_fast": -1.0});
-    check(json!({ "rope_scaling": yarn }), "rope_scaling.beta_fast: found -1.0, expected a number above 0");
+    check(json!({ "rope_scaling": yarn }), "rope_scaling.beta_fast: found -1.0, expected a number from");
     check(json!({"rope_scaling": {"type": "linear"}}), "rope_scaling.factor: found nothing");
     check(json!({"max_position_embeddings": 1u64 << 40}), "max_position_embeddings: found 1099511627776");
+}
+
+/// Whatever stands in a field, the answer is a spec of possible sizes or an error.
+#[test]
+fn no_value_of_any_field_panics() {
+    let strange = [
+        json!(null),
+        json!(0),
+        json!(1),
+        json!(3),
+        json!(-1),
+        json!(0.5),
+        json!(1e300),
+        json!(1e-300),
+        json!(u64::MAX),
+        json!(1u64 << 20),
+        json!(true),
+        json!("yarn"),
+        json!([]),
+        json!([null, 1]),
+        json!({}),
+        json!({"rope_type": "yarn", "factor": 1e300}),
+        json!({"rope_type": "llama3", "factor": 1e-300, "low_freq_factor": 1, "high_freq_factor": 1e300}),
+    ];
+    let fields = ["rope_parameters", "layer_types", "sliding_window_pattern", "final_logit_softcapping", "text_config"];
+    for config in [llama_3_2_1b(), mistral_7b_v0_1(), qwen2_5_7b(), qwen3_0_6b(), gemma_3_1b(), gemma_3_4b()] {
+        let known = config.as_object().unwrap().keys().cloned();
+        for field in known.chain(fields.map(str::to_owned)) {
+            for value in &strange {
+                let mut config = config.clone();
+                config[&field] = value.clone();
+                if let Ok(described) = describe(&config) {
+                    check_possible(&described, &format!("{field}: {value}"));
+                }
+            }
+        }
+    }
+}
+
+fn check_possible(Described { spec, names }: &Described, what: &str) {
+    for slot in spec.slots() {
+        let (rows, columns) = spec.shape(slot);
+        assert!(rows.checked_mul(columns).is_some_and(|elements| elements > 0), "{what}: {slot:?}");
+        assert!(names.contains_key(&slot), "{what}: {slot:?}");
+    }
+    for layer in &spec.layers {
+        let attention = &layer.attention;
+        assert!(attention.heads.is_multiple_of(attention.kv_heads), "{what}");
+        assert!(attention.window != Some(0) && attention.scale.is_finite(), "{what}");
+        let frequencies = &attention.rope.inverse_frequencies;
+        assert!(frequencies.len() * 2 <= attention.head_dim, "{what}");
+        assert!(frequencies.iter().all(|frequency| frequency.is_finite()), "{what}: {frequencies:?}");
+        assert!(attention.rope.magnitude.is_finite(), "{what}");
+    }
+    assert!(spec.logit_softcap.is_none_or(|cap| cap.is_finite() && cap > 0.0), "{what}");
+    assert!((1..=1 << 30).contains(&spec.context_len), "{what}");
 }
 
 /// Metadata of a model whose tensors are only an embedding (and what else is given).
@@ -386,6 +442,51 @@ fn gguf_refusals() {
     check(gguf("llama").f32_tensor("rope_freqs.weight", &[2], &[1.0, 0.0]), "found 0, expected 2 finite F32 numbers");
     check(gguf("llama").f32_tensor("blk.0.ffn_gate.bias", &[8], &[0.0; 8]), "a bias of the feed-forward");
     check(gguf("gemma3"), "gemma3.attention.sliding_window: found nothing");
+}
+
+#[test]
+fn no_value_of_any_gguf_key_panics() {
+    const KEYS: [&str; 18] = [
+        "attention.key_length",
+        "attention.value_length",
+        "attention.sliding_window",
+        "attention.sliding_window_pattern",
+        "final_logit_softcapping",
+        "rope.dimension_count",
+        "rope.freq_base",
+        "rope.freq_base_swa",
+        "rope.scale_linear",
+        "rope.scaling.type",
+        "rope.scaling.factor",
+        "rope.scaling.attn_factor",
+        "rope.scaling.original_context_length",
+        "rope.scaling.yarn_beta_fast",
+        "rope.scaling.yarn_beta_slow",
+        "rope.scaling.yarn_log_multiplier",
+        "expert_count",
+        "vocab_size",
+    ];
+    for architecture in ["llama", "qwen2", "qwen3", "gemma3"] {
+        for name in KEYS {
+            let key = format!("{architecture}.{name}");
+            let scaling = format!("{architecture}.rope.scaling.type");
+            let base = match name {
+                "rope.scaling.type" => gguf(architecture),
+                _ => gguf(architecture).str(&scaling, "yarn"),
+            };
+            let window = format!("{architecture}.attention.sliding_window");
+            let base = if name == "attention.sliding_window" { base } else { base.u32(&window, 4) };
+            let files = [0, 1, 2, 3, 1 << 20, u32::MAX].map(|value| base.clone().u32(&key, value)).into_iter();
+            let floats = [0.0, -1.0, 1e-38, 1e38, f32::INFINITY, f32::NAN].map(|value| base.clone().f32(&key, value));
+            let others =
+                [base.clone().str(&key, "yarn"), base.clone().bool(&key, true), base.clone().u32s(&key, &[1, 2])];
+            for file in files.chain(floats).chain(others) {
+                if let Ok(described) = describe_file(&file) {
+                    check_possible(&described, &key);
+                }
+            }
+        }
+    }
 }
 
 #[test]

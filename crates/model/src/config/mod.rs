@@ -94,6 +94,21 @@ impl Config {
         self.number(field)?.ok_or_else(|| self.missing(field, "a number"))
     }
 
+    /// A number from 1e-6 to 1e12: what a factor, base or cap can be. Wider ones make no finite f32 of what they scale.
+    pub fn positive(&self, field: &str) -> Result<Option<f64>, ModelError> {
+        match self.number(field)? {
+            Some(value) if !(1e-6..=1e12).contains(&value) => {
+                Err(self.wrong(field, "a number from 1e-6 to 1e12", "correct the file"))
+            }
+            value => Ok(value),
+        }
+    }
+
+    /// [`positive`](Self::positive), the field required.
+    pub fn require_positive(&self, field: &str) -> Result<f64, ModelError> {
+        self.positive(field)?.ok_or_else(|| self.missing(field, "a number from 1e-6 to 1e12"))
+    }
+
     /// True or false.
     pub fn flag(&self, field: &str) -> Result<Option<bool>, ModelError> {
         self.get(field, "true or false", Value::as_bool)

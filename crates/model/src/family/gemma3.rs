@@ -60,10 +60,7 @@ fn from_config(config: &Config) -> Result<Decoder, ModelError> {
         let advice = "capped attention scores are not part of Gemma 3: use another model";
         return Err(config.wrong("attn_logit_softcapping", "null", advice));
     }
-    let query_scalar = config.number("query_pre_attn_scalar")?.unwrap_or(256.0);
-    if query_scalar <= 0.0 {
-        return Err(config.wrong("query_pre_attn_scalar", "a number above 0", "correct the file"));
-    }
+    let query_scalar = config.positive("query_pre_attn_scalar")?.unwrap_or(256.0);
     let window = window::size(config)?.or((!config.contains("sliding_window")).then_some(4096));
     let mut pattern_field = "sliding_window_pattern";
     if !config.contains(pattern_field) {
@@ -74,7 +71,7 @@ fn from_config(config: &Config) -> Result<Decoder, ModelError> {
         return Err(config.wrong(pattern_field, "an integer of at least 1", "correct the file"));
     }
     let windows = window::per_layer(config, shape.layers, window, |layer| (layer + 1) % pattern != 0)?;
-    let logit_softcap = config.number("final_logit_softcapping")?.map(|cap| cap as f32);
+    let logit_softcap = config.positive("final_logit_softcapping")?.map(|cap| cap as f32);
     let (local_rope, global_rope) = ropes(config)?;
     let gemma = Gemma {
         rotary_dim: shape.head_dim,
@@ -129,7 +126,7 @@ fn from_gguf(model: &GgufModel<'_>) -> Result<Decoder, ModelError> {
         LAYERS_27B => shape.hidden_size / shape.heads,
         _ => shape.head_dim,
     };
-    let local_theta = metadata.get_f32(&model.key("rope.freq_base_swa"))?.map_or(LOCAL_THETA_DEFAULT, f64::from);
+    let local_theta = rope::gguf_theta(model, "rope.freq_base_swa", LOCAL_THETA_DEFAULT)?;
     let mut global_rope = Rope::from_gguf(model, rotary_dim)?;
     if !metadata.contains(&model.key("rope.freq_base")) {
         global_rope.theta = GLOBAL_THETA_DEFAULT;
@@ -141,7 +138,7 @@ fn from_gguf(model: &GgufModel<'_>) -> Result<Decoder, ModelError> {
         query_scalar: query_scalar as f64,
         windows: (0..shape.layers).map(|layer| ((layer + 1) % pattern != 0).then_some(window)).collect(),
         attention_bias: false,
-        logit_softcap: metadata.get_f32(&model.key("final_logit_softcapping"))?.filter(|cap| *cap != 0.0),
+        logit_softcap: model.positive("final_logit_softcapping")?.map(|cap| cap as f32),
         // The converter adds the 1 that safetensors leave out.
         norm_weight_offset: 0.0,
         shape,

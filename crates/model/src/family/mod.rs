@@ -143,6 +143,17 @@ impl<'a> GgufModel<'a> {
         Ok(rotary_dim)
     }
 
+    /// A number from 1e-6 to 1e12, as [`Config::positive`].
+    fn positive(&self, name: &str) -> Result<Option<f64>, ModelError> {
+        let key = self.key(name);
+        match self.metadata.get_f32(&key)? {
+            Some(value) if !(1e-6..=1e12).contains(&value) => {
+                Err(self.metadata.wrong(&key, "a number from 1e-6 to 1e12", "convert the model again"))
+            }
+            value => Ok(value.map(f64::from)),
+        }
+    }
+
     fn has_tensor(&self, name: &str) -> bool {
         (self.tensor)(name).is_some()
     }

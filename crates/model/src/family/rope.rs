@@ -93,25 +93,25 @@ impl Rope {
         // In transformers' order of precedence.
         let original_context = || -> Result<f64, ModelError> {
             const FIELD: &str = "original_max_position_embeddings";
-            if config.contains(FIELD) {
-                positive(config, FIELD)
-            } else if section.contains(FIELD) {
-                positive(section, FIELD)
-            } else {
-                positive(config, "max_position_embeddings")
+            if let Some(positions) = config.positive(FIELD)? {
+                return Ok(positions);
+            }
+            match section.positive(FIELD)? {
+                Some(positions) => Ok(positions),
+                None => config.require_positive("max_position_embeddings"),
             }
         };
         let scaling = match section.text(kind_field)?.unwrap_or("default") {
             "default" => RopeScaling::None,
-            "linear" => RopeScaling::Linear { factor: positive(section, "factor")? },
+            "linear" => RopeScaling::Linear { factor: section.require_positive("factor")? },
             "llama3" => RopeScaling::Llama3 {
-                factor: positive(section, "factor")?,
-                low_freq_factor: positive(section, "low_freq_factor")?,
-                high_freq_factor: positive(section, "high_freq_factor")?,
+                factor: section.require_positive("factor")?,
+                low_freq_factor: section.require_positive("low_freq_factor")?,
+                high_freq_factor: section.require_positive("high_freq_factor")?,
                 original_context: original_context()?,
             },
             "yarn" => {
-                let factor = positive(section, "factor")?;
+                let factor = section.require_positive("factor")?;
                 RopeScaling::Yarn(Yarn {
                     factor,
                     original_context: original_context()?,
@@ -138,18 +138,8 @@ impl Rope {
     pub(super) fn from_gguf(model: &GgufModel<'_>, rotary_dim: usize) -> Result<Self, ModelError> {
         let metadata = model.metadata;
         let advice = "this way to scale rotary embeddings is not supported: use another model";
-        let number = |name: &str, default: f64| -> Result<f64, ModelError> {
-            let key = model.key(name);
-            let value = metadata.get_f32(&key)?.map_or(default, f64::from);
-            if !value.is_finite() || value <= 0.0 {
-                return Err(metadata.wrong(&key, "a finite number above 0", "convert the model again"));
-            }
-            Ok(value)
-        };
-        let theta = number("rope.freq_base", ROPE_THETA_DEFAULT)?;
-        if theta <= 1.0 {
-            return Err(metadata.wrong(&model.key("rope.freq_base"), "a number above 1", "convert the model again"));
-        }
+        let number = |name: &str, default: f64| Ok(model.positive(name)?.unwrap_or(default));
+        let theta = gguf_theta(model, "rope.freq_base", ROPE_THETA_DEFAULT)?;
         let type_key = model.key("rope.scaling.type");
         // Files from before `rope.scaling` say a linear factor alone.
         let kind = match metadata.get_str(&type_key)? {
@@ -259,23 +249,27 @@ impl Yarn {
 
 /// A base of frequencies, in the field of that name.
 pub(super) fn theta(config: &Config, field: &str, default: f64) -> Result<f64, ModelError> {
-    match config.number(field)? {
+    match config.positive(field)? {
         None => Ok(default),
         Some(theta) if theta > 1.0 => Ok(theta),
         Some(_) => Err(config.wrong(field, "a number above 1", "correct the file")),
     }
 }
 
-fn positive(config: &Config, field: &str) -> Result<f64, ModelError> {
-    let value = config.require_number(field)?;
-    if value > 0.0 { Ok(value) } else { Err(config.wrong(field, "a number above 0", "correct the file")) }
+/// As [`theta`], of a GGUF file.
+pub(super) fn gguf_theta(model: &GgufModel<'_>, name: &str, default: f64) -> Result<f64, ModelError> {
+    match model.positive(name)? {
+        None => Ok(default),
+        Some(theta) if theta > 1.0 => Ok(theta),
+        Some(_) => Err(model.metadata.wrong(&model.key(name), "a number above 1", "convert the model again")),
+    }
 }
 
 /// transformers takes 0 for not given.
 fn positive_or(config: &Config, field: &str, default: f64) -> Result<f64, ModelError> {
     match config.number(field)? {
         None | Some(0.0) => Ok(default),
-        Some(_) => positive(config, field),
+        Some(_) => config.require_positive(field),
     }
 }
 
@@ -290,7 +284,7 @@ fn scaled_magnitude(factor: f64, scale: f64) -> f64 {
 
 fn yarn_magnitude(section: &Config, factor: f64) -> Result<f64, ModelError> {
     if section.number("attention_factor")?.is_some() {
-        return positive(section, "attention_factor");
+        return section.require_positive("attention_factor");
     }
     let given = |field: &str| Ok(section.number(field)?.filter(|scale| *scale != 0.0));
     Ok(match (given("mscale")?, given("mscale_all_dim")?) {
