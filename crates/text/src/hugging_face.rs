@@ -106,7 +106,7 @@ impl Tokenizer {
             end_of_generation,
         };
         let specials = SpecialTokens::new(&vocabulary).map_err(|error| error.to_string())?;
-        let encoder = Encoder::HuggingFace(HuggingFace { tokenizer, literal: OnceLock::new() });
+        let encoder = Encoder::HuggingFace(Box::new(HuggingFace { tokenizer, literal: OnceLock::new() }));
         Ok(Self { vocabulary, specials, special_ids, encoder, strip_leading_space: writing.strip_leading_space })
     }
 }

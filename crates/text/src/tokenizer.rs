@@ -46,7 +46,7 @@ pub struct Tokenizer {
 pub(crate) enum Encoder {
     ByteLevel(ByteLevel),
     SentencePiece(SentencePiece),
-    HuggingFace(HuggingFace),
+    HuggingFace(Box<HuggingFace>),
 }
 
 /// The ids with a meaning of their own.
