@@ -255,8 +255,12 @@ fn sentence_piece(file: &GgufVocabulary<'_>) -> Result<Tokenizer, TokenizerError
     if let Some(id) = scores.iter().position(|score| score.is_nan()) {
         return Err(TokenizerError::invalid("tokenizer.ggml.scores", format!("the score of token {id} is NaN")));
     }
-    let vocabulary =
-        file.vocabulary(|token, bytes| bytes.extend_from_slice(token.replace(SPACE_SIGN, " ").as_bytes()))?;
+    let vocabulary = file.vocabulary(|token, bytes| {
+        for (index, part) in token.split(SPACE_SIGN).enumerate() {
+            bytes.extend_from_slice(if index > 0 { b" " } else { b"" });
+            bytes.extend_from_slice(part.as_bytes());
+        }
+    })?;
     let special_ids = file.special_ids(&vocabulary, true)?;
     let add_space_prefix = file.add_space_prefix.unwrap_or(true);
     let encoder = SentencePiece::new(&vocabulary, scores, file.unknown, add_space_prefix);

@@ -1,7 +1,8 @@
 //! [`SentencePiece`]: byte-pair encoding by scores, as sentencepiece and llama.cpp do it (Llama 2, Mistral, Gemma).
 //!
-//! Text is one word: any neighbouring characters may merge, the pair with the best score first. A character that is no token
-//! becomes its bytes' tokens. Tokens hold a plain space where the file writes U+2581, so U+2581 in text counts as a space,
+//! Any neighbouring characters may merge, the pair with the best score first. Where no token has a space behind another
+//! character, merges cannot cross the beginning of a word, and words are merged one by one, with the same outcome. A character
+//! that is no token becomes its bytes' tokens. Tokens hold a plain space where the file writes U+2581, so U+2581 in text counts as a space,
 //! as it does in the originals.
 
 use crate::{
@@ -22,6 +23,8 @@ pub(crate) struct SentencePiece {
     byte_tokens: [TokenId; 256],
     /// Whether text after the start or after a control token gets a space before it.
     add_space_prefix: bool,
+    /// Whether no token has a space behind another character.
+    words_are_apart: bool,
 }
 
 impl SentencePiece {
@@ -45,7 +48,15 @@ impl SentencePiece {
                 byte_tokens[byte as usize] = token;
             }
         }
-        Self { priorities: scores.iter().map(|&score| descending(score)).collect(), byte_tokens, add_space_prefix }
+        Self {
+            priorities: scores.iter().map(|&score| descending(score)).collect(),
+            byte_tokens,
+            add_space_prefix,
+            words_are_apart: [TokenKind::Normal, TokenKind::Unused]
+                .into_iter()
+                .flat_map(|kind| vocabulary.of_kind(kind))
+                .all(|id| word_start(vocabulary.bytes(id)).is_none()),
+        }
     }
 
     /// Appends the tokens of a stretch of text; `prefixable` if nothing or a special token stands before it.
@@ -62,6 +73,16 @@ impl SentencePiece {
         if self.add_space_prefix && prefixable {
             text.to_mut().insert(0, ' ');
         }
+        let mut rest = &*text;
+        while let Some(at) = word_start(rest.as_bytes()).filter(|_| self.words_are_apart) {
+            let (word, next) = rest.split_at(at);
+            self.encode_word(vocabulary, word, merger, out);
+            rest = next;
+        }
+        self.encode_word(vocabulary, rest, merger, out);
+    }
+
+    fn encode_word(&self, vocabulary: &Vocabulary, text: &str, merger: &mut Merger, out: &mut Vec<TokenId>) {
         let bytes = text.as_bytes();
         merger.clear();
         for (at, character) in text.char_indices() {
@@ -84,6 +105,11 @@ impl SentencePiece {
     }
 }
 
+/// Where the first space stands that is behind another character.
+fn word_start(text: &[u8]) -> Option<usize> {
+    text.windows(2).position(|pair| pair[0] != b' ' && pair[1] == b' ').map(|at| at + 1)
+}
+
 /// An order-reversing map of the numbers to integers; both zeros are equal.
 fn descending(score: f32) -> u32 {
     let bits = (score + 0.0).to_bits();
@@ -93,12 +119,44 @@ fn descending(score: f32) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::descending;
+    use super::*;
+    use crate::testing::Random;
 
     #[test]
     fn higher_scores_come_first() {
         let scores = [f32::INFINITY, 3.5, 1e-40, 0.0, -1e-40, -1.0, -2.0, -1e30, f32::NEG_INFINITY];
         assert!(scores.windows(2).all(|pair| descending(pair[0]) < descending(pair[1])));
         assert_eq!(descending(0.0), descending(-0.0));
+    }
+
+    #[test]
+    fn words_one_by_one_merge_as_all_at_once() {
+        for seed in 0..500 {
+            let mut random = Random::new(seed);
+            let mut text = |most: usize, letters: &[char]| -> String {
+                (0..=random.below(most)).map(|_| letters[random.below(letters.len())]).collect()
+            };
+            let mut vocabulary = Vocabulary::with_capacity(60);
+            for token in ["a", "b", " "] {
+                vocabulary.push(token.as_bytes(), TokenKind::Normal);
+            }
+            for _ in 0..60 {
+                let word = format!("{}{}", text(2, &[' ']), text(4, &['a', 'b']));
+                vocabulary.push(&word.as_bytes()[seed as usize % 2..], TokenKind::Normal);
+            }
+            let sentence = text(80, &['a', 'b', ' ', 'é']);
+            // Few different scores, so that ties are frequent.
+            let scores: Vec<f32> = (0..vocabulary.len()).map(|_| random.below(5) as f32).collect();
+            let apart = SentencePiece::new(&vocabulary, &scores, None, false);
+            assert!(apart.words_are_apart);
+            let together =
+                SentencePiece { words_are_apart: false, ..SentencePiece::new(&vocabulary, &scores, None, false) };
+            let ids = |encoder: &SentencePiece| {
+                let mut out = Vec::new();
+                encoder.encode(&vocabulary, &sentence, true, &mut Merger::default(), &mut out);
+                out
+            };
+            assert_eq!(ids(&apart), ids(&together), "seed {seed}: {sentence:?}");
+        }
     }
 }
