@@ -9,6 +9,7 @@ use fixtures::Fixture;
 use powertrain_model::bytes::FileBytes;
 use powertrain_model::family::describe_gguf;
 use powertrain_model::reference::{self, Reference};
+use powertrain_model::spec::AttentionSpec;
 use powertrain_model::{Checkpoint, Model};
 use powertrain_step::*;
 use std::path::Path;
@@ -144,6 +145,25 @@ fn a_plan_that_breaks_the_contract_is_refused_with_a_reason() {
     check(plan(vec![start(0)], blocks(9), vec![work(0, 0, 1000, false)]), "exceed the budget of");
     let strange = RowStart { tokens: vec![1, 256].into(), prompt_len: 2, ..start(0) };
     check(plan(vec![strange], vec![], vec![]), "holds token Some(256) of a vocabulary of 256");
+}
+
+/// No family here caps scores yet. A wide cap changes nothing; a narrow one makes all scores equal, as a scale of 0 does.
+#[test]
+fn scores_are_capped() {
+    let Fixture { path, prompt, logits: plain, .. } = fixtures::named("llama-F16.gguf");
+    let logits = |change: &dyn Fn(&mut AttentionSpec)| {
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let mut described = describe_gguf(checkpoint.metadata().unwrap(), &|name| checkpoint.tensor(name)).unwrap();
+        described.spec.layers.iter_mut().for_each(|layer| change(&mut layer.attention));
+        reference::logits(&Model::assemble(described, checkpoint, None).unwrap(), &prompt)
+    };
+    let difference = |a: &[Vec<f32>], b: &[Vec<f32>]| {
+        a.iter().flatten().zip(b.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    };
+    let uniform = logits(&|attention| attention.scale = 0.0);
+    assert!(difference(&logits(&|attention| attention.softcap = Some(1e4)), &plain) < 1e-3);
+    assert!(difference(&logits(&|attention| attention.softcap = Some(1e-6)), &uniform) < 1e-3);
+    assert!(difference(&uniform, &plain) > 1.0);
 }
 
 #[test]
