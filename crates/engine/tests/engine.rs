@@ -314,6 +314,24 @@ fn a_panic_in_the_executor_ends_every_stream_and_the_engine_says_so() {
 }
 
 #[test]
+fn a_step_that_does_not_return_shows_in_health() {
+    let (executor, gate) = mock(64, 2).gated();
+    let engine = Engine::start(EngineConfig { stall_timeout: Duration::ZERO, ..config() }, Box::new(executor)).unwrap();
+    let handle = engine.handle();
+    assert_eq!(handle.health(), Health::Live, "there is nothing to run");
+    let stream = submit(&handle, request(1, 5, 1));
+    gate.wait_until_blocked();
+    while handle.health().is_live() {
+        std::thread::yield_now();
+    }
+    assert!(matches!(handle.health(), Health::Stalled(_)));
+    gate.open();
+    read(stream).1.expect("it finishes");
+    drain(engine);
+    assert_eq!(handle.health(), Health::Live, "there is nothing to run any more");
+}
+
+#[test]
 fn a_deadline_ends_a_request_waiting_or_running() {
     let (engine, gate) = gated(200_000, 2);
     let handle = engine.handle();
