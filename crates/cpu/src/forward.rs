@@ -503,7 +503,7 @@ fn integer_panel(matrix: &PackedMatrix, panel: usize) -> IntegerPanel {
     let quants = matrix.panel(panel).cast_const();
     // SAFETY: the scales stand behind the quants of the same panel.
     let scales = unsafe { quants.add(matrix.scales_offset()) };
-    IntegerPanel { quants, scales, layout, blocks: matrix.columns / 32 }
+    IntegerPanel { quants, scales, layout, blocks: matrix.columns / 32, stride: matrix.panel_bytes() }
 }
 
 /// Writes the `pair`-th 32 columns (or what there is of them) of a row in the encodings its reader wants.

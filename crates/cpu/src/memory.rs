@@ -4,6 +4,7 @@
 use std::{
     alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},
     marker::PhantomData,
+    num::NonZero,
     ptr::NonNull,
 };
 
@@ -29,9 +30,9 @@ unsafe impl Zeroable for crate::activations::QuantBlock {}
 /// **Invariant:** whoever writes through [`as_mut_ptr`](Buffer::as_mut_ptr) keeps threads apart: between two barriers an
 /// element is written by one thread and read by none other.
 pub(crate) struct Buffer<T> {
-    pointer: NonNull<T>,
+    memory: Memory,
     len: usize,
-    owns: PhantomData<T>,
+    elements: PhantomData<T>,
 }
 
 // SAFETY: the elements are plain numbers; access from several threads is governed by the invariant above.
@@ -40,34 +41,19 @@ unsafe impl<T: Zeroable> Send for Buffer<T> {}
 unsafe impl<T: Zeroable> Sync for Buffer<T> {}
 
 impl<T: Zeroable> Buffer<T> {
-    /// `len` zeros. Ends the process when there is no memory, as all of Rust's allocation does.
+    /// `len` zeros, whose pages the system hands out when they are first touched. Ends the process when there is no memory,
+    /// as all of Rust's allocation does.
     pub(crate) fn zeroed(len: usize) -> Self {
-        let Some(layout) = Self::layout(len) else {
-            return Self { pointer: NonNull::dangling(), len: 0, owns: PhantomData };
-        };
-        // SAFETY: the layout's size is not zero.
-        let memory = unsafe { alloc_zeroed(layout) };
-        let Some(pointer) = NonNull::new(memory.cast::<T>()) else { handle_alloc_error(layout) };
-        #[cfg(target_os = "linux")]
-        if layout.size() >= HUGE_PAGE {
-            // SAFETY: the range is ours, and page-aligned because large layouts are; a refusal changes nothing.
-            unsafe { libc::madvise(memory.cast(), layout.size(), libc::MADV_HUGEPAGE) };
-        }
-        Self { pointer, len, owns: PhantomData }
-    }
-
-    fn layout(len: usize) -> Option<Layout> {
-        let bytes = len.checked_mul(size_of::<T>()).expect("a buffer's size fits the address space");
-        let alignment = if bytes >= HUGE_PAGE { HUGE_PAGE } else { CACHE_LINE };
-        (bytes > 0).then(|| {
-            // One line more than asked, so that a 64-byte read may start at any element.
-            Layout::from_size_align(bytes + CACHE_LINE, alignment).expect("a buffer's size fits the address space")
-        })
+        // One line more than asked, so that a 64-byte read may start at any element.
+        let bytes = len.checked_mul(size_of::<T>()).and_then(|bytes| bytes.checked_add(CACHE_LINE));
+        let bytes = bytes.expect("a buffer's size fits the address space");
+        let memory = if len == 0 { Memory::EMPTY } else { Memory::zeroed(bytes) };
+        Self { memory, len, elements: PhantomData }
     }
 
     /// The first element.
     pub(crate) fn as_mut_ptr(&self) -> *mut T {
-        self.pointer.as_ptr()
+        self.memory.start.as_ptr().cast()
     }
 
     /// Bytes.
@@ -76,16 +62,72 @@ impl<T: Zeroable> Buffer<T> {
     }
 }
 
-impl<T> Drop for Buffer<T> {
+/// A stretch of zeroed memory, aligned to cache lines, from 2 MiB on to huge pages.
+struct Memory {
+    start: NonNull<u8>,
+    from: Source,
+}
+
+/// How the memory was had, and so how it goes back.
+enum Source {
+    Nowhere,
+    Allocator(Layout),
+    /// Mapped: the whole mapping, which starts before the aligned memory.
+    #[cfg(unix)]
+    Mapping(*mut libc::c_void, usize),
+}
+
+impl Memory {
+    // The alignment is that of a cache line: dangling, but aligned for every element.
+    const EMPTY: Self =
+        Self { start: NonNull::without_provenance(NonZero::new(CACHE_LINE).unwrap()), from: Source::Nowhere };
+
+    fn zeroed(bytes: usize) -> Self {
+        #[cfg(unix)]
+        if bytes >= HUGE_PAGE {
+            return Self::mapped(bytes);
+        }
+        let layout = Layout::from_size_align(bytes, CACHE_LINE).expect("a buffer's size fits the address space");
+        // SAFETY: the layout's size is not zero.
+        let start = unsafe { alloc_zeroed(layout) };
+        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
+        Self { start, from: Source::Allocator(layout) }
+    }
+
+    /// Straight from the system: the allocator would write all the zeros of memory aligned like this.
+    #[cfg(unix)]
+    fn mapped(bytes: usize) -> Self {
+        let size = bytes + HUGE_PAGE;
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANON);
+        // SAFETY: a new private mapping touches no memory of ours.
+        let mapping = unsafe { libc::mmap(std::ptr::null_mut(), size, protection, flags, -1, 0) };
+        if mapping == libc::MAP_FAILED {
+            handle_alloc_error(Layout::from_size_align(bytes, HUGE_PAGE).unwrap_or(Layout::new::<u8>()));
+        }
+        let offset = mapping.align_offset(HUGE_PAGE);
+        // SAFETY: at most HUGE_PAGE - 1 bytes into the mapping, which has that much to spare.
+        let start = unsafe { mapping.add(offset) };
+        #[cfg(target_os = "linux")]
+        // SAFETY: the range lies in the mapping; a refusal changes nothing.
+        unsafe {
+            libc::madvise(start, bytes, libc::MADV_HUGEPAGE)
+        };
+        let Some(start) = NonNull::new(start.cast()) else { unreachable!("a mapping does not start at 0") };
+        Self { start, from: Source::Mapping(mapping, size) }
+    }
+}
+
+impl Drop for Memory {
     fn drop(&mut self) {
-        let bytes = self.len * size_of::<T>();
-        if bytes > 0 {
-            let alignment = if bytes >= HUGE_PAGE { HUGE_PAGE } else { CACHE_LINE };
-            // SAFETY: allocated by `zeroed` with this very layout; its construction succeeded then.
-            unsafe {
-                let layout = Layout::from_size_align_unchecked(bytes + CACHE_LINE, alignment);
-                dealloc(self.pointer.as_ptr().cast(), layout);
-            }
+        match self.from {
+            Source::Nowhere => {}
+            // SAFETY: allocated with this layout.
+            Source::Allocator(layout) => unsafe { dealloc(self.start.as_ptr(), layout) },
+            #[cfg(unix)]
+            // SAFETY: mapped with this size.
+            Source::Mapping(mapping, size) => unsafe {
+                libc::munmap(mapping, size);
+            },
         }
     }
 }

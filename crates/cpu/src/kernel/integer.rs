@@ -28,6 +28,9 @@ pub(crate) struct IntegerPanel {
     pub(crate) layout: IntegerLayout,
     /// 32-column blocks.
     pub(crate) blocks: usize,
+    /// Bytes to the next panel, which is asked for while this one is multiplied with the first rows: the machine's own
+    /// prefetchers lose time where the streams of quants and scales begin anew.
+    pub(crate) stride: usize,
 }
 
 /// Multiplies `panel` with `rows` rows of `x`, giving 16 columns of `out`.
@@ -81,7 +84,7 @@ unsafe fn multiply_layout<S: Lanes, const BITS: u32, const GROUP: usize, const M
             let out = out.add(row * stride);
             macro_rules! tile {
                 ($m:literal) => {{
-                    let sums = tile::<S, BITS, GROUP, MINIMA, $m>(panel, x, in_tile);
+                    let sums = tile::<S, BITS, GROUP, MINIMA, $m>(panel, x, in_tile, row == 0);
                     epilogue.write::<S>(&sums[..count], out, stride)
                 }};
             }
@@ -106,6 +109,7 @@ unsafe fn tile<S: Lanes, const BITS: u32, const GROUP: usize, const MINIMA: bool
     panel: IntegerPanel,
     x: *const QuantBlock,
     first: usize,
+    fetch_next: bool,
 ) -> [S::F; M] {
     let lines_per_block = BITS as usize;
     let lines = lines_per_block * GROUP / 32;
@@ -118,10 +122,11 @@ unsafe fn tile<S: Lanes, const BITS: u32, const GROUP: usize, const MINIMA: bool
         let mut scales = panel.scales;
         for block in 0..panel.blocks {
             let x = &*x.add(block);
-            if M <= 2 {
+            if fetch_next {
                 for line in 0..lines_per_block {
-                    S::prefetch(quants.wrapping_add(PREFETCH_BYTES + 64 * line));
+                    S::prefetch(quants.wrapping_add(panel.stride + 64 * line));
                 }
+                S::prefetch(scales.wrapping_add(panel.stride));
             }
             for half in 0..groups {
                 let zero = |m: usize| match (GROUP, half) {
@@ -175,9 +180,6 @@ unsafe fn tile<S: Lanes, const BITS: u32, const GROUP: usize, const MINIMA: bool
         sums
     }
 }
-
-/// How far ahead of the reads of a single row the weights are asked for: the hardware's own prefetchers stop at 4 KiB pages.
-const PREFETCH_BYTES: usize = 4096;
 
 /// # Safety
 /// The level's instructions; 16 scales at `from`.

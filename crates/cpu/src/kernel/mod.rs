@@ -135,19 +135,38 @@ impl Kernels {
                 table!(level, crate::simd::avx2::Avx2, #[target_feature(enable = "avx2,fma,f16c")])
             }
             #[cfg(target_arch = "x86_64")]
-            SimdLevel::Avx512 => table!(
-                level,
-                crate::simd::avx512::Avx512<false>,
-                #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-            ),
+            SimdLevel::Avx512 => avx512(level),
+            // All but one kernel are the same, and compiling them again would only cost time.
             #[cfg(target_arch = "x86_64")]
-            SimdLevel::Avx512Bf16 => table!(
-                level,
-                crate::simd::avx512::Avx512<true>,
-                #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
-            ),
+            SimdLevel::Avx512Bf16 => Self { multiply_bf16: multiply_bf16_avx512, has_bf16_dot: true, ..avx512(level) },
             #[allow(unreachable_patterns, reason = "which levels exist differs by target")]
             _ => return None,
         })
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn avx512(level: SimdLevel) -> Kernels {
+    table!(
+        level,
+        crate::simd::avx512::Avx512<false>,
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    )
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
+unsafe fn multiply_bf16_avx512(
+    panel: *const u16,
+    pairs: usize,
+    x: *const u16,
+    rows: usize,
+    out: *mut f32,
+    stride: usize,
+    epilogue: Epilogue,
+) {
+    // SAFETY: the caller's promises, and the features are enabled here.
+    unsafe {
+        float::multiply_bf16::<crate::simd::avx512::Avx512<true>>(panel, pairs, x, rows, out, stride, epilogue);
     }
 }

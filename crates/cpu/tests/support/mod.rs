@@ -1,6 +1,8 @@
 //! Runs an executor as an engine would, and compares what comes out.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+pub mod synthetic;
+
 use powertrain_cpu::{CpuConfig, CpuExecutor};
 use powertrain_model::Model;
 use powertrain_step::{
