@@ -3,6 +3,7 @@
 //! ```text
 //! cuda_check products              every product kernel against f64
 //! cuda_check models [FOLDER...]    whole models against the reference: synthetic shapes, and checkpoints given
+//! cuda_check profile SHAPE...      where the time of a step goes
 //! cuda_check bench SHAPE...        decode and prefill of a config.json with dummy weights
 //! ```
 #![expect(clippy::print_stdout, reason = "its purpose")]
@@ -19,9 +20,12 @@ fn main() -> ExitCode {
     let failures = match arguments.first().map(String::as_str) {
         Some("products") => products(),
         Some("models") => models::check_all(&arguments[1..]),
+        Some("profile") => bench::profile_all(&arguments[1..]),
         Some("bench") => bench::bench_all(&arguments[1..]),
         _ => {
-            println!("usage: cuda_check products | models [FOLDER...] | bench CONFIG_FOLDER...");
+            println!(
+                "usage: cuda_check products | models [FOLDER...] | profile CONFIG_FOLDER... | bench CONFIG_FOLDER..."
+            );
             return ExitCode::from(2);
         }
     };

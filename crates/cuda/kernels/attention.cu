@@ -19,81 +19,93 @@ __device__ __forceinline__ u64 slot_of(const int* blocks, int position, int bloc
   return (u64)blocks[position / block_size] * block_size + position % block_size;
 }
 
-// q, k, v of one token: bias, norm per head, rotation; q back in place, k and v to the cache. One block a token, one warp a head.
-// Moves (heads + 2 kv_heads) * head_dim * 2 bytes in and out. PAIRS: rotated pairs a lane holds.
+// What turns a projection into a query, key or value: bias, norm per head, rotation. Null where a model has none.
+struct Rope {
+  const float* bias;                 // [heads + 2 kv_heads][head_dim]
+  const float* q_norm;               // [head_dim]
+  const float* k_norm;               // [head_dim]
+  const float* inverse_frequencies;  // [rotary / 2]
+  float epsilon;
+};
+
+// Sine and cosine of the pairs a lane holds: pair = lane + 32 j.
 template <int PAIRS>
-__device__ __forceinline__ void rope_write_body(const State& state, const int* row, const int* position, bf16* qkv, const float* bias, const float* q_norm, const float* k_norm,
-                                                float epsilon, const float* inverse_frequencies, const Cache& cache, const Heads& h) {
-  const int m = blockIdx.x, lane = threadIdx.x & 31, warps = blockDim.x >> 5;
-  const int at = position[m], half = h.rotary / 2, rest = h.head_dim - h.rotary;
-  const u64 slot = slot_of(blocks_of(state, row[m]), at, cache.block_size);
-  bf16* token = qkv + (u64)m * (h.heads + 2 * h.kv_heads) * h.head_dim;
-  float sine[PAIRS], cosine[PAIRS];
+__device__ __forceinline__ void angles(const Rope& rope, const Heads& h, int position, float (&sine)[PAIRS], float (&cosine)[PAIRS]) {
 #pragma unroll
   for (int j = 0; j < PAIRS; j++) {
-    const int pair = lane + 32 * j;
+    const int pair = (threadIdx.x & 31) + 32 * j;
     sine[j] = 0.f; cosine[j] = 1.f;
-    if (pair < half) {
-      sincosf(at * inverse_frequencies[pair], &sine[j], &cosine[j]);
+    if (pair < h.rotary / 2) {
+      sincosf(position * rope.inverse_frequencies[pair], &sine[j], &cosine[j]);
       sine[j] *= h.magnitude;
       cosine[j] *= h.magnitude;
     }
   }
-  for (int head = threadIdx.x >> 5; head < h.heads + 2 * h.kv_heads; head += warps) {
-    bf16* from = token + head * h.head_dim;
-    const bool is_query = head < h.heads, is_value = head >= h.heads + h.kv_heads;
-    const float* b = bias ? bias + head * h.head_dim : nullptr;
-    const float* norm = is_value ? nullptr : is_query ? q_norm : k_norm;
-    float lo[PAIRS], hi[PAIRS], squares = 0.f;
+}
+
+// One head of one token by one warp, from the projections to `to` (which may be where it came from). `head` counts queries, then keys,
+// then values.
+template <int PAIRS>
+__device__ __forceinline__ void prepare_head(const Rope& rope, const Heads& h, const bf16* from, bf16* to, int head, const float (&sine)[PAIRS], const float (&cosine)[PAIRS]) {
+  const int lane = threadIdx.x & 31, half = h.rotary / 2, rest = h.head_dim - h.rotary;
+  const bool is_value = head >= h.heads + h.kv_heads;
+  const float* b = rope.bias ? rope.bias + head * h.head_dim : nullptr;
+  const float* norm = is_value ? nullptr : head < h.heads ? rope.q_norm : rope.k_norm;
+  float lo[PAIRS], hi[PAIRS], tail[PAIRS], squares = 0.f;
 #pragma unroll
-    for (int j = 0; j < PAIRS; j++) {
-      const int pair = lane + 32 * j;
-      lo[j] = hi[j] = 0.f;
-      if (pair < half) {
-        lo[j] = __bfloat162float(from[pair]) + (b ? b[pair] : 0.f);
-        hi[j] = __bfloat162float(from[pair + half]) + (b ? b[pair + half] : 0.f);
-        squares += lo[j] * lo[j] + hi[j] * hi[j];
-      }
+  for (int j = 0; j < PAIRS; j++) {
+    const int pair = lane + 32 * j;
+    lo[j] = hi[j] = tail[j] = 0.f;
+    if (pair < half) {
+      lo[j] = __bfloat162float(from[pair]) + (b ? b[pair] : 0.f);
+      hi[j] = __bfloat162float(from[pair + half]) + (b ? b[pair + half] : 0.f);
     }
     // Elements past the rotary dimension; a model with them has no more than 32 * PAIRS of them.
-    float tail[PAIRS];
-#pragma unroll
-    for (int j = 0; j < PAIRS; j++) {
-      const int i = lane + 32 * j;
-      tail[j] = 0.f;
-      if (i < rest) {
-        tail[j] = __bfloat162float(from[h.rotary + i]) + (b ? b[h.rotary + i] : 0.f);
-        squares += tail[j] * tail[j];
-      }
-    }
-    if (norm) {
-      const float scale = rsqrtf(warp_sum(squares) / h.head_dim + epsilon);
-#pragma unroll
-      for (int j = 0; j < PAIRS; j++) {
-        const int pair = lane + 32 * j;
-        if (pair < half) { lo[j] *= scale * norm[pair]; hi[j] *= scale * norm[pair + half]; }
-        if (pair < rest) tail[j] *= scale * norm[h.rotary + pair];
-      }
-    }
-    bf16* to = is_query ? from : (is_value ? cache.values : cache.keys) + (slot * h.kv_heads + (head - h.heads) % h.kv_heads) * h.head_dim;
+    if (pair < rest) tail[j] = __bfloat162float(from[h.rotary + pair]) + (b ? b[h.rotary + pair] : 0.f);
+    squares += lo[j] * lo[j] + hi[j] * hi[j] + tail[j] * tail[j];
+  }
+  if (norm) {
+    const float scale = rsqrtf(warp_sum(squares) / h.head_dim + rope.epsilon);
 #pragma unroll
     for (int j = 0; j < PAIRS; j++) {
       const int pair = lane + 32 * j;
-      if (pair < half) {
-        const float s = is_value ? 0.f : sine[j], c = is_value ? 1.f : cosine[j];
-        to[pair] = __float2bfloat16(lo[j] * c - hi[j] * s);
-        to[pair + half] = __float2bfloat16(hi[j] * c + lo[j] * s);
-      }
-      if (pair < rest) to[h.rotary + pair] = __float2bfloat16(tail[j]);
+      if (pair < half) { lo[j] *= scale * norm[pair]; hi[j] *= scale * norm[pair + half]; }
+      if (pair < rest) tail[j] *= scale * norm[h.rotary + pair];
     }
   }
+#pragma unroll
+  for (int j = 0; j < PAIRS; j++) {
+    const int pair = lane + 32 * j;
+    if (pair < half) {
+      const float s = is_value ? 0.f : sine[j], c = is_value ? 1.f : cosine[j];
+      to[pair] = __float2bfloat16(lo[j] * c - hi[j] * s);
+      to[pair + half] = __float2bfloat16(hi[j] * c + lo[j] * s);
+    }
+    if (pair < rest) to[h.rotary + pair] = __float2bfloat16(tail[j]);
+  }
 }
-#define ROPE_WRITE(NAME, PAIRS)                                                                                                                                                   \
-  extern "C" __global__ void NAME(State state, const int* row, const int* position, bf16* qkv, const float* bias, const float* q_norm, const float* k_norm, float epsilon,        \
-                                  const float* inverse_frequencies, Cache cache, Heads h) {                                                                                       \
-    let_next_start();                                                                                                                                                             \
-    wait_for_previous();                                                                                                                                                          \
-    rope_write_body<PAIRS>(state, row, position, qkv, bias, q_norm, k_norm, epsilon, inverse_frequencies, cache, h);                                                              \
+
+// q, k, v of every token: q back in place, k and v to the cache. One block a token, one warp a head.
+// Moves (heads + 2 kv_heads) * head_dim * 2 bytes in and out. PAIRS: rotated pairs a lane holds.
+template <int PAIRS>
+__device__ __forceinline__ void rope_write_body(const State& state, const int* row, const int* position, bf16* qkv, const Rope& rope, const Cache& cache, const Heads& h) {
+  const int m = blockIdx.x, at = position[m];
+  const u64 slot = slot_of(blocks_of(state, row[m]), at, cache.block_size);
+  bf16* token = qkv + (u64)m * (h.heads + 2 * h.kv_heads) * h.head_dim;
+  float sine[PAIRS], cosine[PAIRS];
+  angles<PAIRS>(rope, h, at, sine, cosine);
+  for (int head = threadIdx.x >> 5; head < h.heads + 2 * h.kv_heads; head += blockDim.x >> 5) {
+    bf16* from = token + head * h.head_dim;
+    bf16* cached = head < h.heads + h.kv_heads ? cache.keys : cache.values;
+    bf16* to = head < h.heads ? from : cached + (slot * h.kv_heads + (head - h.heads) % h.kv_heads) * h.head_dim;
+    prepare_head<PAIRS>(rope, h, from, to, head, sine, cosine);
+  }
+}
+#define ROPE_WRITE(NAME, PAIRS)                                                                                                     \
+  extern "C" __global__ void NAME(State state, const int* row, const int* position, bf16* qkv, Rope rope, Cache cache, Heads h) {   \
+    let_next_start();                                                                                                               \
+    wait_for_previous();                                                                                                            \
+    rope_write_body<PAIRS>(state, row, position, qkv, rope, cache, h);                                                              \
   }
 ROPE_WRITE(rope_write_1, 1)
 ROPE_WRITE(rope_write_2, 2)
@@ -102,36 +114,56 @@ ROPE_WRITE(rope_write_4, 4)
 __device__ __forceinline__ float cap_score(float s, float softcap) { return softcap > 0.f ? softcap * tanhf(s / softcap) : s; }
 
 // ---- decode: one query a sequence. Must read len * kv_heads * head_dim * 4 bytes; bound by memory once the batch is large.
-// Block = (split of the positions, up to 8 query heads of one KV head, sequence), four warps, each 16 positions at a time. K and V go from
-// global memory straight into tensor-core fragments: S^T[16 x 8 heads] = K . q^T, O^T[head_dim x 8 heads] += V^T . P^T. The last
-// block of a (sequence, KV head) to finish merges the splits. block_size is a multiple of 16.
-template <int D>
+// Block = (split of the positions, up to 8 query heads of one KV head, sequence), W warps, each 16 positions at a time. The block makes its
+// queries and the newest key and value from the projections itself; that of the last split writes the latter to the cache. K and V go
+// from global memory straight into tensor-core fragments: S^T[16 x 8 heads] = K . q^T, O^T[head_dim x 8 heads] += V^T . P^T. The
+// last block of a (sequence, KV head) to finish merges the splits. block_size is a multiple of 16.
+#define SPLIT_TILES 8  // a split is at least this many tiles of 16 positions
+template <int D, int W>
 __device__ __forceinline__ void decode_body(const State& state, const int* row, const int* position, const bf16* qkv, bf16* out, float* part_out, float2* part_ml, u32* arrivals,
-                                            const Cache& cache, const Heads& h) {
-  constexpr int DC = D / 32, DJ = D / 64;
+                                            const Rope& rope, const Cache& cache, const Heads& h) {
+  constexpr int DC = D / 32, DJ = D / 64, PAIRS = D / 64;
+  __shared__ __align__(16) bf16 prepared[10][D];  // 8 queries, the newest key, the newest value
   const int split = blockIdx.x, b = blockIdx.z, splits = gridDim.x;
   const int group = h.heads / h.kv_heads, groups = (group + 7) / 8;
   const int hk = blockIdx.y / groups, head0 = hk * group + (blockIdx.y % groups) * 8, G = min(8, (hk + 1) * group - head0);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, ql = lane & 3;
   const int len = position[b] + 1, oldest = h.window ? max(0, len - h.window) : 0;
   const int tile0 = oldest / 16, tiles = (len + 15) / 16 - tile0;
-  const int per_split = max(4, (tiles + splits - 1) / splits), active = (tiles + per_split - 1) / per_split;
+  const int per_split = max(SPLIT_TILES, (tiles + splits - 1) / splits), active = (tiles + per_split - 1) / per_split;
   if (split >= active) return;
   const int t_begin = tile0 + split * per_split, t_end = min(tile0 + tiles, t_begin + per_split);
   const int* blocks = blocks_of(state, row[b]);
-  const bf16* q = qkv + ((u64)b * (h.heads + 2 * h.kv_heads) + head0) * D;
   const u64 token_stride = (u64)h.kv_heads * D;
+  {
+    const bf16* token = qkv + (u64)b * (h.heads + 2 * h.kv_heads) * D;
+    float sine[PAIRS], cosine[PAIRS];
+    angles<PAIRS>(rope, h, len - 1, sine, cosine);
+    for (int i = warp; i < G + 2; i += W) {
+      const int head = i < G ? head0 + i : h.heads + (i - G) * h.kv_heads + hk;
+      prepare_head<PAIRS>(rope, h, token + (u64)head * D, prepared[i < G ? i : 8 + i - G], head, sine, cosine);
+    }
+    __syncthreads();
+    if (split == active - 1 && blockIdx.y % groups == 0) {
+      const u64 at = slot_of(blocks, len - 1, cache.block_size) * token_stride + (u64)hk * D;
+      for (int i = threadIdx.x; i < D / 4; i += W * 32) {
+        const bool value = i >= D / 8;
+        const int piece = i % (D / 8);
+        *reinterpret_cast<uint4*>((value ? cache.values : cache.keys) + at + piece * 8) = *reinterpret_cast<const uint4*>(&prepared[8 + value][piece * 8]);
+      }
+    }
+  }
   const float scale_log2 = h.softcap > 0.f ? 1.4426950408889634f : h.scale * 1.4426950408889634f;
   u32 qf[DC][4];
 #pragma unroll
   for (int c = 0; c < DC; c++) {
     uint4 v = make_uint4(0, 0, 0, 0);
-    if (g < G) v = *reinterpret_cast<const uint4*>(q + (u64)g * D + c * 32 + ql * 8);
+    if (g < G) v = *reinterpret_cast<const uint4*>(&prepared[g][c * 32 + ql * 8]);
     qf[c][0] = v.x; qf[c][1] = v.y; qf[c][2] = v.z; qf[c][3] = v.w;
   }
   float o[8][4] = {};  // rows d = g * 8 + j and (head_dim 128) 64 + g * 8 + j, columns heads 2ql, 2ql + 1
   float m0 = -1e30f, m1 = -1e30f, l0 = 0.f, l1 = 0.f;
-  for (int t = t_begin + warp; t < t_end; t += 4) {
+  for (int t = t_begin + warp; t < t_end; t += W) {
     const int first = t * 16;
     const u64 base = slot_of(blocks, first, cache.block_size) * token_stride + (u64)hk * D;
     const bf16* kp = cache.keys + base + g * token_stride + ql * 8;
@@ -149,14 +181,25 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
       vf[x][2] = load_streaming(vp + 8 * token_stride + x * 64);
       vf[x][3] = load_streaming(vp + 9 * token_stride + x * 64);
     }
-    if (first + 16 > len) {  // what lies past the end is not ours and may be NaN: 0 * NaN is not 0
-      const uint4 zero = make_uint4(0, 0, 0, 0);
+    if (first + 16 >= len) {
+      // The newest position comes from shared memory: the cache may not hold it yet. What lies past it is not ours and may be NaN:
+      // 0 * NaN is not 0.
+      const int newest = len - 1 - first;
+#pragma unroll
+      for (int c = 0; c < DC; c++) {
+        const uint4 k = *reinterpret_cast<const uint4*>(&prepared[8][c * 32 + ql * 8]);
+        if (g == newest) kf[c][0] = k;
+        if (g + 8 == newest) kf[c][1] = k;
+      }
 #pragma unroll
       for (int x = 0; x < DJ; x++) {
-        if (first + 2 * ql >= len) vf[x][0] = zero;
-        if (first + 2 * ql + 1 >= len) vf[x][1] = zero;
-        if (first + 2 * ql + 8 >= len) vf[x][2] = zero;
-        if (first + 2 * ql + 9 >= len) vf[x][3] = zero;
+        const uint4 v = *reinterpret_cast<const uint4*>(&prepared[9][x * 64 + g * 8]), zero = make_uint4(0, 0, 0, 0);
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+          const int at = 2 * ql + (e & 1) + (e >> 1) * 8;
+          if (at == newest) vf[x][e] = v;
+          if (at > newest) vf[x][e] = zero;
+        }
       }
     }
     float s[4] = {0.f, 0.f, 0.f, 0.f};
@@ -210,8 +253,8 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
     l0 += __shfl_xor_sync(~0u, l0, d);
     l1 += __shfl_xor_sync(~0u, l1, d);
   }
-  __shared__ float so[4][8][D + 4];
-  __shared__ float sm[4][8], sl[4][8];
+  __shared__ float so[W][8][D + 4];
+  __shared__ float sm[W][8], sl[W][8];
   __shared__ u32 arrived;
   if (g == 0) { sm[warp][2 * ql] = m0; sm[warp][2 * ql + 1] = m1; sl[warp][2 * ql] = l0; sl[warp][2 * ql + 1] = l1; }
 #pragma unroll
@@ -220,12 +263,13 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
     for (int e = 0; e < 4; e++)
       if ((e >> 1) < DJ) so[warp][2 * ql + (e & 1)][(e >> 1) * 64 + g * 8 + j] = o[j][e];
   __syncthreads();
-  for (int i = threadIdx.x; i < G * D; i += 128) {
+  for (int i = threadIdx.x; i < G * D; i += W * 32) {
     const int x = i / D, d = i % D;
-    const float top = fmaxf(fmaxf(sm[0][x], sm[1][x]), fmaxf(sm[2][x], sm[3][x]));
-    float sum = 0.f, weight = 0.f;
+    float top = -1e30f, sum = 0.f, weight = 0.f;
 #pragma unroll
-    for (int w = 0; w < 4; w++) {
+    for (int w = 0; w < W; w++) top = fmaxf(top, sm[w][x]);
+#pragma unroll
+    for (int w = 0; w < W; w++) {
       const float f = exp2f(sm[w][x] - top);
       sum += f * so[w][x][d];
       weight += f * sl[w][x];
@@ -246,7 +290,7 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
   if (arrived != active - 1) return;
   if (threadIdx.x == 0) *counter = 0;
   __threadfence();
-  for (int i = threadIdx.x; i < G * D; i += 128) {
+  for (int i = threadIdx.x; i < G * D; i += W * 32) {
     const u64 head = (u64)b * h.heads + head0 + i / D;
     const int d = i % D;
     const float2* ml = part_ml + head * splits;
@@ -262,15 +306,17 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
     out[head * D + d] = __float2bfloat16(sum / weight);
   }
 }
-#define DECODE(NAME, D)                                                                                                                                                            \
-  extern "C" __global__ void __launch_bounds__(128, 4) NAME(State state, const int* row, const int* position, const bf16* qkv, bf16* out, float* part_out, float2* part_ml,       \
-                                                           u32* arrivals, Cache cache, Heads h) {                                                                                 \
+#define DECODE(NAME, D, W, RESIDENT)                                                                                                                                               \
+  extern "C" __global__ void __launch_bounds__(W * 32, RESIDENT) NAME(State state, const int* row, const int* position, const bf16* qkv, bf16* out, float* part_out,               \
+                                                                      float2* part_ml, u32* arrivals, Rope rope, Cache cache, Heads h) {                                          \
     let_next_start();                                                                                                                                                             \
     wait_for_previous();                                                                                                                                                          \
-    decode_body<D>(state, row, position, qkv, out, part_out, part_ml, arrivals, cache, h);                                                                                        \
+    decode_body<D, W>(state, row, position, qkv, out, part_out, part_ml, arrivals, rope, cache, h);                                                                               \
   }
-DECODE(decode_64, 64)
-DECODE(decode_128, 128)
+DECODE(decode_64, 64, 4, 4)
+DECODE(decode_128, 128, 4, 4)
+DECODE(decode_64_few, 64, 8, 1)
+DECODE(decode_128_few, 128, 8, 1)
 
 // ---- many queries of one sequence: flash attention (Dao, arXiv:2307.08691). 4 * queries * keys * head_dim operations a head; bound by the
 // tensor cores. Block = (head, tile of 128 queries), eight warps of 16 queries; keys and values come 64 at a time through a two-stage ring.

@@ -3,12 +3,48 @@
 //! Attention and sampling are checked through the executor, by `examples/cuda_check.rs`.
 
 use crate::{
-    CudaError,
+    CudaError, CudaOptions,
     driver::{Buffer, Context, Stream},
+    executor::CudaExecutor,
     kernels::{Kernels, fill_random},
     matmul::{Matmul, Matrix, Output, Product},
     weights::bf16_bits,
 };
+use powertrain_model::Model;
+use powertrain_step::{Executor, StepLimits, StepPlan};
+
+/// Device time of the last of some steps by class of kernel: pairs of name and microseconds per step.
+///
+/// `stages_max` bounds the ring of the weight-streaming kernel (12 is what it is built for); `tune` times cuBLASLt's algorithms first.
+#[derive(Debug)]
+pub struct Profiler(CudaExecutor);
+
+impl Profiler {
+    /// Loads a model as [`load`](crate::load) does.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load(model: &Model, limits: &StepLimits, options: &CudaOptions) -> Result<Self, CudaError> {
+        CudaExecutor::load(model, limits, options).map(Self)
+    }
+
+    /// Runs steps one after another, then profiles the last.
+    ///
+    /// # Errors
+    /// When a step or a launch fails.
+    pub fn profile(
+        &mut self,
+        plans: &[StepPlan],
+        stages_max: usize,
+        tune: bool,
+    ) -> Result<Vec<(&'static str, f32)>, CudaError> {
+        for plan in plans {
+            let result = self.0.launch(plan).and_then(|()| self.0.collect());
+            result.map_err(|error| CudaError::Call { call: "step", reason: error.reason })?;
+        }
+        self.0.profile(stages_max, tune)
+    }
+}
 
 /// One comparison.
 #[derive(Clone, Debug)]

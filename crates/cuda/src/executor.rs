@@ -53,6 +53,14 @@ pub(crate) struct CudaExecutor {
     sampler: Sampler,
     next_slot: usize,
     enforce_eager: bool,
+    /// What was launched last, for [`profile`](Self::profile).
+    last_pass: Option<Pass>,
+}
+
+impl std::fmt::Debug for CudaExecutor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CudaExecutor").field("facts", &self.facts).finish_non_exhaustive()
+    }
 }
 
 /// What a step in flight uses on the host's side.
@@ -224,7 +232,39 @@ impl CudaExecutor {
             sampler: Sampler::new(spec.vocab_size),
             next_slot: 0,
             enforce_eager: options.enforce_eager,
+            last_pass: None,
         })
+    }
+
+    /// Microseconds of device time of the last step's launches, class by class, each as a graph of its own with the launches of all
+    /// layers. Classes overlap less with each other than alone, so their sum is not the whole. Spoils the state of all rows.
+    pub(crate) fn profile(&mut self, stages_max: usize, tune: bool) -> Result<Vec<(&'static str, f32)>, CudaError> {
+        const REPLAYS: usize = 7;
+        let Some(pass) = self.last_pass else { return Ok(Vec::new()) };
+        self.context.enter()?;
+        self.forward.matmul.stages_max = stages_max;
+        if tune {
+            self.forward.matmul.tune(&self.stream, &self.forward.products(&pass))?;
+        }
+        let (begin, end) = (Event::create()?, Event::create()?);
+        let mut classes = Vec::new();
+        for (class, name) in crate::forward::CLASSES.iter().enumerate() {
+            self.forward.run_class(&self.stream, &pass, class)?;
+            self.stream.wait()?;
+            let graph = self.stream.capture(|| self.forward.run_class(&self.stream, &pass, class))?;
+            graph.launch(&self.stream)?;
+            let mut times = Vec::new();
+            for _ in 0..REPLAYS {
+                begin.record(&self.stream)?;
+                graph.launch(&self.stream)?;
+                end.record(&self.stream)?;
+                end.wait()?;
+                times.push(end.milliseconds_since(&begin)? * 1e3);
+            }
+            times.sort_by(f32::total_cmp);
+            classes.push((*name, times[REPLAYS / 2]));
+        }
+        Ok(classes)
     }
 
     fn start(&mut self, plan: &StepPlan) -> Result<(), CudaError> {
@@ -371,6 +411,7 @@ impl CudaExecutor {
 
     /// Launches a pass: a pure decode by its graph, captured when its kind first comes.
     fn run(&mut self, pass: &Pass) -> Result<(), CudaError> {
+        self.last_pass = Some(*pass);
         let decode_only = pass.layout.tokens > 0 && pass.layout.tiles == 0 && pass.decodes == pass.layout.tokens;
         if self.enforce_eager || !decode_only {
             return self.forward.run(&self.stream, pass);

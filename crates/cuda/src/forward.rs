@@ -1,13 +1,13 @@
 //! One pass through the model: which kernels run on which buffers.
 //!
-//! A layer is, for few rows, six launches: norm + QKV, rope + cache write, attention, output + sum, norm + gate and up +
+//! A layer is, for few rows, five launches: norm + QKV, rope + cache write + attention, output + sum, norm + gate and up +
 //! activation, down + sum. Nothing here waits for the device or depends on what a step holds beyond its [`Layout`], so a pass
 //! can be captured once and replayed.
 
 use crate::{
     CudaError,
     driver::{Buffer, Context, DevicePointer, Shape, Stream},
-    kernels::{Cache, Heads, Kernels, State, flash_shared_bytes, launch, shape},
+    kernels::{Cache, Heads, Kernels, Rope, State, flash_shared_bytes, launch, shape},
     matmul::{Matmul, Output, Product, norm_threads},
     staging::Layout,
     weights::{DeviceWeights, LayerWeights},
@@ -17,6 +17,8 @@ use powertrain_model::spec::{Activation, AttentionSpec, DecoderSpec, LayerSpec};
 /// Blocks of the split decode kernel aimed at, and splits at most.
 const DECODE_BLOCKS: usize = 528;
 const DECODE_SPLITS_MAX: usize = 64;
+/// Sequences times KV heads up to which the decode kernel of eight warps is used.
+const DECODE_FEW: usize = 128;
 
 /// What a pass computes. `layout` says where its arrays are; the counts split its positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,6 +29,19 @@ pub(crate) struct Pass {
     /// Whether some row draws instead of taking the highest.
     pub(crate) draws: bool,
 }
+
+/// What [`Forward::run_class`] runs by number.
+pub(crate) const CLASSES: [&str; 9] = [
+    "whole step",
+    "norm + QKV",
+    "rope + attention",
+    "output + sum",
+    "norm + gate and up + activation",
+    "down + sum",
+    "norm + head",
+    "choose",
+    "changes + embed",
+];
 
 /// Buffers of the largest step.
 pub(crate) struct Workspace {
@@ -156,6 +171,27 @@ impl Forward {
             products.push(self.head_product(self.staged_at(pass.layout.sample_tokens()), pass.layout.samples));
         }
         products
+    }
+
+    /// The launches of one class alone, over all layers, for profiles: see [`CLASSES`].
+    pub(crate) fn run_class(&self, stream: &Stream, pass: &Pass, class: usize) -> Result<(), CudaError> {
+        let head_rows = self.staged_at(pass.layout.sample_tokens());
+        match class {
+            0 => return self.run(stream, pass),
+            6 => return self.logits(stream, head_rows, pass.layout.samples),
+            7 => return self.choose(stream, pass),
+            8 => return self.apply_changes(stream).and_then(|()| self.embed(stream, pass)),
+            _ => {}
+        }
+        for (index, (spec, weights)) in self.spec.layers.iter().zip(&self.weights.layers).enumerate() {
+            let products = self.layer_products(spec, weights, pass.layout.tokens);
+            match class {
+                2 => self.attention(stream, pass, index)?,
+                1 => self.matmul.run(&self.kernels, stream, &products[0])?,
+                _ => self.matmul.run(&self.kernels, stream, &products[class - 2])?,
+            }
+        }
+        Ok(())
     }
 
     fn staged_at(&self, word: usize) -> DevicePointer {
@@ -290,81 +326,62 @@ impl Forward {
             softcap: spec.softcap.unwrap_or(0.0),
             magnitude: spec.rope.magnitude,
         };
-        self.rope_write(stream, pass, spec, weights, cache, heads)?;
-        let tokens = pass.layout.tokens;
-        match spec.head_dim {
-            64 | 128 => {
-                if pass.decodes > 0 {
-                    self.decode(stream, pass, spec, cache, heads)?;
-                }
-                if pass.layout.tiles > 0 {
-                    self.flash(stream, pass, spec, cache, heads)?;
-                }
-                Ok(())
-            }
-            _ => {
-                let (rows, positions) = (self.staged_at(pass.layout.rows()), self.staged_at(pass.layout.positions()));
-                let (qkv, out) = (self.workspace.qkv.pointer(), self.workspace.attended.pointer());
-                let tokens_i32 = tokens as i32;
-                let shape = shape(((tokens * spec.heads).div_ceil(4) as u32, 1, 1), 128);
-                launch!(
-                    stream,
-                    self.kernels.attention_plain,
-                    shape,
-                    self.state,
-                    rows,
-                    positions,
-                    qkv,
-                    out,
-                    cache,
-                    heads,
-                    tokens_i32
-                )
-            }
+        let pointer = |buffer: &Option<Buffer>| buffer.as_ref().map_or(0, Buffer::pointer);
+        let rope = Rope {
+            bias: pointer(&weights.qkv_bias),
+            query_norm: pointer(&weights.query_norm),
+            key_norm: pointer(&weights.key_norm),
+            inverse_frequencies: weights.inverse_frequencies.pointer(),
+            epsilon: spec.qk_norm.map_or(0.0, |norm| norm.epsilon),
+        };
+        // The fast kernels' lanes hold half a head in pairs and at most half a head past the rotary dimension.
+        let fast = matches!(spec.head_dim, 64 | 128) && 2 * heads.rotary >= heads.head_dim;
+        if !fast {
+            self.rope_write(stream, pass, 0, rope, cache, heads)?;
+            return self.attention_plain(stream, pass, cache, heads);
         }
+        if pass.decodes > 0 {
+            self.decode(stream, pass, spec, rope, cache, heads)?;
+        }
+        if pass.layout.tiles > 0 {
+            self.rope_write(stream, pass, pass.decodes, rope, cache, heads)?;
+            self.flash(stream, pass, spec, cache, heads)?;
+        }
+        Ok(())
     }
 
+    /// Queries, keys and values of the step's positions from `first` on; the decode kernel makes its own.
     fn rope_write(
         &self,
         stream: &Stream,
         pass: &Pass,
-        spec: &AttentionSpec,
-        weights: &LayerWeights,
+        first: usize,
+        rope: Rope,
         cache: Cache,
         heads: Heads,
     ) -> Result<(), CudaError> {
-        let pointer = |buffer: &Option<Buffer>| buffer.as_ref().map_or(0, Buffer::pointer);
-        let (rows, positions) = (self.staged_at(pass.layout.rows()), self.staged_at(pass.layout.positions()));
-        let qkv = self.workspace.qkv.pointer();
-        let (bias, query_norm) = (pointer(&weights.qkv_bias), pointer(&weights.query_norm));
-        let key_norm = pointer(&weights.key_norm);
-        let epsilon = spec.qk_norm.map_or(0.0, |norm| norm.epsilon);
-        let frequencies = weights.inverse_frequencies.pointer();
+        let all_heads = (heads.heads + 2 * heads.kv_heads) as usize;
+        let rows = self.staged_at(pass.layout.rows() + first);
+        let positions = self.staged_at(pass.layout.positions() + first);
+        let qkv = self.workspace.qkv.pointer() + (first * all_heads * heads.head_dim as usize * 2) as u64;
         // A lane holds this many of a head's elements in each half.
-        let per_lane = spec.head_dim.max(2 * (spec.head_dim - heads.rotary as usize)).div_ceil(64);
+        let per_lane = heads.head_dim.max(2 * (heads.head_dim - heads.rotary)).unsigned_abs().div_ceil(64);
         let function = self.kernels.rope_write[match per_lane {
             1 => 0,
             2 => 1,
             _ => 2,
         }];
-        let warps = (spec.heads + 2 * spec.kv_heads).min(16) as u32;
-        let shape = shape((pass.layout.tokens as u32, 1, 1), 32 * warps);
-        launch!(
-            stream,
-            function,
-            shape,
-            self.state,
-            rows,
-            positions,
-            qkv,
-            bias,
-            query_norm,
-            key_norm,
-            epsilon,
-            frequencies,
-            cache,
-            heads
-        )
+        let shape = shape(((pass.layout.tokens - first) as u32, 1, 1), 32 * all_heads.min(16) as u32);
+        launch!(stream, function, shape, self.state, rows, positions, qkv, rope, cache, heads)
+    }
+
+    fn attention_plain(&self, stream: &Stream, pass: &Pass, cache: Cache, heads: Heads) -> Result<(), CudaError> {
+        let (rows, positions) = (self.staged_at(pass.layout.rows()), self.staged_at(pass.layout.positions()));
+        let (qkv, out) = (self.workspace.qkv.pointer(), self.workspace.attended.pointer());
+        let tokens = pass.layout.tokens as i32;
+        let shape = shape(((tokens * heads.heads).unsigned_abs().div_ceil(4), 1, 1), 128);
+        let function = self.kernels.attention_plain;
+        launch!(stream, function, shape, self.state, rows, positions, qkv, out, cache, heads, tokens)
     }
 
     fn decode(
@@ -372,6 +389,7 @@ impl Forward {
         stream: &Stream,
         pass: &Pass,
         spec: &AttentionSpec,
+        rope: Rope,
         cache: Cache,
         heads: Heads,
     ) -> Result<(), CudaError> {
@@ -379,11 +397,15 @@ impl Forward {
         let (rows, positions) = (self.staged_at(pass.layout.rows()), self.staged_at(pass.layout.positions()));
         let (qkv, out) = (w.qkv.pointer(), w.attended.pointer());
         let (part_out, part_ml, arrivals) = (w.part_out.pointer(), w.part_ml.pointer(), w.arrivals.pointer());
-        let splits = decode_splits(pass.decodes, spec) as u32;
-        let shape = shape((splits, decode_groups(spec) as u32, pass.decodes as u32), 128);
-        let function = if spec.head_dim == 64 { self.kernels.decode_64 } else { self.kernels.decode_128 };
+        let (splits, groups) = (decode_splits(pass.decodes, spec) as u32, decode_groups(spec));
+        // Where there are fewer blocks than multiprocessors, twice the warps halve each one's way.
+        let few = usize::from(pass.decodes * groups <= DECODE_FEW);
+        let grid = (splits, groups as u32, pass.decodes as u32);
+        let shape = shape(grid, if few == 1 { 256 } else { 128 });
+        let function = self.kernels.decode[usize::from(spec.head_dim == 128)][few];
         launch!(
-            stream, function, shape, self.state, rows, positions, qkv, out, part_out, part_ml, arrivals, cache, heads
+            stream, function, shape, self.state, rows, positions, qkv, out, part_out, part_ml, arrivals, rope, cache,
+            heads
         )
     }
 

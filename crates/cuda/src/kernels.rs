@@ -41,6 +41,17 @@ pub(crate) struct Heads {
     pub(crate) magnitude: f32,
 }
 
+/// `Rope` of attention.cu: what turns a projection into queries, keys and values.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rope {
+    pub(crate) bias: DevicePointer,
+    pub(crate) query_norm: DevicePointer,
+    pub(crate) key_norm: DevicePointer,
+    pub(crate) inverse_frequencies: DevicePointer,
+    pub(crate) epsilon: f32,
+}
+
 /// `Gemv` of gemv.cu.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -83,8 +94,8 @@ pub(crate) struct Kernels {
     pub(crate) fill_random: Function,
     pub(crate) gemv: [Function; 2],
     pub(crate) rope_write: [Function; 3],
-    pub(crate) decode_64: Function,
-    pub(crate) decode_128: Function,
+    /// Head size 64, 128; each for many sequences and for few.
+    pub(crate) decode: [[Function; 2]; 2],
     pub(crate) flash_64: Function,
     pub(crate) flash_128: Function,
     pub(crate) attention_plain: Function,
@@ -113,8 +124,10 @@ impl Kernels {
                 attention.function("rope_write_2")?,
                 attention.function("rope_write_4")?,
             ],
-            decode_64: attention.function("decode_64")?,
-            decode_128: attention.function("decode_128")?,
+            decode: [
+                [attention.function("decode_64")?, attention.function("decode_64_few")?],
+                [attention.function("decode_128")?, attention.function("decode_128_few")?],
+            ],
             flash_64: attention.function("flash_64")?,
             flash_128: attention.function("flash_128")?,
             attention_plain: attention.function("attention_plain")?,

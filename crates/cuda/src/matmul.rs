@@ -106,6 +106,8 @@ pub(crate) struct Matmul {
     gate_up: Buffer,
     multiprocessors: u32,
     shared_memory_max: usize,
+    /// Stages of the ring at most.
+    pub(crate) stages_max: usize,
 }
 
 impl Matmul {
@@ -133,6 +135,7 @@ impl Matmul {
             gate_up: Buffer::allocate(context, tokens * widest_output * 2, "workspace")?,
             multiprocessors: context.multiprocessors,
             shared_memory_max: context.shared_memory_max,
+            stages_max: GEMV_STAGES_MAX,
         })
     }
 
@@ -185,12 +188,16 @@ impl Matmul {
     }
 
     fn gemv(&self, kernels: &Kernels, stream: &Stream, p: &Product<'_>) -> Result<(), CudaError> {
-        let Some(stages) = self.gemv_stages(p.m, p.matrix.columns) else {
+        let Some(mut stages) = self.gemv_stages(p.m, p.matrix.columns) else {
             return Err(CudaError::Unsupported(format!(
                 "a matrix of {} columns does not fit shared memory",
                 p.matrix.columns
             )));
         };
+        // No more than a block fills: small products leave room for the next kernel's blocks beside them.
+        let tiles = p.matrix.rows.div_ceil(16) as u32;
+        let tiles_each = tiles.div_ceil(self.multiprocessors) as usize;
+        stages = stages.min(tiles_each * p.matrix.columns.div_ceil(512)).min(self.stages_max);
         let (mode, gelu) = match p.output {
             Output::Store => (0, 0),
             Output::Residual => (1, 0),
@@ -214,7 +221,6 @@ impl Matmul {
             mode,
             gelu,
         };
-        let tiles = p.matrix.rows.div_ceil(16) as u32;
         let x_bytes = p.m * ((p.matrix.columns * 2).next_multiple_of(128) + 64);
         let shape = Shape {
             grid: (tiles.min(self.multiprocessors), 1, 1),

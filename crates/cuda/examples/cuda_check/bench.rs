@@ -1,6 +1,6 @@
 //! Times of the executor alone: no server, no scheduler; plans are written by hand.
 
-use powertrain_cuda::CudaOptions;
+use powertrain_cuda::{CudaOptions, check::Profiler};
 use powertrain_model::Model;
 use powertrain_step::*;
 use std::{path::Path, sync::Arc, time::Instant};
@@ -16,6 +16,61 @@ pub(crate) fn bench_all(paths: &[String]) -> usize {
     failures
 }
 
+/// Where the time of a step goes.
+pub(crate) fn profile_all(paths: &[String]) -> usize {
+    paths.iter().filter(|path| profile(path).map_err(|error| println!("FAILED {path}: {error}")).is_err()).count()
+}
+
+fn profile(path: &str) -> Result<(), String> {
+    let model = Model::dummy(Path::new(path)).map_err(|error| error.to_string())?;
+    let mut profiler = Profiler::load(&model, &LIMITS, &CudaOptions::default()).map_err(|error| error.to_string())?;
+    let mut step = 0;
+    for (batch, len, position, stages, tune) in [
+        (1, 1, 100, 12, true),
+        (1, 1, 100, 5, true),
+        (1, 1, 100, 3, true),
+        (1, 1, 1000, 12, true),
+        (8, 1, 100, 12, true),
+        (8, 1, 100, 4, true),
+        (256, 1, 100, 12, true),
+        (1, 1024, 0, 12, false),
+        (1, 1024, 0, 12, true),
+        (1, 4096, 0, 12, false),
+        (1, 4096, 0, 12, true),
+        (8, 1024, 0, 12, true),
+    ] {
+        step += 1;
+        let each = (position + len as u32 + 1).div_ceil(BLOCK);
+        let plan = StepPlan {
+            step,
+            released: (0..ROWS).map(RowId).collect(),
+            started: (0..batch)
+                .map(|row| RowStart {
+                    row: RowId(row),
+                    tokens: (0..position + len as u32).map(|i| (i * 31 + row * 17) % 9000).collect::<Vec<_>>().into(),
+                    prompt_len: 1,
+                    computed: position,
+                    sampling: Arc::new(SamplingParams { temperature: 0.0, ..Default::default() }),
+                    prompt_logprobs: None,
+                })
+                .collect(),
+            appended: (0..batch)
+                .flat_map(|row| (0..each).map(move |i| (RowId(row), BlockId(row * each + i))))
+                .collect(),
+            work: (0..batch).map(|row| RowWork { row: RowId(row), start: position, len, sample: true }).collect(),
+        };
+        let classes = profiler.profile(&[plan], stages, tune).map_err(|error| error.to_string())?;
+        let words: Vec<_> = classes.iter().map(|(name, us)| format!("{name} {us:.1}")).collect();
+        println!(
+            "{path} batch {batch} x {len} at {position}, stages {stages}, tuned {tune}, us: {}",
+            words.join(" | ")
+        );
+    }
+    Ok(())
+}
+
+const LIMITS: StepLimits =
+    StepLimits { max_num_seqs: ROWS, max_num_batched_tokens: 8192, max_model_len: LENGTH, block_size: BLOCK };
 const BLOCK: u32 = 16;
 const ROWS: u32 = 256;
 const LENGTH: u32 = 4352;
