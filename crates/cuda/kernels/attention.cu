@@ -131,14 +131,38 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
   const int len = position[b] + 1, oldest = h.window ? max(0, len - h.window) : 0;
   const int tile0 = oldest / 16, tiles = (len + 15) / 16 - tile0;
   const int per_split = max(SPLIT_TILES, (tiles + splits - 1) / splits), active = (tiles + per_split - 1) / per_split;
-  if (split >= active) return;
+  if (split >= active) {
+    wait_for_previous();
+    return;
+  }
   const int t_begin = tile0 + split * per_split, t_end = min(tile0 + tiles, t_begin + per_split);
   const int* blocks = blocks_of(state, row[b]);
   const u64 token_stride = (u64)h.kv_heads * D;
+  uint4 kf[DC][2], vf[DJ][4];
+  auto load_tile = [&](int t) {
+    const u64 base = slot_of(blocks, t * 16, cache.block_size) * token_stride + (u64)hk * D;
+    const bf16* kp = cache.keys + base + g * token_stride + ql * 8;
+    const bf16* vp = cache.values + base + (2 * ql) * token_stride + g * 8;
+#pragma unroll
+    for (int c = 0; c < DC; c++) {
+      kf[c][0] = load_streaming(kp + c * 32);
+      kf[c][1] = load_streaming(kp + 8 * token_stride + c * 32);
+    }
+#pragma unroll
+    for (int x = 0; x < DJ; x++) {
+      vf[x][0] = load_streaming(vp + x * 64);
+      vf[x][1] = load_streaming(vp + token_stride + x * 64);
+      vf[x][2] = load_streaming(vp + 8 * token_stride + x * 64);
+      vf[x][3] = load_streaming(vp + 9 * token_stride + x * 64);
+    }
+  };
+  // What earlier steps wrote can be read at once; the projections only when the kernel before is done.
+  if (t_begin + warp < t_end) load_tile(t_begin + warp);
+  float sine[PAIRS], cosine[PAIRS];
+  angles<PAIRS>(rope, h, len - 1, sine, cosine);
+  wait_for_previous();
   {
     const bf16* token = qkv + (u64)b * (h.heads + 2 * h.kv_heads) * D;
-    float sine[PAIRS], cosine[PAIRS];
-    angles<PAIRS>(rope, h, len - 1, sine, cosine);
     for (int i = warp; i < G + 2; i += W) {
       const int head = i < G ? head0 + i : h.heads + (i - G) * h.kv_heads + hk;
       prepare_head<PAIRS>(rope, h, token + (u64)head * D, prepared[i < G ? i : 8 + i - G], head, sine, cosine);
@@ -165,22 +189,7 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
   float m0 = -1e30f, m1 = -1e30f, l0 = 0.f, l1 = 0.f;
   for (int t = t_begin + warp; t < t_end; t += W) {
     const int first = t * 16;
-    const u64 base = slot_of(blocks, first, cache.block_size) * token_stride + (u64)hk * D;
-    const bf16* kp = cache.keys + base + g * token_stride + ql * 8;
-    const bf16* vp = cache.values + base + (2 * ql) * token_stride + g * 8;
-    uint4 kf[DC][2], vf[DJ][4];
-#pragma unroll
-    for (int c = 0; c < DC; c++) {
-      kf[c][0] = load_streaming(kp + c * 32);
-      kf[c][1] = load_streaming(kp + 8 * token_stride + c * 32);
-    }
-#pragma unroll
-    for (int x = 0; x < DJ; x++) {
-      vf[x][0] = load_streaming(vp + x * 64);
-      vf[x][1] = load_streaming(vp + token_stride + x * 64);
-      vf[x][2] = load_streaming(vp + 8 * token_stride + x * 64);
-      vf[x][3] = load_streaming(vp + 9 * token_stride + x * 64);
-    }
+    if (t != t_begin + warp) load_tile(t);
     if (first + 16 >= len) {
       // The newest position comes from shared memory: the cache may not hold it yet. What lies past it is not ours and may be NaN:
       // 0 * NaN is not 0.
@@ -310,7 +319,6 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
   extern "C" __global__ void __launch_bounds__(W * 32, RESIDENT) NAME(State state, const int* row, const int* position, const bf16* qkv, bf16* out, float* part_out,               \
                                                                       float2* part_ml, u32* arrivals, Rope rope, Cache cache, Heads h) {                                          \
     let_next_start();                                                                                                                                                             \
-    wait_for_previous();                                                                                                                                                          \
     decode_body<D, W>(state, row, position, qkv, out, part_out, part_ml, arrivals, rope, cache, h);                                                                               \
   }
 DECODE(decode_64, 64, 4, 4)
@@ -319,7 +327,8 @@ DECODE(decode_64_few, 64, 8, 1)
 DECODE(decode_128_few, 128, 8, 1)
 
 // ---- many queries of one sequence: flash attention (Dao, arXiv:2307.08691). 4 * queries * keys * head_dim operations a head; bound by the
-// tensor cores. Block = (head, tile of 128 queries), eight warps of 16 queries; keys and values come 64 at a time through a two-stage ring.
+// tensor cores and by shared memory. Block = (head, tile of 128 queries), four warps of 32 queries, so that each key and value fragment
+// serves two products; keys and values come 64 at a time through a two-stage ring.
 struct Tile {
   int row;       // whose block table
   int token;     // the first query's place in the step
@@ -328,12 +337,17 @@ struct Tile {
 };
 #define TILE_QUERIES 128
 #define TILE_KEYS 64
+#define FLASH_THREADS 128
 
 __device__ __forceinline__ void load_matrices(u32 (&r)[4], u32 at) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3},[%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at));
 }
 __device__ __forceinline__ void load_matrices_transposed(u32 (&r)[4], u32 at) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3},[%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at));
+}
+// 16 bytes to shared memory, or zeros: what lies past the end may be NaN.
+__device__ __forceinline__ void copy_or_zero(u32 to, const bf16* from, bool inside) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(inside ? 16 : 0));
 }
 
 template <int D>
@@ -344,37 +358,35 @@ __device__ __forceinline__ void flash_body(const State& state, const Tile* tiles
   const int head = blockIdx.x, hk = head / (h.heads / h.kv_heads);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
   const int* blocks = blocks_of(state, tile.row);
-  const int last = tile.position + tile.queries - 1;                                    // position of the last query
+  const int last = tile.position + tile.queries - 1;  // position of the last query
   const int oldest = h.window ? max(0, tile.position - h.window + 1) : 0;
   const int k_begin = oldest / TILE_KEYS * TILE_KEYS, k_end = last + 1;
   const u64 qkv_stride = (u64)(h.heads + 2 * h.kv_heads) * D;
-  const u32 shared_at = (u32)__cvta_generic_to_shared(shared);
+  const u32 queries_at = (u32)__cvta_generic_to_shared(shared), ring_at = queries_at + TILE_QUERIES * ROW;
   auto fetch = [&](int stage, int first) {
 #pragma unroll
-    for (int i = 0; i < TILE_KEYS * CHUNKS / 256; i++) {
-      const int piece = threadIdx.x + i * 256, key = piece / CHUNKS, chunk = piece % CHUNKS, at = first + key;
+    for (int i = 0; i < TILE_KEYS * CHUNKS / FLASH_THREADS; i++) {
+      const int piece = threadIdx.x + i * FLASH_THREADS, key = piece / CHUNKS, chunk = piece % CHUNKS, at = first + key;
       const bool inside = at < k_end;
       const u64 from = inside ? (slot_of(blocks, at, cache.block_size) * h.kv_heads + hk) * D + chunk * 8 : 0;
-      const u32 to = shared_at + stage * 2 * STAGE + key * ROW + ((chunk ^ (key & 7)) << 4);
-      const int bytes = inside ? 16 : 0;  // the rest is zero-filled: what lies past the end may be NaN
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(cache.keys + from), "r"(bytes));
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to + STAGE), "l"(cache.values + from), "r"(bytes));
+      const u32 to = ring_at + stage * 2 * STAGE + key * ROW + ((chunk ^ (key & 7)) << 4);
+      copy_or_zero(to, cache.keys + from, inside);
+      copy_or_zero(to + STAGE, cache.values + from, inside);
     }
     asm volatile("cp.async.commit_group;");
   };
+#pragma unroll
+  for (int i = 0; i < TILE_QUERIES * CHUNKS / FLASH_THREADS; i++) {
+    const int piece = threadIdx.x + i * FLASH_THREADS, query = piece / CHUNKS, chunk = piece % CHUNKS;
+    const bool inside = query < tile.queries;
+    copy_or_zero(queries_at + query * ROW + ((chunk ^ (query & 7)) << 4), qkv + (inside ? (tile.token + query) * qkv_stride + (u64)head * D + chunk * 8 : 0), inside);
+  }
   fetch(0, k_begin);
-  // This warp's 16 queries as fragments: rows g and g + 8.
-  u32 qf[D / 16][4];
-  const int query0 = warp * 16 + g;
+  const int warp_query = warp * 32;  // this warp's queries: rows g, g + 8 of two sixteens
+  float o[2][D / 8][4] = {};
+  float top[2][2], sum[2][2];
 #pragma unroll
-  for (int c = 0; c < D / 16; c++)
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-      const int query = query0 + (e & 1) * 8;
-      qf[c][e] = query < tile.queries ? *reinterpret_cast<const u32*>(qkv + (u64)(tile.token + query) * qkv_stride + (u64)head * D + c * 16 + (e >> 1) * 8 + q * 2) : 0;
-    }
-  float o[D / 8][4] = {};
-  float top[2] = {-1e30f, -1e30f}, sum[2] = {0.f, 0.f};
+  for (int t = 0; t < 2; t++) top[t][0] = top[t][1] = -1e30f, sum[t][0] = sum[t][1] = 0.f;
   const float scale_log2 = h.softcap > 0.f ? 1.4426950408889634f : h.scale * 1.4426950408889634f;
   int stage = 0;
   for (int first = k_begin; first < k_end; first += TILE_KEYS, stage ^= 1) {
@@ -385,84 +397,110 @@ __device__ __forceinline__ void flash_body(const State& state, const Tile* tiles
       asm volatile("cp.async.wait_group 0;");
     }
     __syncthreads();
-    const u32 keys = shared_at + stage * 2 * STAGE, values = keys + STAGE;
-    float s[TILE_KEYS / 8][4] = {};
+    const u32 keys = ring_at + stage * 2 * STAGE, values = keys + STAGE;
+    float s[2][TILE_KEYS / 8][4] = {};
 #pragma unroll
-    for (int c = 0; c < D / 16; c++)
+    for (int c = 0; c < D / 16; c++) {
+      u32 qf[2][4];
+#pragma unroll
+      for (int t = 0; t < 2; t++) {
+        // Four 8x8 pieces: queries +0 and +8, then both again 8 elements on.
+        const int query = warp_query + t * 16 + (lane & 15), chunk = c * 2 + (lane >> 4);
+        load_matrices(qf[t], queries_at + query * ROW + ((chunk ^ (query & 7)) << 4));
+      }
 #pragma unroll
       for (int n = 0; n < TILE_KEYS / 16; n++) {
-        // Four 8x8 pieces: keys n*16..+8 and +8..+16, elements c*16..+8 and +8..+16.
+        // Keys n*16..+8 and +8..+16, each with elements c*16..+8 and +8..+16.
         const int key = n * 16 + (lane & 7) + ((lane >> 4) << 3), chunk = c * 2 + ((lane >> 3) & 1);
         u32 k[4];
         load_matrices(k, keys + key * ROW + ((chunk ^ (key & 7)) << 4));
-        mma_16x8x16(s[2 * n], qf[c], k[0], k[1]);
-        mma_16x8x16(s[2 * n + 1], qf[c], k[2], k[3]);
-      }
-    if (h.softcap > 0.f) {
 #pragma unroll
-      for (int n = 0; n < TILE_KEYS / 8; n++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) s[n][e] = cap_score(s[n][e] * h.scale, h.softcap);
-    }
-    const bool edge = first + TILE_KEYS - 1 > tile.position + warp * 16 || (h.window && first <= last - h.window);
-    if (edge) {
-#pragma unroll
-      for (int n = 0; n < TILE_KEYS / 8; n++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-          const int key = first + n * 8 + q * 2 + (e & 1), at = tile.position + query0 + (e >> 1) * 8;
-          if (key > at || (h.window && key <= at - h.window)) s[n][e] = -INFINITY;
+        for (int t = 0; t < 2; t++) {
+          mma_16x8x16(s[t][2 * n], qf[t], k[0], k[1]);
+          mma_16x8x16(s[t][2 * n + 1], qf[t], k[2], k[3]);
         }
-    }
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-      float x = -1e30f;
-#pragma unroll
-      for (int n = 0; n < TILE_KEYS / 8; n++) x = fmaxf(x, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
-      x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-      x = fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-      const float now = fmaxf(top[r], x * scale_log2), shrink = exp2f(top[r] - now);
-      top[r] = now;
-      float added = 0.f;
-#pragma unroll
-      for (int n = 0; n < TILE_KEYS / 8; n++) {
-        s[n][2 * r] = exp2f(fmaf(s[n][2 * r], scale_log2, -now));
-        s[n][2 * r + 1] = exp2f(fmaf(s[n][2 * r + 1], scale_log2, -now));
-        added += s[n][2 * r] + s[n][2 * r + 1];
       }
-      sum[r] = sum[r] * shrink + added;
+    }
+    const bool edge = first + TILE_KEYS - 1 > tile.position + warp_query || (h.window && first <= last - h.window);
 #pragma unroll
-      for (int n = 0; n < D / 8; n++) { o[n][2 * r] *= shrink; o[n][2 * r + 1] *= shrink; }
+    for (int t = 0; t < 2; t++) {
+      if (h.softcap > 0.f) {
+#pragma unroll
+        for (int n = 0; n < TILE_KEYS / 8; n++)
+#pragma unroll
+          for (int e = 0; e < 4; e++) s[t][n][e] = cap_score(s[t][n][e] * h.scale, h.softcap);
+      }
+      if (edge) {
+#pragma unroll
+        for (int n = 0; n < TILE_KEYS / 8; n++)
+#pragma unroll
+          for (int e = 0; e < 4; e++) {
+            const int key = first + n * 8 + q * 2 + (e & 1), at = tile.position + warp_query + t * 16 + g + (e >> 1) * 8;
+            if (key > at || (h.window && key <= at - h.window)) s[t][n][e] = -INFINITY;
+          }
+      }
+#pragma unroll
+      for (int r = 0; r < 2; r++) {
+        float x = -1e30f;
+#pragma unroll
+        for (int n = 0; n < TILE_KEYS / 8; n++) x = fmaxf(x, fmaxf(s[t][n][2 * r], s[t][n][2 * r + 1]));
+        x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+        x = fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+        const float now = fmaxf(top[t][r], x * scale_log2), shrink = exp2f(top[t][r] - now);
+        top[t][r] = now;
+        float added = 0.f;
+#pragma unroll
+        for (int n = 0; n < TILE_KEYS / 8; n++) {
+          s[t][n][2 * r] = exp2f(fmaf(s[t][n][2 * r], scale_log2, -now));
+          s[t][n][2 * r + 1] = exp2f(fmaf(s[t][n][2 * r + 1], scale_log2, -now));
+          added += s[t][n][2 * r] + s[t][n][2 * r + 1];
+        }
+        sum[t][r] = sum[t][r] * shrink + added;
+#pragma unroll
+        for (int n = 0; n < D / 8; n++) { o[t][n][2 * r] *= shrink; o[t][n][2 * r + 1] *= shrink; }
+      }
     }
 #pragma unroll
     for (int c = 0; c < TILE_KEYS / 16; c++) {
-      const u32 p[4] = {pack_bf16(s[2 * c][0], s[2 * c][1]), pack_bf16(s[2 * c][2], s[2 * c][3]), pack_bf16(s[2 * c + 1][0], s[2 * c + 1][1]), pack_bf16(s[2 * c + 1][2], s[2 * c + 1][3])};
+      u32 p[2][4];
+#pragma unroll
+      for (int t = 0; t < 2; t++) {
+        p[t][0] = pack_bf16(s[t][2 * c][0], s[t][2 * c][1]);
+        p[t][1] = pack_bf16(s[t][2 * c][2], s[t][2 * c][3]);
+        p[t][2] = pack_bf16(s[t][2 * c + 1][0], s[t][2 * c + 1][1]);
+        p[t][3] = pack_bf16(s[t][2 * c + 1][2], s[t][2 * c + 1][3]);
+      }
 #pragma unroll
       for (int n = 0; n < D / 16; n++) {
         // Transposed: keys c*16..+8 and +8..+16, elements n*16..+8 and +8..+16.
         const int key = c * 16 + (lane & 7) + (((lane >> 3) & 1) << 3), chunk = n * 2 + (lane >> 4);
         u32 v[4];
         load_matrices_transposed(v, values + key * ROW + ((chunk ^ (key & 7)) << 4));
-        mma_16x8x16(o[2 * n], p, v[0], v[1]);
-        mma_16x8x16(o[2 * n + 1], p, v[2], v[3]);
+#pragma unroll
+        for (int t = 0; t < 2; t++) {
+          mma_16x8x16(o[t][2 * n], p[t], v[0], v[1]);
+          mma_16x8x16(o[t][2 * n + 1], p[t], v[2], v[3]);
+        }
       }
     }
     __syncthreads();
   }
 #pragma unroll
-  for (int r = 0; r < 2; r++) {
-    const int query = query0 + r * 8;
-    float total = sum[r] + __shfl_xor_sync(~0u, sum[r], 1);
-    total += __shfl_xor_sync(~0u, total, 2);
-    if (query >= tile.queries) continue;
-    const float scale = 1.f / total;
-    bf16* to = out + ((u64)(tile.token + query) * h.heads + head) * D + q * 2;
+  for (int t = 0; t < 2; t++)
 #pragma unroll
-    for (int n = 0; n < D / 8; n++) *reinterpret_cast<u32*>(to + n * 8) = pack_bf16(o[n][2 * r] * scale, o[n][2 * r + 1] * scale);
-  }
+    for (int r = 0; r < 2; r++) {
+      const int query = warp_query + t * 16 + g + r * 8;
+      float total = sum[t][r] + __shfl_xor_sync(~0u, sum[t][r], 1);
+      total += __shfl_xor_sync(~0u, total, 2);
+      if (query >= tile.queries) continue;
+      const float scale = 1.f / total;
+      bf16* to = out + ((u64)(tile.token + query) * h.heads + head) * D + q * 2;
+#pragma unroll
+      for (int n = 0; n < D / 8; n++) *reinterpret_cast<u32*>(to + n * 8) = pack_bf16(o[t][n][2 * r] * scale, o[t][n][2 * r + 1] * scale);
+    }
 }
 #define FLASH(NAME, D)                                                                                                                                            \
-  extern "C" __global__ void __launch_bounds__(256, 1) NAME(State state, const Tile* tiles, const bf16* qkv, bf16* out, Cache cache, Heads h) {                   \
+  extern "C" __global__ void __launch_bounds__(FLASH_THREADS, 2) NAME(State state, const Tile* tiles, const bf16* qkv, bf16* out, Cache cache, Heads h) {         \
     let_next_start();                                                                                                                                             \
     wait_for_previous();                                                                                                                                          \
     flash_body<D>(state, tiles, qkv, out, cache, h);                                                                                                              \

@@ -3,7 +3,8 @@
 // Must move N * K * 2 bytes of weights once; everything else is small. One block per multiprocessor stays for all its tiles. A producer
 // warp streams tiles of 16 rows x 512 columns by bulk copies into a ring in shared memory, and starts before the previous kernel is
 // done, since weights do not depend on it; eight consumer warps split each tile's columns and multiply on the tensor cores. x is
-// brought to shared memory once, normalised on the way.
+// copied to shared memory once. A norm is a factor per row of the result, since its weights are folded into W's columns; the
+// squares are summed beside the first tile. (A tied head cannot fold them: then x is normalised on its way in.)
 #include "common.cuh"
 
 #define TILE_ROWS 16
@@ -19,12 +20,13 @@ struct Gemv {
   const bf16* weights;       // [N, K]
   const bf16* x;             // [*, K]
   const int* x_rows;         // null, or which rows of x
-  const float* norm_weight;  // null: x as it is; else rmsnorm(x) * norm_weight
+  const float* norm_weight;  // not null: rmsnorm(x) * norm_weight instead of x
   const float* bias;         // null, or [N]
   void* out;                 // bf16 [M, N] | bf16 residual [M, N] | bf16 [M, N / 2] | f32 [M, N]
   float epsilon;
   float softcap;             // of logits; 0 is none
   int M, N, K, stages, mode, gelu;
+  int normalise;             // rmsnorm(x) instead of x, its weights being in W
 };
 
 __device__ __forceinline__ void barrier_wait(u32 barrier, u32 phase) {
@@ -36,8 +38,9 @@ __device__ __forceinline__ void barrier_wait(u32 barrier, u32 phase) {
 }
 __device__ __forceinline__ void consumers_sync() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
 
+// rmsnorm(x) * norm_weight to shared memory.
 template <int NT>
-__device__ __forceinline__ void load_x(const Gemv& a, unsigned char* xs, int x_stride, float (*partial)[NT * 8]) {
+__device__ __forceinline__ void load_normalised(const Gemv& a, unsigned char* xs, int x_stride, float (*partial)[NT * 8]) {
   const int chunks = a.K / 8;
   float squares[NT * 8] = {};
 #pragma unroll
@@ -53,7 +56,7 @@ __device__ __forceinline__ void load_x(const Gemv& a, unsigned char* xs, int x_s
       for (int j = 0; j < 4; j++) { const float2 f = unpack_bf16(pairs[j]); squares[m] += f.x * f.x + f.y * f.y; }
     }
   }
-  if (a.norm_weight) {
+  {
 #pragma unroll
     for (int m = 0; m < NT * 8; m++) {
       if (m >= a.M) break;
@@ -88,12 +91,13 @@ __device__ __forceinline__ void load_x(const Gemv& a, unsigned char* xs, int x_s
 template <int NT>
 __device__ __forceinline__ void gemv_body(const Gemv& a) {
   extern __shared__ __align__(128) unsigned char ring[];
-  __shared__ __align__(8) u64 barriers[2 * MAX_STAGES];
+  __shared__ __align__(8) u64 barriers[2 * MAX_STAGES + 1];
   __shared__ float partial[8][TILE_ROWS][NT * 8 + 1];
+  __shared__ float row_squares[8][NT * 8];
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
   const int tiles = (a.N + TILE_ROWS - 1) / TILE_ROWS, column_blocks = (a.K + TILE_COLUMNS - 1) / TILE_COLUMNS;
   const u32 ring_at = (u32)__cvta_generic_to_shared(ring);
-  const u32 full = (u32)__cvta_generic_to_shared(barriers), empty = full + 8 * MAX_STAGES;
+  const u32 full = (u32)__cvta_generic_to_shared(barriers), empty = full + 8 * MAX_STAGES, x_full = full + 16 * MAX_STAGES;
   // x stands after the ring; its row stride is 64 more than a multiple of 128 bytes.
   unsigned char* xs = ring + a.stages * STAGE_BYTES;
   const int x_stride = (a.K * 2 + 127) / 128 * 128 + 64;
@@ -103,6 +107,7 @@ __device__ __forceinline__ void gemv_body(const Gemv& a) {
       asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(full + 8 * i));
       asm volatile("mbarrier.init.shared::cta.b64 [%0], 8;" ::"r"(empty + 8 * i));
     }
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(x_full));
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
   __syncthreads();
@@ -126,9 +131,23 @@ __device__ __forceinline__ void gemv_body(const Gemv& a) {
     return;
   }
   wait_for_previous();
-  load_x<NT>(a, xs, x_stride, reinterpret_cast<float(*)[NT * 8]>(&partial[0][0][0]));
+  if (a.norm_weight) {
+    load_normalised<NT>(a, xs, x_stride, row_squares);
+  } else {
+    if (warp == 0) {
+      if (lane == 0) asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(x_full), "r"(a.M * a.K * 2) : "memory");
+      __syncwarp();
+      if (lane < a.M)
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"((u32)__cvta_generic_to_shared(xs) + lane * x_stride),
+                     "l"(a.x + (u64)(a.x_rows ? a.x_rows[lane] : lane) * a.K), "r"(a.K * 2), "r"(x_full)
+                     : "memory");
+      __syncwarp();
+    }
+    barrier_wait(x_full, 0);
+  }
+  bool sum_squares = a.normalise;
   for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
-    float acc[NT][4] = {};
+    float acc[NT][4] = {}, squares[NT] = {};
     for (int b = 0; b < column_blocks; b++) {
       barrier_wait(full + 8 * stage, phase);
       const unsigned char* base = ring + stage * STAGE_BYTES + g * ROW_BYTES;
@@ -149,6 +168,10 @@ __device__ __forceinline__ void gemv_body(const Gemv& a) {
         for (int n = 0; n < NT; n++) {
           uint4 v = make_uint4(0, 0, 0, 0);
           if (inside && n * 8 + g < a.M) v = *reinterpret_cast<const uint4*>(xs + (n * 8 + g) * x_stride + (column + q * 8) * 2);
+          if (sum_squares) {
+            const float2 f0 = unpack_bf16(v.x), f1 = unpack_bf16(v.y), f2 = unpack_bf16(v.z), f3 = unpack_bf16(v.w);
+            squares[n] += f0.x * f0.x + f0.y * f0.y + f1.x * f1.x + f1.y * f1.y + f2.x * f2.x + f2.y * f2.y + f3.x * f3.x + f3.y * f3.y;
+          }
           __syncwarp();
           mma_16x8x16(acc[n], a0, v.x, v.y);
           mma_16x8x16(acc[n], a1, v.z, v.w);
@@ -162,6 +185,15 @@ __device__ __forceinline__ void gemv_body(const Gemv& a) {
     for (int n = 0; n < NT; n++)
 #pragma unroll
       for (int e = 0; e < 4; e++) partial[warp][g + (e >> 1) * 8][n * 8 + q * 2 + (e & 1)] = acc[n][e];
+    if (sum_squares) {
+#pragma unroll
+      for (int n = 0; n < NT; n++) {
+        squares[n] += __shfl_xor_sync(~0u, squares[n], 1);
+        squares[n] += __shfl_xor_sync(~0u, squares[n], 2);
+        if (q == 0) row_squares[warp][n * 8 + g] = squares[n];
+      }
+      sum_squares = false;
+    }
     __syncwarp();
     consumers_sync();
     for (int i = threadIdx.x; i < TILE_ROWS * NT * 8; i += CONSUMERS) {
@@ -170,6 +202,14 @@ __device__ __forceinline__ void gemv_body(const Gemv& a) {
       float sum = 0.f;
 #pragma unroll
       for (int k = 0; k < 8; k++) sum += partial[k][r][m];
+      float scale = 1.f;
+      if (a.normalise) {
+        float total = 0.f;
+#pragma unroll
+        for (int k = 0; k < 8; k++) total += row_squares[k][m];
+        scale = rsqrtf(total / a.K + a.epsilon);
+        sum *= scale;
+      }
       if (a.bias) sum += a.bias[n];
       if (a.mode == OUT_STORE) {
         reinterpret_cast<bf16*>(a.out)[(u64)m * a.N + n] = __float2bfloat16(sum);
@@ -181,7 +221,7 @@ __device__ __forceinline__ void gemv_body(const Gemv& a) {
           float up = 0.f;
 #pragma unroll
           for (int k = 0; k < 8; k++) up += partial[k][r + 8][m];
-          reinterpret_cast<bf16*>(a.out)[(u64)m * (a.N / 2) + t * 8 + r] = __float2bfloat16(activate(sum, a.gelu) * up);
+          reinterpret_cast<bf16*>(a.out)[(u64)m * (a.N / 2) + t * 8 + r] = __float2bfloat16(activate(sum, a.gelu) * up * scale);
         }
       } else {
         if (a.softcap > 0.f) sum = a.softcap * tanhf(sum / a.softcap);

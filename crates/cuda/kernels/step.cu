@@ -15,9 +15,12 @@ extern "C" __global__ void apply_changes(State state, const u32* header) {
 }
 
 // residual[m] = embedding[token] * scale. One block a token; width is a multiple of 8.
+//
+// The kernels after it start only when `apply_changes` is done: they may read the tables, and the cache of earlier steps, before they
+// wait for the kernel in front of them.
 extern "C" __global__ void embed(State state, const int* row, const int* position, const bf16* table, bf16* residual, int width, float scale, u32 vocab) {
-  let_next_start();
   wait_for_previous();
+  let_next_start();
   const int m = blockIdx.x;
   u32 token = tokens_of(state, row[m])[position[m]];
   if (token >= vocab) token = 0;  // a token that failed to be sampled; its row's result is discarded
@@ -50,7 +53,7 @@ __device__ __forceinline__ float block_sum(float v, float* shared) {
 }
 
 // If `delta`: residual[m] += (post_weight ? rmsnorm(delta[m]) * post_weight : delta[m]).
-// Then, if `out`: out[m] = rmsnorm(residual[from[m]]) * weight; `from` (may be null) picks rows, then delta must be null.
+// Then, if `out`: out[m] = rmsnorm(residual[from[m]]) * weight (null: 1); `from` (may be null) picks rows, then delta must be null.
 // One block a row. Moves 2 to 4 rows of bf16; bound by memory.
 extern "C" __global__ void add_norm(bf16* residual, const bf16* delta, const float* post_weight, float post_epsilon, const float* weight, float epsilon, bf16* out, const int* from, int width) {
   __shared__ float shared[32];
@@ -111,8 +114,8 @@ extern "C" __global__ void add_norm(bf16* residual, const bf16* delta, const flo
   for (int c = 0; c < NORM_CHUNKS; c++) {
     const int i = threadIdx.x + c * blockDim.x;
     if (i >= chunks) continue;
-    const float4* w = reinterpret_cast<const float4*>(weight) + i * 2;
-    const float4 w0 = w[0], w1 = w[1];
+    const float4 one = make_float4(1.f, 1.f, 1.f, 1.f);
+    const float4 w0 = weight ? reinterpret_cast<const float4*>(weight)[i * 2] : one, w1 = weight ? reinterpret_cast<const float4*>(weight)[i * 2 + 1] : one;
     uint4 v;
     v.x = pack_bf16(x[c][0] * scale * w0.x, x[c][1] * scale * w0.y);
     v.y = pack_bf16(x[c][2] * scale * w0.z, x[c][3] * scale * w0.w);

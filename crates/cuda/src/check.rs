@@ -7,7 +7,7 @@ use crate::{
     driver::{Buffer, Context, Stream},
     executor::CudaExecutor,
     kernels::{Kernels, fill_random},
-    matmul::{Matmul, Matrix, Output, Product},
+    matmul::{Matmul, Matrix, Norm, Output, Product},
     weights::bf16_bits,
 };
 use powertrain_model::Model;
@@ -106,6 +106,8 @@ pub fn products() -> Result<Vec<Finding>, CudaError> {
             let modes = [
                 (Output::Store, false, false, false),
                 (Output::Store, true, true, false),
+                (Output::Store, true, true, true),
+                (Output::Gated { gelu: false }, true, false, true),
                 (Output::Residual, false, true, false),
                 (Output::Gated { gelu: false }, true, false, false),
                 (Output::Gated { gelu: true }, false, false, false),
@@ -125,7 +127,11 @@ pub fn products() -> Result<Vec<Finding>, CudaError> {
                         matrix: &matrix,
                         x: x.pointer(),
                         x_rows: if pick { picked_buffer.pointer() } else { 0 },
-                        norm: norm.then_some((norm_buffer.pointer(), 1e-5)),
+                        // Picked rows try the norm whose weights are in the matrix: they are 1.
+                        norm: norm.then_some(Norm {
+                            weight: if pick && output != Output::Logits { 0 } else { norm_buffer.pointer() },
+                            epsilon: 1e-5,
+                        }),
                         bias: if with_bias { bias_buffer.pointer() } else { 0 },
                         out: out.pointer(),
                         output,
@@ -170,7 +176,10 @@ impl Shape<'_> {
             let mut x = self.x[row * self.k..(row + 1) * self.k].to_vec();
             if norm {
                 let scale = 1.0 / (x.iter().map(|x| x * x).sum::<f64>() / self.k as f64 + 1e-5).sqrt();
-                x.iter_mut().zip(self.norm_weight).for_each(|(x, &w)| *x *= scale * f64::from(w));
+                x.iter_mut().zip(self.norm_weight).for_each(|(x, &w)| {
+                    let folded = product.norm.is_some_and(|norm| norm.weight == 0);
+                    *x *= scale * if folded { 1.0 } else { f64::from(w) };
+                });
             }
             let dot = |n: usize| -> f64 {
                 let weights = &self.weights[n * self.k..(n + 1) * self.k];

@@ -8,7 +8,7 @@ use crate::{
     CudaError,
     driver::{Buffer, Context, DevicePointer, Shape, Stream},
     kernels::{Cache, Heads, Kernels, Rope, State, flash_shared_bytes, launch, shape},
-    matmul::{Matmul, Output, Product, norm_threads},
+    matmul::{Matmul, Norm, Output, Product, norm_threads},
     staging::Layout,
     weights::{DeviceWeights, LayerWeights},
 };
@@ -248,7 +248,7 @@ impl Forward {
         let gelu = spec.feed_forward.activation == Activation::GeluTanh;
         [
             Product {
-                norm: Some((weights.attention_norm.pointer(), spec.attention_norm.epsilon)),
+                norm: Some(Norm { weight: 0, epsilon: spec.attention_norm.epsilon }),
                 out: w.qkv.pointer(),
                 ..plain
             },
@@ -262,7 +262,7 @@ impl Forward {
             },
             Product {
                 matrix: &weights.gate_up,
-                norm: Some((weights.feed_forward_norm.pointer(), spec.feed_forward_norm.epsilon)),
+                norm: Some(Norm { weight: 0, epsilon: spec.feed_forward_norm.epsilon }),
                 out: w.activated.pointer(),
                 output: Output::Gated { gelu },
                 ..plain
@@ -276,7 +276,10 @@ impl Forward {
             matrix: self.weights.head(),
             x: self.workspace.residual.pointer(),
             x_rows: rows,
-            norm: Some((self.weights.final_norm.pointer(), self.spec.final_norm.epsilon)),
+            norm: Some(Norm {
+                weight: self.weights.final_norm.as_ref().map_or(0, Buffer::pointer),
+                epsilon: self.spec.final_norm.epsilon,
+            }),
             bias: 0,
             out: self.workspace.logits.pointer(),
             output: Output::Logits,
@@ -422,7 +425,7 @@ impl Forward {
         let function = if spec.head_dim == 64 { self.kernels.flash_64 } else { self.kernels.flash_128 };
         let shape = Shape {
             grid: (spec.heads as u32, pass.layout.tiles as u32, 1),
-            threads: 256,
+            threads: 128,
             shared_bytes: flash_shared_bytes(spec.head_dim as u32),
             overlap: true,
         };

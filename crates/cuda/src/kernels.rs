@@ -70,13 +70,14 @@ pub(crate) struct Gemv {
     pub(crate) stages: i32,
     pub(crate) mode: i32,
     pub(crate) gelu: i32,
+    pub(crate) normalise: i32,
 }
 
 /// Bytes of one stage of the weight ring, and the most stages (gemv.cu).
 pub(crate) const GEMV_STAGE_BYTES: usize = 16 * (512 * 2 + 64);
 pub(crate) const GEMV_STAGES_MAX: usize = 12;
 /// Static shared memory of `gemv_16`, rounded up.
-pub(crate) const GEMV_STATIC_BYTES: usize = 9 * 1024;
+pub(crate) const GEMV_STATIC_BYTES: usize = 10 * 1024;
 /// Words of sampling parameters a row has (common.cuh).
 pub(crate) const SAMPLING_WORDS: usize = 8;
 /// Queries of one flash tile (attention.cu).
@@ -144,9 +145,9 @@ impl Kernels {
     }
 }
 
-/// Two stages of 64 keys and values.
+/// The queries, and two stages of 64 keys and values.
 pub(crate) fn flash_shared_bytes(head_dim: u32) -> u32 {
-    2 * 2 * 64 * head_dim * 2
+    (TILE_QUERIES + 2 * 2 * 64) * head_dim * 2
 }
 
 /// A launch that waits for the previous kernel by itself.
@@ -167,9 +168,8 @@ pub(crate) use launch;
 
 /// Checked when the crate is compiled: what the kernels assume of these layouts.
 const _: () = {
-    assert!(
-        size_of::<State>() == 32 && size_of::<Cache>() == 24 && size_of::<Heads>() == 32 && size_of::<Gemv>() == 80
-    );
+    assert!(size_of::<State>() == 32 && size_of::<Cache>() == 24 && size_of::<Heads>() == 32);
+    assert!(size_of::<Gemv>() == 88 && size_of::<Rope>() == 40);
     assert!(size_of::<*mut c_void>() == size_of::<DevicePointer>());
 };
 

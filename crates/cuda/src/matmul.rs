@@ -17,6 +17,8 @@ use std::{
 
 /// Rows up to which the streaming kernel beats cuBLASLt.
 pub(crate) const GEMV_ROWS: usize = 8;
+/// Dynamic shared memory of a block of the streaming kernel so that two fit a multiprocessor.
+const GEMV_BESIDE_BYTES: usize = 96 << 10;
 const LT_WORKSPACE_BYTES: usize = 64 << 20;
 /// Algorithms timed per shape.
 const LT_CANDIDATES: usize = 16;
@@ -45,6 +47,14 @@ pub(crate) enum Output {
     Logits,
 }
 
+/// An RMS norm in front of a product.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Norm {
+    /// f32 `[columns]`; 0 when the matrix's columns have been multiplied by it.
+    pub(crate) weight: DevicePointer,
+    pub(crate) epsilon: f32,
+}
+
 /// One product: `x[m, columns] . matrix^T`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Product<'a> {
@@ -52,8 +62,8 @@ pub(crate) struct Product<'a> {
     pub(crate) x: DevicePointer,
     /// Which rows of `x`, as i32; 0 takes them in order. Only with `norm`.
     pub(crate) x_rows: DevicePointer,
-    /// Weight (f32) and epsilon of an RMS norm of `x`.
-    pub(crate) norm: Option<(DevicePointer, f32)>,
+    /// An RMS norm of `x`.
+    pub(crate) norm: Option<Norm>,
     /// f32 `[rows]`, or 0.
     pub(crate) bias: DevicePointer,
     pub(crate) out: DevicePointer,
@@ -196,15 +206,20 @@ impl Matmul {
         };
         // No more than a block fills: small products leave room for the next kernel's blocks beside them.
         let tiles = p.matrix.rows.div_ceil(16) as u32;
-        let tiles_each = tiles.div_ceil(self.multiprocessors) as usize;
-        stages = stages.min(tiles_each * p.matrix.columns.div_ceil(512)).min(self.stages_max);
+        // A little more than one tile each is better computed side by side, where two blocks fit a multiprocessor.
+        let x_bytes = p.m * ((p.matrix.columns * 2).next_multiple_of(128) + 64);
+        let column_blocks = p.matrix.columns.div_ceil(512);
+        let beside = column_blocks * GEMV_STAGE_BYTES + x_bytes <= GEMV_BESIDE_BYTES;
+        let blocks = self.multiprocessors * if beside { 2 } else { 1 };
+        let grid = tiles.min(blocks);
+        stages = stages.min(tiles.div_ceil(grid) as usize * column_blocks).min(self.stages_max);
         let (mode, gelu) = match p.output {
             Output::Store => (0, 0),
             Output::Residual => (1, 0),
             Output::Gated { gelu } => (2, i32::from(gelu)),
             Output::Logits => (3, 0),
         };
-        let (norm_weight, epsilon) = p.norm.unwrap_or((0, 0.0));
+        let (norm_weight, epsilon) = p.norm.map_or((0, 0.0), |norm| (norm.weight, norm.epsilon));
         let arguments = Gemv {
             weights: p.matrix.buffer.pointer(),
             x: p.x,
@@ -220,10 +235,10 @@ impl Matmul {
             stages: stages as i32,
             mode,
             gelu,
+            normalise: i32::from(p.norm.is_some() && norm_weight == 0),
         };
-        let x_bytes = p.m * ((p.matrix.columns * 2).next_multiple_of(128) + 64);
         let shape = Shape {
-            grid: (tiles.min(self.multiprocessors), 1, 1),
+            grid: (grid, 1, 1),
             threads: 288,
             shared_bytes: (stages * GEMV_STAGE_BYTES + x_bytes) as u32,
             overlap: true,
@@ -256,8 +271,18 @@ impl Matmul {
     fn with_library(&self, lt: &Lt, kernels: &Kernels, stream: &Stream, p: &Product<'_>) -> Result<(), CudaError> {
         let (n, m) = (p.matrix.rows, p.m as u32);
         let mut x = p.x;
-        if let Some((weight, epsilon)) = p.norm {
-            normalise(kernels, stream, p.x, weight, epsilon, self.normed.pointer(), p.x_rows, p.matrix.columns, m)?;
+        if let Some(norm) = p.norm {
+            normalise(
+                kernels,
+                stream,
+                p.x,
+                norm.weight,
+                norm.epsilon,
+                self.normed.pointer(),
+                p.x_rows,
+                p.matrix.columns,
+                m,
+            )?;
             x = self.normed.pointer();
         }
         let w = p.matrix.buffer.pointer();

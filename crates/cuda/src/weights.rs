@@ -1,6 +1,7 @@
 //! A model's weights on the device, as its kernels like them.
 //!
-//! Matrices are bf16; norms and biases f32, norm offsets added. Q, K and V are one matrix, gate and up another, alternating by eight
+//! Matrices are bf16; norms and biases f32, norm offsets added. The weights of a norm in front of a matrix are multiplied into its
+//! columns before they are rounded (but for a tied head, whose matrix is also the embedding). Q, K and V are one matrix, gate and up another, alternating by eight
 //! rows so that a tile of sixteen holds both halves of eight outputs. Where rope pairs neighbours (GGUF of the llama architecture),
 //! the rows of Q and K are reordered once so that the device rotates halves only.
 
@@ -23,14 +24,14 @@ pub(crate) struct DeviceWeights {
     pub(crate) embedding: Matrix,
     /// `None` when it is the embedding.
     pub(crate) head: Option<Matrix>,
-    pub(crate) final_norm: Buffer,
+    /// Of a tied head; otherwise it is in the head.
+    pub(crate) final_norm: Option<Buffer>,
     pub(crate) layers: Vec<LayerWeights>,
 }
 
 /// One layer's tensors.
 #[derive(Debug)]
 pub(crate) struct LayerWeights {
-    pub(crate) attention_norm: Buffer,
     pub(crate) qkv: Matrix,
     pub(crate) qkv_bias: Option<Buffer>,
     pub(crate) query_norm: Option<Buffer>,
@@ -38,7 +39,6 @@ pub(crate) struct LayerWeights {
     pub(crate) output: Matrix,
     pub(crate) output_bias: Option<Buffer>,
     pub(crate) post_attention_norm: Option<Buffer>,
-    pub(crate) feed_forward_norm: Buffer,
     pub(crate) gate_up: Matrix,
     pub(crate) down: Matrix,
     pub(crate) post_feed_forward_norm: Option<Buffer>,
@@ -55,12 +55,12 @@ impl DeviceWeights {
     ) -> Result<Self, CudaError> {
         let spec = model.spec();
         let mut loader = Loader { context, kernels, stream, spec, model, seed: 0 };
-        let embedding = loader.matrix(&[Part::all(Slot::Embedding)], Order::Stacked)?;
-        let head = match spec.tied_head {
-            true => None,
-            false => Some(loader.matrix(&[Part::all(Slot::Head)], Order::Stacked)?),
+        let embedding = loader.matrix(&[Part::all(Slot::Embedding)], Order::Stacked, None)?;
+        let final_norm = loader.norm_values(Slot::FinalNorm, &spec.final_norm, None)?;
+        let (head, final_norm) = match spec.tied_head {
+            true => (None, Some(Buffer::of(context, &final_norm, "the weights")?)),
+            false => (Some(loader.matrix(&[Part::all(Slot::Head)], Order::Stacked, Some(&final_norm))?), None),
         };
-        let final_norm = loader.norm(Slot::FinalNorm, &spec.final_norm, None)?;
         let layers = (0..spec.layers.len()).map(|index| loader.layer(index)).collect::<Result<_, _>>()?;
         stream.wait()?;
         Ok(Self { embedding, head, final_norm, layers })
@@ -117,6 +117,8 @@ impl Loader<'_> {
         let (query_order, key_order) =
             (row_order(attention, attention.heads), row_order(attention, attention.kv_heads));
         let head_order = row_order(attention, 1);
+        let attention_norm = self.norm_values(slot(AttentionNorm), &layer.attention_norm, None)?;
+        let feed_forward_norm = self.norm_values(slot(FeedForwardNorm), &layer.feed_forward_norm, None)?;
         let qkv = self.matrix(
             &[
                 Part { slot: slot(Query), order: query_order.clone() },
@@ -124,6 +126,7 @@ impl Loader<'_> {
                 Part::all(slot(Value)),
             ],
             Order::Stacked,
+            Some(&attention_norm),
         )?;
         let qkv_bias = match attention.qkv_bias {
             true => Some(self.vector(&[
@@ -143,20 +146,22 @@ impl Loader<'_> {
             None => Ok(None),
         };
         Ok(LayerWeights {
-            attention_norm: self.norm(slot(AttentionNorm), &layer.attention_norm, None)?,
             qkv,
             qkv_bias,
             query_norm,
             key_norm,
-            output: self.matrix(&[Part::all(slot(Output))], Order::Stacked)?,
+            output: self.matrix(&[Part::all(slot(Output))], Order::Stacked, None)?,
             output_bias: match attention.output_bias {
                 true => Some(self.vector(&[Part::all(slot(OutputBias))])?),
                 false => None,
             },
             post_attention_norm: optional_norm(self, PostAttentionNorm, &layer.post_attention_norm)?,
-            feed_forward_norm: self.norm(slot(FeedForwardNorm), &layer.feed_forward_norm, None)?,
-            gate_up: self.matrix(&[Part::all(slot(Gate)), Part::all(slot(Up))], Order::Alternating)?,
-            down: self.matrix(&[Part::all(slot(Down))], Order::Stacked)?,
+            gate_up: self.matrix(
+                &[Part::all(slot(Gate)), Part::all(slot(Up))],
+                Order::Alternating,
+                Some(&feed_forward_norm),
+            )?,
+            down: self.matrix(&[Part::all(slot(Down))], Order::Stacked, None)?,
             post_feed_forward_norm: optional_norm(self, PostFeedForwardNorm, &layer.post_feed_forward_norm)?,
             inverse_frequencies: Buffer::of(self.context, &attention.rope.inverse_frequencies, "rope")?,
         })
@@ -169,7 +174,8 @@ impl Loader<'_> {
         self.model.tensor(slot).map(Some).ok_or_else(|| CudaError::MissingTensor(format!("{slot:?}")))
     }
 
-    fn matrix(&mut self, parts: &[Part], order: Order) -> Result<Matrix, CudaError> {
+    /// `column_factors` multiply the columns; dummy weights have none but 1.
+    fn matrix(&mut self, parts: &[Part], order: Order, column_factors: Option<&[f32]>) -> Result<Matrix, CudaError> {
         let shapes: Vec<_> = parts.iter().map(|part| self.spec.shape(part.slot)).collect();
         let (rows, columns) = (shapes.iter().map(|shape| shape.0).sum::<usize>(), shapes[0].1);
         let buffer = Buffer::allocate(self.context, rows * columns * 2, "the weights")?;
@@ -193,7 +199,7 @@ impl Loader<'_> {
                 .iter()
                 .map(|part| self.tensor(part.slot).map(|view| view.expect("stored weights have views")))
                 .collect::<Result<Vec<_>, _>>()?;
-            buffer.write(0, &to_bf16(&views, &sources, columns))?;
+            buffer.write(0, &to_bf16(&views, &sources, columns, column_factors))?;
         }
         Ok(Matrix { buffer, rows, columns })
     }
@@ -220,14 +226,18 @@ impl Loader<'_> {
     }
 
     /// A norm's weights with its offset. Dummy norms are 1.
-    fn norm(&mut self, slot: Slot, norm: &NormSpec, order: Option<Vec<usize>>) -> Result<Buffer, CudaError> {
+    fn norm_values(&self, slot: Slot, norm: &NormSpec, order: Option<Vec<usize>>) -> Result<Vec<f32>, CudaError> {
         let length = self.spec.shape(slot).1;
         let mut values = vec![1.0 - norm.weight_offset; length];
         if let Some(view) = self.tensor(slot)? {
             dequantize(view.format, view.data, &mut values);
         }
         let at = |i: usize| values[order.as_ref().map_or(i, |o| o[i])] + norm.weight_offset;
-        Buffer::of(self.context, &(0..length).map(at).collect::<Vec<_>>(), "the weights")
+        Ok((0..length).map(at).collect())
+    }
+
+    fn norm(&self, slot: Slot, norm: &NormSpec, order: Option<Vec<usize>>) -> Result<Buffer, CudaError> {
+        Buffer::of(self.context, &self.norm_values(slot, norm, order)?, "the weights")
     }
 }
 
@@ -246,7 +256,12 @@ fn row_order(attention: &AttentionSpec, heads: usize) -> Option<Vec<usize>> {
 }
 
 /// The chosen rows in bf16, on all cores.
-fn to_bf16(views: &[TensorView<'_>], sources: &[(usize, usize)], columns: usize) -> Vec<u16> {
+fn to_bf16(
+    views: &[TensorView<'_>],
+    sources: &[(usize, usize)],
+    columns: usize,
+    column_factors: Option<&[f32]>,
+) -> Vec<u16> {
     let mut out = vec![0u16; sources.len() * columns];
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     let rows_each = sources.len().div_ceil(workers).max(1);
@@ -258,6 +273,9 @@ fn to_bf16(views: &[TensorView<'_>], sources: &[(usize, usize)], columns: usize)
                     let view = &views[view];
                     let bytes = view.data.len() / view.rows;
                     dequantize(view.format, &view.data[index * bytes..(index + 1) * bytes], &mut row);
+                    if let Some(factors) = column_factors {
+                        row.iter_mut().zip(factors).for_each(|(value, factor)| *value *= factor);
+                    }
                     for (out, &value) in out.iter_mut().zip(&row) {
                         *out = bf16_bits(value);
                     }
