@@ -230,13 +230,13 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
       x0 = fmaxf(x0, __shfl_xor_sync(~0u, x0, d));
       x1 = fmaxf(x1, __shfl_xor_sync(~0u, x1, d));
     }
-    const float n0 = fmaxf(m0, x0), n1 = fmaxf(m1, x1), r0 = exp2f(m0 - n0), r1 = exp2f(m1 - n1);
+    const float n0 = fmaxf(m0, x0), n1 = fmaxf(m1, x1), r0 = exp2_fast(m0 - n0), r1 = exp2_fast(m1 - n1);
     m0 = n0; m1 = n1;
     // A tile wholly outside the window leaves n at -1e30: its weights must be 0, not exp2(0).
-    s[0] = s[0] > -1e29f ? exp2f(s[0] - n0) : 0.f;
-    s[1] = s[1] > -1e29f ? exp2f(s[1] - n1) : 0.f;
-    s[2] = s[2] > -1e29f ? exp2f(s[2] - n0) : 0.f;
-    s[3] = s[3] > -1e29f ? exp2f(s[3] - n1) : 0.f;
+    s[0] = s[0] > -1e29f ? exp2_fast(s[0] - n0) : 0.f;
+    s[1] = s[1] > -1e29f ? exp2_fast(s[1] - n1) : 0.f;
+    s[2] = s[2] > -1e29f ? exp2_fast(s[2] - n0) : 0.f;
+    s[3] = s[3] > -1e29f ? exp2_fast(s[3] - n1) : 0.f;
     l0 = l0 * r0 + s[0] + s[2];
     l1 = l1 * r1 + s[1] + s[3];
     u32 pa = pack_bf16(s[0], s[1]), pb = pack_bf16(s[2], s[3]);  // [position][head] -> [head][position]
@@ -279,7 +279,7 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
     for (int w = 0; w < W; w++) top = fmaxf(top, sm[w][x]);
 #pragma unroll
     for (int w = 0; w < W; w++) {
-      const float f = exp2f(sm[w][x] - top);
+      const float f = exp2_fast(sm[w][x] - top);
       sum += f * so[w][x][d];
       weight += f * sl[w][x];
     }
@@ -308,7 +308,7 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
 #pragma unroll 4
     for (int s = 0; s < active; s++) {
       const float2 p = __ldcg(ml + s);
-      const float f = exp2f(p.x - top);
+      const float f = exp2_fast(p.x - top);
       weight += f * p.y;
       sum += f * __ldcg(part_out + (head * splits + s) * D + d);
     }
@@ -327,8 +327,8 @@ DECODE(decode_64_few, 64, 8, 1)
 DECODE(decode_128_few, 128, 8, 1)
 
 // ---- many queries of one sequence: flash attention (Dao, arXiv:2307.08691). 4 * queries * keys * head_dim operations a head; bound by the
-// tensor cores and by shared memory. Block = (head, tile of 128 queries), four warps of 32 queries, so that each key and value fragment
-// serves two products; keys and values come 64 at a time through a two-stage ring.
+// tensor cores and by shared memory. Block = (head, tile of 128 queries), eight warps of 16 or four of 32 queries (then each key and value
+// fragment serves two products); keys and values come 64 at a time through a two-stage ring.
 struct Tile {
   int row;       // whose block table
   int token;     // the first query's place in the step
@@ -337,7 +337,6 @@ struct Tile {
 };
 #define TILE_QUERIES 128
 #define TILE_KEYS 64
-#define FLASH_THREADS 128
 
 __device__ __forceinline__ void load_matrices(u32 (&r)[4], u32 at) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3},[%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at));
@@ -350,10 +349,11 @@ __device__ __forceinline__ void copy_or_zero(u32 to, const bf16* from, bool insi
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(inside ? 16 : 0));
 }
 
-template <int D>
+// T: sixteens of queries a warp holds.
+template <int D, int T>
 __device__ __forceinline__ void flash_body(const State& state, const Tile* tiles, const bf16* qkv, bf16* out, const Cache& cache, const Heads& h) {
   extern __shared__ __align__(128) unsigned char shared[];
-  constexpr int CHUNKS = D / 8, ROW = D * 2, STAGE = TILE_KEYS * ROW;  // a row of D elements is CHUNKS pieces of 16 bytes, swizzled by row % 8
+  constexpr int THREADS = 256 / T, CHUNKS = D / 8, ROW = D * 2, STAGE = TILE_KEYS * ROW;  // a row of D elements is CHUNKS pieces of 16 bytes, swizzled by row % 8
   const Tile tile = tiles[blockIdx.y];
   const int head = blockIdx.x, hk = head / (h.heads / h.kv_heads);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
@@ -363,12 +363,23 @@ __device__ __forceinline__ void flash_body(const State& state, const Tile* tiles
   const int k_begin = oldest / TILE_KEYS * TILE_KEYS, k_end = last + 1;
   const u64 qkv_stride = (u64)(h.heads + 2 * h.kv_heads) * D;
   const u32 queries_at = (u32)__cvta_generic_to_shared(shared), ring_at = queries_at + TILE_QUERIES * ROW;
+  // Where the four sixteens of a tile of keys stand in the cache; looked up a tile ahead, so that copies need not wait for the table.
+  u32 slots[4];
+  auto look_up = [&](int first) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      const int at = min(first + j * 16, last);
+      slots[j] = blocks[at / cache.block_size] * cache.block_size + at % cache.block_size / 16 * 16;
+    }
+  };
   auto fetch = [&](int stage, int first) {
 #pragma unroll
-    for (int i = 0; i < TILE_KEYS * CHUNKS / FLASH_THREADS; i++) {
-      const int piece = threadIdx.x + i * FLASH_THREADS, key = piece / CHUNKS, chunk = piece % CHUNKS, at = first + key;
+    for (int i = 0; i < TILE_KEYS * CHUNKS / THREADS; i++) {
+      const int piece = threadIdx.x + i * THREADS, key = piece / CHUNKS, chunk = piece % CHUNKS, at = first + key;
       const bool inside = at < k_end;
-      const u64 from = inside ? (slot_of(blocks, at, cache.block_size) * h.kv_heads + hk) * D + chunk * 8 : 0;
+      constexpr int STEP = THREADS / CHUNKS;  // keys from one i to the next
+      const u32 slot = STEP > 16 && threadIdx.x / CHUNKS >= 16 ? slots[(i * STEP / 16 + 1) % 4] : slots[i * STEP / 16];
+      const u64 from = inside ? ((u64)(slot + key % 16) * h.kv_heads + hk) * D + chunk * 8 : 0;
       const u32 to = ring_at + stage * 2 * STAGE + key * ROW + ((chunk ^ (key & 7)) << 4);
       copy_or_zero(to, cache.keys + from, inside);
       copy_or_zero(to + STAGE, cache.values + from, inside);
@@ -376,34 +387,37 @@ __device__ __forceinline__ void flash_body(const State& state, const Tile* tiles
     asm volatile("cp.async.commit_group;");
   };
 #pragma unroll
-  for (int i = 0; i < TILE_QUERIES * CHUNKS / FLASH_THREADS; i++) {
-    const int piece = threadIdx.x + i * FLASH_THREADS, query = piece / CHUNKS, chunk = piece % CHUNKS;
+  for (int i = 0; i < TILE_QUERIES * CHUNKS / THREADS; i++) {
+    const int piece = threadIdx.x + i * THREADS, query = piece / CHUNKS, chunk = piece % CHUNKS;
     const bool inside = query < tile.queries;
     copy_or_zero(queries_at + query * ROW + ((chunk ^ (query & 7)) << 4), qkv + (inside ? (tile.token + query) * qkv_stride + (u64)head * D + chunk * 8 : 0), inside);
   }
+  look_up(k_begin);
   fetch(0, k_begin);
-  const int warp_query = warp * 32;  // this warp's queries: rows g, g + 8 of two sixteens
-  float o[2][D / 8][4] = {};
-  float top[2][2], sum[2][2];
+  look_up(k_begin + TILE_KEYS);
+  const int warp_query = warp * 16 * T;  // this warp's queries: rows g, g + 8 of each sixteen
+  float o[T][D / 8][4] = {};
+  float top[T][2], sum[T][2];
 #pragma unroll
-  for (int t = 0; t < 2; t++) top[t][0] = top[t][1] = -1e30f, sum[t][0] = sum[t][1] = 0.f;
+  for (int t = 0; t < T; t++) top[t][0] = top[t][1] = -1e30f, sum[t][0] = sum[t][1] = 0.f;
   const float scale_log2 = h.softcap > 0.f ? 1.4426950408889634f : h.scale * 1.4426950408889634f;
   int stage = 0;
   for (int first = k_begin; first < k_end; first += TILE_KEYS, stage ^= 1) {
     if (first + TILE_KEYS < k_end) {
       fetch(stage ^ 1, first + TILE_KEYS);
+      look_up(first + 2 * TILE_KEYS);
       asm volatile("cp.async.wait_group 1;");
     } else {
       asm volatile("cp.async.wait_group 0;");
     }
     __syncthreads();
     const u32 keys = ring_at + stage * 2 * STAGE, values = keys + STAGE;
-    float s[2][TILE_KEYS / 8][4] = {};
+    float s[T][TILE_KEYS / 8][4] = {};
 #pragma unroll
     for (int c = 0; c < D / 16; c++) {
-      u32 qf[2][4];
+      u32 qf[T][4];
 #pragma unroll
-      for (int t = 0; t < 2; t++) {
+      for (int t = 0; t < T; t++) {
         // Four 8x8 pieces: queries +0 and +8, then both again 8 elements on.
         const int query = warp_query + t * 16 + (lane & 15), chunk = c * 2 + (lane >> 4);
         load_matrices(qf[t], queries_at + query * ROW + ((chunk ^ (query & 7)) << 4));
@@ -415,7 +429,7 @@ __device__ __forceinline__ void flash_body(const State& state, const Tile* tiles
         u32 k[4];
         load_matrices(k, keys + key * ROW + ((chunk ^ (key & 7)) << 4));
 #pragma unroll
-        for (int t = 0; t < 2; t++) {
+        for (int t = 0; t < T; t++) {
           mma_16x8x16(s[t][2 * n], qf[t], k[0], k[1]);
           mma_16x8x16(s[t][2 * n + 1], qf[t], k[2], k[3]);
         }
@@ -423,7 +437,7 @@ __device__ __forceinline__ void flash_body(const State& state, const Tile* tiles
     }
     const bool edge = first + TILE_KEYS - 1 > tile.position + warp_query || (h.window && first <= last - h.window);
 #pragma unroll
-    for (int t = 0; t < 2; t++) {
+    for (int t = 0; t < T; t++) {
       if (h.softcap > 0.f) {
 #pragma unroll
         for (int n = 0; n < TILE_KEYS / 8; n++)
@@ -446,13 +460,13 @@ __device__ __forceinline__ void flash_body(const State& state, const Tile* tiles
         for (int n = 0; n < TILE_KEYS / 8; n++) x = fmaxf(x, fmaxf(s[t][n][2 * r], s[t][n][2 * r + 1]));
         x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
         x = fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-        const float now = fmaxf(top[t][r], x * scale_log2), shrink = exp2f(top[t][r] - now);
+        const float now = fmaxf(top[t][r], x * scale_log2), shrink = exp2_fast(top[t][r] - now);
         top[t][r] = now;
         float added = 0.f;
 #pragma unroll
         for (int n = 0; n < TILE_KEYS / 8; n++) {
-          s[t][n][2 * r] = exp2f(fmaf(s[t][n][2 * r], scale_log2, -now));
-          s[t][n][2 * r + 1] = exp2f(fmaf(s[t][n][2 * r + 1], scale_log2, -now));
+          s[t][n][2 * r] = exp2_fast(fmaf(s[t][n][2 * r], scale_log2, -now));
+          s[t][n][2 * r + 1] = exp2_fast(fmaf(s[t][n][2 * r + 1], scale_log2, -now));
           added += s[t][n][2 * r] + s[t][n][2 * r + 1];
         }
         sum[t][r] = sum[t][r] * shrink + added;
@@ -462,9 +476,9 @@ __device__ __forceinline__ void flash_body(const State& state, const Tile* tiles
     }
 #pragma unroll
     for (int c = 0; c < TILE_KEYS / 16; c++) {
-      u32 p[2][4];
+      u32 p[T][4];
 #pragma unroll
-      for (int t = 0; t < 2; t++) {
+      for (int t = 0; t < T; t++) {
         p[t][0] = pack_bf16(s[t][2 * c][0], s[t][2 * c][1]);
         p[t][1] = pack_bf16(s[t][2 * c][2], s[t][2 * c][3]);
         p[t][2] = pack_bf16(s[t][2 * c + 1][0], s[t][2 * c + 1][1]);
@@ -477,7 +491,7 @@ __device__ __forceinline__ void flash_body(const State& state, const Tile* tiles
         u32 v[4];
         load_matrices_transposed(v, values + key * ROW + ((chunk ^ (key & 7)) << 4));
 #pragma unroll
-        for (int t = 0; t < 2; t++) {
+        for (int t = 0; t < T; t++) {
           mma_16x8x16(o[t][2 * n], p[t], v[0], v[1]);
           mma_16x8x16(o[t][2 * n + 1], p[t], v[2], v[3]);
         }
@@ -486,7 +500,7 @@ __device__ __forceinline__ void flash_body(const State& state, const Tile* tiles
     __syncthreads();
   }
 #pragma unroll
-  for (int t = 0; t < 2; t++)
+  for (int t = 0; t < T; t++)
 #pragma unroll
     for (int r = 0; r < 2; r++) {
       const int query = warp_query + t * 16 + g + r * 8;
@@ -499,14 +513,16 @@ __device__ __forceinline__ void flash_body(const State& state, const Tile* tiles
       for (int n = 0; n < D / 8; n++) *reinterpret_cast<u32*>(to + n * 8) = pack_bf16(o[t][n][2 * r] * scale, o[t][n][2 * r + 1] * scale);
     }
 }
-#define FLASH(NAME, D)                                                                                                                                            \
-  extern "C" __global__ void __launch_bounds__(FLASH_THREADS, 2) NAME(State state, const Tile* tiles, const bf16* qkv, bf16* out, Cache cache, Heads h) {         \
+#define FLASH(NAME, D, T, RESIDENT)                                                                                                                               \
+  extern "C" __global__ void __launch_bounds__(256 / T, RESIDENT) NAME(State state, const Tile* tiles, const bf16* qkv, bf16* out, Cache cache, Heads h) {         \
     let_next_start();                                                                                                                                             \
     wait_for_previous();                                                                                                                                          \
-    flash_body<D>(state, tiles, qkv, out, cache, h);                                                                                                              \
+    flash_body<D, T>(state, tiles, qkv, out, cache, h);                                                                                                           \
   }
-FLASH(flash_64, 64)
-FLASH(flash_128, 128)
+FLASH(flash_64_16, 64, 1, 1)
+FLASH(flash_64_32, 64, 2, 2)
+FLASH(flash_128_16, 128, 1, 1)
+FLASH(flash_128_32, 128, 2, 2)
 
 // ---- any head size up to 256 and any group: one warp a query and head, one key at a time. For correctness, not for speed.
 extern "C" __global__ void attention_plain(State state, const int* row, const int* position, const bf16* qkv, bf16* out, Cache cache, Heads h, int tokens) {

@@ -31,6 +31,13 @@ __device__ __forceinline__ u32 pack_bf16(float lo, float hi) {
 }
 __device__ __forceinline__ float2 unpack_bf16(u32 pair) { return __bfloat1622float2(*reinterpret_cast<__nv_bfloat162*>(&pair)); }
 
+// 2^x in one instruction; 0 for what would be denormal.
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 __device__ __forceinline__ float warp_sum(float v) {
 #pragma unroll
   for (int d = 16; d; d >>= 1) v += __shfl_xor_sync(~0u, v, d);
@@ -45,7 +52,7 @@ __device__ __forceinline__ float warp_max(float v) {
 // x * sigmoid(x), or GELU by its tanh approximation.
 __device__ __forceinline__ float activate(float x, int gelu) {
   if (gelu) return 0.5f * x * (1.f + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x)));
-  return x / (1.f + __expf(-x));
+  return __fdividef(x, 1.f + __expf(-x));
 }
 
 // The device's memory of the running sequences, one array of words (src/state.rs lays it out): the token table

@@ -88,7 +88,39 @@ __device__ __forceinline__ void load_normalised(const Gemv& a, unsigned char* xs
   consumers_sync();
 }
 
-template <int NT>
+// The tile's products of one stage: 64 columns a warp, 32 at a time. `x_of(unit, n)` gives a lane's eight elements of row n * 8 + g.
+template <int NT, typename X>
+__device__ __forceinline__ void multiply_stage(const Gemv& a, const unsigned char* base, int b, int warp, int q, bool sum_squares, float (&acc)[NT][4], float (&squares)[NT], X x_of) {
+#pragma unroll
+  for (int u = 0; u < 2; u++) {
+    const int in_block = warp * 64 + u * 32, column = b * TILE_COLUMNS + in_block;
+    if (column >= a.K) break;
+    // Within 32 columns the k index is permuted alike for W and x, so that a lane's fragments are 8 neighbours. Columns past K
+    // hold what an earlier tile left: both factors are set to zero.
+    const bool inside = column + q * 8 < a.K;
+    uint4 w0 = make_uint4(0, 0, 0, 0), w1 = w0;
+    if (inside) {
+      w0 = *reinterpret_cast<const uint4*>(base + (in_block + q * 8) * 2);
+      w1 = *reinterpret_cast<const uint4*>(base + 8 * ROW_BYTES + (in_block + q * 8) * 2);
+    }
+    const u32 a0[4] = {w0.x, w1.x, w0.y, w1.y}, a1[4] = {w0.z, w1.z, w0.w, w1.w};
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+      const uint4 v = x_of(u, n, column, inside);
+      if (sum_squares) {
+        const float2 f0 = unpack_bf16(v.x), f1 = unpack_bf16(v.y), f2 = unpack_bf16(v.z), f3 = unpack_bf16(v.w);
+        squares[n] += f0.x * f0.x + f0.y * f0.y + f1.x * f1.x + f1.y * f1.y + f2.x * f2.x + f2.y * f2.y + f3.x * f3.x + f3.y * f3.y;
+      }
+      __syncwarp();
+      mma_16x8x16(acc[n], a0, v.x, v.y);
+      mma_16x8x16(acc[n], a1, v.z, v.w);
+    }
+  }
+}
+
+// DIRECT: for one tile a block and at most DIRECT_BLOCKS blocks of columns, each lane reads its part of x straight into registers.
+#define DIRECT_BLOCKS 3
+template <int NT, bool DIRECT>
 __device__ __forceinline__ void gemv_body(const Gemv& a) {
   extern __shared__ __align__(128) unsigned char ring[];
   __shared__ __align__(8) u64 barriers[2 * MAX_STAGES + 1];
@@ -131,7 +163,18 @@ __device__ __forceinline__ void gemv_body(const Gemv& a) {
     return;
   }
   wait_for_previous();
-  if (a.norm_weight) {
+  uint4 own[DIRECT ? DIRECT_BLOCKS : 1][2][NT];
+  if (DIRECT) {
+#pragma unroll
+    for (int b = 0; b < DIRECT_BLOCKS; b++)
+#pragma unroll
+      for (int u = 0; u < 2; u++)
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+          const int column = b * TILE_COLUMNS + warp * 64 + u * 32 + q * 8, m = n * 8 + g;
+          own[DIRECT ? b : 0][u][n] = column < a.K && m < a.M ? *reinterpret_cast<const uint4*>(a.x + (u64)m * a.K + column) : make_uint4(0, 0, 0, 0);
+        }
+  } else if (a.norm_weight) {
     load_normalised<NT>(a, xs, x_stride, row_squares);
   } else {
     if (warp == 0) {
@@ -148,35 +191,20 @@ __device__ __forceinline__ void gemv_body(const Gemv& a) {
   bool sum_squares = a.normalise;
   for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
     float acc[NT][4] = {}, squares[NT] = {};
-    for (int b = 0; b < column_blocks; b++) {
+    if (DIRECT) {
+#pragma unroll
+      for (int b = 0; b < DIRECT_BLOCKS; b++) {
+        if (b >= column_blocks) break;
+        barrier_wait(full + 8 * b, 0);
+        multiply_stage<NT>(a, ring + b * STAGE_BYTES + g * ROW_BYTES, b, warp, q, sum_squares, acc, squares, [&](int u, int n, int, bool) { return own[DIRECT ? b : 0][u][n]; });
+      }
+    }
+    for (int b = DIRECT ? column_blocks : 0; b < column_blocks; b++) {
       barrier_wait(full + 8 * stage, phase);
       const unsigned char* base = ring + stage * STAGE_BYTES + g * ROW_BYTES;
-#pragma unroll
-      for (int u = 0; u < 2; u++) {
-        const int in_block = warp * 64 + u * 32, column = b * TILE_COLUMNS + in_block;
-        if (column >= a.K) break;
-        // Within 32 columns the k index is permuted alike for W and x, so that a lane's fragments are 8 neighbours. Columns past K
-        // hold what an earlier tile left: both factors are set to zero.
-        const bool inside = column + q * 8 < a.K;
-        uint4 w0 = make_uint4(0, 0, 0, 0), w1 = w0;
-        if (inside) {
-          w0 = *reinterpret_cast<const uint4*>(base + (in_block + q * 8) * 2);
-          w1 = *reinterpret_cast<const uint4*>(base + 8 * ROW_BYTES + (in_block + q * 8) * 2);
-        }
-        const u32 a0[4] = {w0.x, w1.x, w0.y, w1.y}, a1[4] = {w0.z, w1.z, w0.w, w1.w};
-#pragma unroll
-        for (int n = 0; n < NT; n++) {
-          uint4 v = make_uint4(0, 0, 0, 0);
-          if (inside && n * 8 + g < a.M) v = *reinterpret_cast<const uint4*>(xs + (n * 8 + g) * x_stride + (column + q * 8) * 2);
-          if (sum_squares) {
-            const float2 f0 = unpack_bf16(v.x), f1 = unpack_bf16(v.y), f2 = unpack_bf16(v.z), f3 = unpack_bf16(v.w);
-            squares[n] += f0.x * f0.x + f0.y * f0.y + f1.x * f1.x + f1.y * f1.y + f2.x * f2.x + f2.y * f2.y + f3.x * f3.x + f3.y * f3.y;
-          }
-          __syncwarp();
-          mma_16x8x16(acc[n], a0, v.x, v.y);
-          mma_16x8x16(acc[n], a1, v.z, v.w);
-        }
-      }
+      multiply_stage<NT>(a, base, b, warp, q, sum_squares, acc, squares, [&](int, int n, int column, bool inside) {
+        return inside && n * 8 + g < a.M ? *reinterpret_cast<const uint4*>(xs + (n * 8 + g) * x_stride + (column + q * 8) * 2) : make_uint4(0, 0, 0, 0);
+      });
       __syncwarp();
       if (lane == 0) asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(empty + 8 * stage) : "memory");
       if (++stage == a.stages) { stage = 0; phase ^= 1; }
@@ -231,5 +259,7 @@ __device__ __forceinline__ void gemv_body(const Gemv& a) {
     consumers_sync();
   }
 }
-extern "C" __global__ void __launch_bounds__(288, 1) gemv_8(const __grid_constant__ Gemv a) { gemv_body<1>(a); }
-extern "C" __global__ void __launch_bounds__(288, 1) gemv_16(const __grid_constant__ Gemv a) { gemv_body<2>(a); }
+extern "C" __global__ void __launch_bounds__(288, 1) gemv_8(const __grid_constant__ Gemv a) { gemv_body<1, false>(a); }
+extern "C" __global__ void __launch_bounds__(288, 1) gemv_16(const __grid_constant__ Gemv a) { gemv_body<2, false>(a); }
+// One tile a block, K up to 3 * 512, one stage for each block of columns, x in order, no norm weights.
+extern "C" __global__ void __launch_bounds__(288, 1) gemv_8_direct(const __grid_constant__ Gemv a) { gemv_body<1, true>(a); }

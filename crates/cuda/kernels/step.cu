@@ -40,8 +40,6 @@ extern "C" __global__ void embed(State state, const int* row, const int* positio
   }
 }
 
-// One row of a norm held in registers: 8 elements a thread and chunk, at most 4 chunks of blockDim.x * 8.
-#define NORM_CHUNKS 4
 __device__ __forceinline__ float block_sum(float v, float* shared) {
   v = warp_sum(v);
   __syncthreads();
@@ -54,8 +52,9 @@ __device__ __forceinline__ float block_sum(float v, float* shared) {
 
 // If `delta`: residual[m] += (post_weight ? rmsnorm(delta[m]) * post_weight : delta[m]).
 // Then, if `out`: out[m] = rmsnorm(residual[from[m]]) * weight (null: 1); `from` (may be null) picks rows, then delta must be null.
-// One block a row. Moves 2 to 4 rows of bf16; bound by memory.
-extern "C" __global__ void add_norm(bf16* residual, const bf16* delta, const float* post_weight, float post_epsilon, const float* weight, float epsilon, bf16* out, const int* from, int width) {
+// One block a row, held in registers: 8 elements a thread and chunk. Moves 2 to 4 rows of bf16; bound by memory.
+template <int NORM_CHUNKS>
+__device__ __forceinline__ void add_norm_body(bf16* residual, const bf16* delta, const float* post_weight, float post_epsilon, const float* weight, float epsilon, bf16* out, const int* from, int width) {
   __shared__ float shared[32];
   let_next_start();
   wait_for_previous();
@@ -124,6 +123,14 @@ extern "C" __global__ void add_norm(bf16* residual, const bf16* delta, const flo
     reinterpret_cast<uint4*>(out + (u64)blockIdx.x * width)[i] = v;
   }
 }
+
+#define ADD_NORM(NAME, CHUNKS)                                                                                                                              \
+  extern "C" __global__ void __launch_bounds__(512) NAME(bf16* residual, const bf16* delta, const float* post_weight, float post_epsilon,                   \
+                                                         const float* weight, float epsilon, bf16* out, const int* from, int width) {                       \
+    add_norm_body<CHUNKS>(residual, delta, post_weight, post_epsilon, weight, epsilon, out, from, width);                                                   \
+  }
+ADD_NORM(add_norm_4096, 1)
+ADD_NORM(add_norm_16384, 4)
 
 // residual[m] += bias: an output projection's bias where the product has no epilogue for it.
 extern "C" __global__ void add_bias(bf16* residual, const float* bias, int width) {

@@ -30,6 +30,9 @@ pub(crate) struct Pass {
     pub(crate) draws: bool,
 }
 
+/// Blocks of the flash kernel up to which its eight-warp form is used.
+const FLASH_FEW: usize = 400;
+
 /// What [`Forward::run_class`] runs by number.
 pub(crate) const CLASSES: [&str; 9] = [
     "whole step",
@@ -294,20 +297,8 @@ impl Forward {
         let (weight, none, no_epsilon): (_, DevicePointer, f32) = (weight.pointer(), 0, 0.0);
         let width = self.spec.hidden_size as i32;
         let shape = shape((m as u32, 1, 1), norm_threads(self.spec.hidden_size));
-        launch!(
-            stream,
-            self.kernels.add_norm,
-            shape,
-            residual,
-            delta,
-            weight,
-            epsilon,
-            none,
-            no_epsilon,
-            none,
-            none,
-            width
-        )
+        let function = self.kernels.add_norm[usize::from(self.spec.hidden_size > 4096)];
+        launch!(stream, function, shape, residual, delta, weight, epsilon, none, no_epsilon, none, none, width)
     }
 
     fn attention(&self, stream: &Stream, pass: &Pass, index: usize) -> Result<(), CudaError> {
@@ -422,10 +413,12 @@ impl Forward {
     ) -> Result<(), CudaError> {
         let tiles = self.staged_at(pass.layout.tile_words());
         let (qkv, out) = (self.workspace.qkv.pointer(), self.workspace.attended.pointer());
-        let function = if spec.head_dim == 64 { self.kernels.flash_64 } else { self.kernels.flash_128 };
+        // More queries a warp read shared memory less; fewer finish sooner where the device is not filled.
+        let many = usize::from(pass.layout.tiles * spec.heads > FLASH_FEW);
+        let function = self.kernels.flash[usize::from(spec.head_dim == 128)][many];
         let shape = Shape {
             grid: (spec.heads as u32, pass.layout.tiles as u32, 1),
-            threads: 128,
+            threads: if many == 1 { 128 } else { 256 },
             shared_bytes: flash_shared_bytes(spec.head_dim as u32),
             overlap: true,
         };

@@ -88,17 +88,19 @@ pub(crate) const TILE_QUERIES: u32 = 128;
 pub(crate) struct Kernels {
     pub(crate) apply_changes: Function,
     pub(crate) embed: Function,
-    pub(crate) add_norm: Function,
+    /// Widths up to 4096, and up to 16384.
+    pub(crate) add_norm: [Function; 2],
     pub(crate) add_bias: Function,
     pub(crate) gated_activation: Function,
     pub(crate) softcap_logits: Function,
     pub(crate) fill_random: Function,
-    pub(crate) gemv: [Function; 2],
+    /// Up to 8 rows, up to 16, and up to 8 of one tile a block.
+    pub(crate) gemv: [Function; 3],
     pub(crate) rope_write: [Function; 3],
     /// Head size 64, 128; each for many sequences and for few.
     pub(crate) decode: [[Function; 2]; 2],
-    pub(crate) flash_64: Function,
-    pub(crate) flash_128: Function,
+    /// Head size 64, 128; each with 16 and with 32 queries a warp.
+    pub(crate) flash: [[Function; 2]; 2],
     pub(crate) attention_plain: Function,
     pub(crate) choose_greedy: Function,
     pub(crate) choose_drawn: Function,
@@ -114,12 +116,12 @@ impl Kernels {
         let kernels = Self {
             apply_changes: step.function("apply_changes")?,
             embed: step.function("embed")?,
-            add_norm: step.function("add_norm")?,
+            add_norm: [step.function("add_norm_4096")?, step.function("add_norm_16384")?],
             add_bias: step.function("add_bias")?,
             gated_activation: step.function("gated_activation")?,
             softcap_logits: step.function("softcap_logits")?,
             fill_random: step.function("fill_random")?,
-            gemv: [gemv.function("gemv_8")?, gemv.function("gemv_16")?],
+            gemv: [gemv.function("gemv_8")?, gemv.function("gemv_16")?, gemv.function("gemv_8_direct")?],
             rope_write: [
                 attention.function("rope_write_1")?,
                 attention.function("rope_write_2")?,
@@ -129,8 +131,10 @@ impl Kernels {
                 [attention.function("decode_64")?, attention.function("decode_64_few")?],
                 [attention.function("decode_128")?, attention.function("decode_128_few")?],
             ],
-            flash_64: attention.function("flash_64")?,
-            flash_128: attention.function("flash_128")?,
+            flash: [
+                [attention.function("flash_64_16")?, attention.function("flash_64_32")?],
+                [attention.function("flash_128_16")?, attention.function("flash_128_32")?],
+            ],
             attention_plain: attention.function("attention_plain")?,
             choose_greedy: sample.function("choose_greedy")?,
             choose_drawn: sample.function("choose_drawn")?,
@@ -139,8 +143,11 @@ impl Kernels {
         for gemv in kernels.gemv {
             gemv.allow_shared(context.shared_memory_max - GEMV_STATIC_BYTES)?;
         }
-        kernels.flash_64.allow_shared(flash_shared_bytes(64) as usize)?;
-        kernels.flash_128.allow_shared(flash_shared_bytes(128) as usize)?;
+        for (functions, head_dim) in kernels.flash.iter().zip([64, 128]) {
+            for function in functions {
+                function.allow_shared(flash_shared_bytes(head_dim) as usize)?;
+            }
+        }
         Ok(kernels)
     }
 }

@@ -18,7 +18,10 @@ use std::{
 /// Rows up to which the streaming kernel beats cuBLASLt.
 pub(crate) const GEMV_ROWS: usize = 8;
 /// Dynamic shared memory of a block of the streaming kernel so that two fit a multiprocessor.
-const GEMV_BESIDE_BYTES: usize = 96 << 10;
+const GEMV_BESIDE_BYTES: usize = 100 << 10;
+/// Blocks of 512 columns up to which a tile is short (gemv.cu's DIRECT_BLOCKS), and the stages such products get.
+const GEMV_SHORT_BLOCKS: usize = 3;
+const GEMV_SHORT_STAGES: usize = 5;
 const LT_WORKSPACE_BYTES: usize = 64 << 20;
 /// Algorithms timed per shape.
 const LT_CANDIDATES: usize = 16;
@@ -204,22 +207,32 @@ impl Matmul {
                 p.matrix.columns
             )));
         };
+        let (norm_weight, epsilon) = p.norm.map_or((0, 0.0), |norm| (norm.weight, norm.epsilon));
         // No more than a block fills: small products leave room for the next kernel's blocks beside them.
         let tiles = p.matrix.rows.div_ceil(16) as u32;
-        // A little more than one tile each is better computed side by side, where two blocks fit a multiprocessor.
         let x_bytes = p.m * ((p.matrix.columns * 2).next_multiple_of(128) + 64);
         let column_blocks = p.matrix.columns.div_ceil(512);
-        let beside = column_blocks * GEMV_STAGE_BYTES + x_bytes <= GEMV_BESIDE_BYTES;
-        let blocks = self.multiprocessors * if beside { 2 } else { 1 };
-        let grid = tiles.min(blocks);
-        stages = stages.min(tiles.div_ceil(grid) as usize * column_blocks).min(self.stages_max);
+        // Short tiles: two blocks on a multiprocessor hide each other's ends.
+        let beside =
+            column_blocks <= GEMV_SHORT_BLOCKS && GEMV_SHORT_STAGES * GEMV_STAGE_BYTES + x_bytes <= GEMV_BESIDE_BYTES;
+        if beside {
+            stages = stages.min(GEMV_SHORT_STAGES);
+        }
+        let grid = tiles.min(self.multiprocessors * if beside { 2 } else { 1 });
+        let tiles_each = tiles.div_ceil(grid) as usize;
+        stages = stages.min(tiles_each * column_blocks).min(self.stages_max);
+        let direct = p.m <= 8
+            && tiles_each == 1
+            && column_blocks <= stages.min(GEMV_SHORT_BLOCKS)
+            && norm_weight == 0
+            && p.x_rows == 0;
+        let function = kernels.gemv[if direct { 2 } else { usize::from(p.m > 8) }];
         let (mode, gelu) = match p.output {
             Output::Store => (0, 0),
             Output::Residual => (1, 0),
             Output::Gated { gelu } => (2, i32::from(gelu)),
             Output::Logits => (3, 0),
         };
-        let (norm_weight, epsilon) = p.norm.map_or((0, 0.0), |norm| (norm.weight, norm.epsilon));
         let arguments = Gemv {
             weights: p.matrix.buffer.pointer(),
             x: p.x,
@@ -243,7 +256,7 @@ impl Matmul {
             shared_bytes: (stages * GEMV_STAGE_BYTES + x_bytes) as u32,
             overlap: true,
         };
-        launch!(stream, kernels.gemv[usize::from(p.m > 8)], shape, arguments)
+        launch!(stream, function, shape, arguments)
     }
 
     /// The rows in groups of what the streaming kernel takes.
@@ -300,8 +313,8 @@ impl Matmul {
                 let gate_up = self.gate_up.pointer();
                 lt.run(stream, p.key(), w, x, gate_up)?;
                 let (width, gelu) = ((n / 2) as i32, i32::from(gelu));
-                let grid = ((n as u32 / 16).div_ceil(128), m, 1);
-                launch!(stream, kernels.gated_activation, shape(grid, 128), gate_up, p.out, width, gelu)?;
+                let grid = ((n as u32 / 16).div_ceil(256), m, 1);
+                launch!(stream, kernels.gated_activation, shape(grid, 256), gate_up, p.out, width, gelu)?;
             }
         }
         if p.bias != 0 {
@@ -343,7 +356,8 @@ fn normalise(
 ) -> Result<(), CudaError> {
     let (none, no_epsilon, width_i32): (DevicePointer, f32, i32) = (0, 0.0, width as i32);
     let shape = shape((m, 1, 1), norm_threads(width));
-    launch!(stream, kernels.add_norm, shape, residual, none, none, no_epsilon, weight, epsilon, out, rows, width_i32)
+    let function = kernels.add_norm[usize::from(width > 4096)];
+    launch!(stream, function, shape, residual, none, none, no_epsilon, weight, epsilon, out, rows, width_i32)
 }
 
 fn check_lt(call: &'static str, status: lt::cublasStatus_t) -> Result<(), CudaError> {

@@ -8,7 +8,7 @@ use std::{path::Path, sync::Arc};
 /// Log-probabilities may differ by this share of the standard deviation of the reference's logits, at most and in the mean. The
 /// device rounds activations and KV cache to 8 bits of mantissa a few times a layer, and weights that are not bf16 once; errors
 /// scale with the logits, and tiny random models with large weights have large logits.
-const WORST_TOLERANCE: f64 = 0.15;
+const WORST_TOLERANCE: f64 = 0.25;
 const MEAN_TOLERANCE: f64 = 0.02;
 
 const SYNTHETIC: [(&str, &str); 8] = [
