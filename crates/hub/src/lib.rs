@@ -43,7 +43,7 @@ pub struct Hub {
 pub struct Resolved {
     /// A GGUF file, or a folder with config.json and safetensors.
     pub path: PathBuf,
-    /// What to call it: the alias, `org/repo`, or the last part of the path without `.gguf`.
+    /// See [`ModelReference::name`].
     pub name: String,
 }
 
@@ -59,18 +59,15 @@ impl Hub {
     /// # Errors
     /// When there is no such path or repository, or it could not be fetched whole.
     pub fn resolve(&self, reference: &ModelReference) -> Result<Resolved, HubError> {
-        match reference {
-            ModelReference::Path(path) => local(path),
-            ModelReference::Default => self.default_model(),
-            ModelReference::Hub(hub) => {
-                let files = huggingface::Cache::new(&self.settings.hugging_face, hub);
-                let path = match files.find(hub) {
-                    Some(path) => path,
-                    None => huggingface::pull(&self.client, &self.settings, hub)?,
-                };
-                Ok(Resolved { path, name: hub.name() })
-            }
-        }
+        let path = match reference {
+            ModelReference::Path(path) => local(path)?,
+            ModelReference::Default => self.settings.default_model.fetch(&self.client, &self.settings)?,
+            ModelReference::Hub(hub) => match huggingface::Cache::new(&self.settings.hugging_face, hub).find(hub) {
+                Some(path) => path,
+                None => huggingface::pull(&self.client, &self.settings, hub)?,
+            },
+        };
+        Ok(Resolved { path, name: reference.name() })
     }
 
     /// Like [`Hub::resolve`], but asks the Hub whether its branch has moved and fetches what changed.
@@ -81,7 +78,7 @@ impl Hub {
         match reference {
             ModelReference::Hub(hub) => {
                 let path = huggingface::pull(&self.client, &self.settings, hub)?;
-                Ok(Resolved { path, name: hub.name() })
+                Ok(Resolved { path, name: reference.name() })
             }
             ModelReference::Path(_) | ModelReference::Default => self.resolve(reference),
         }
@@ -102,21 +99,13 @@ impl Hub {
     pub fn remove(&self, reference: &ModelReference) -> Result<u64, HubError> {
         cache::remove(&self.settings, reference)
     }
-
-    fn default_model(&self) -> Result<Resolved, HubError> {
-        let path = self.settings.default_model.fetch(&self.client, &self.settings)?;
-        let name = self.settings.default_model.alias.to_owned();
-        Ok(Resolved { path, name })
-    }
 }
 
-fn local(path: &Path) -> Result<Resolved, HubError> {
+/// Whether it can be a checkpoint; which one, the model crate says.
+fn local(path: &Path) -> Result<PathBuf, HubError> {
     let metadata = std::fs::metadata(path).map_err(|error| HubError::io(path, "open", &error))?;
     if metadata.is_dir() && !path.join("config.json").is_file() {
         return Err(HubError::NotAModelFolder { path: path.to_owned() });
     }
-    let full = std::fs::canonicalize(path).map_err(|error| HubError::io(path, "open", &error))?;
-    let last = full.file_name().unwrap_or(full.as_os_str()).to_string_lossy();
-    let name = last.strip_suffix(".gguf").unwrap_or(&last).to_owned();
-    Ok(Resolved { path: path.to_owned(), name })
+    Ok(path.to_owned())
 }

@@ -29,6 +29,22 @@ pub struct HubReference {
     pub file: Option<String>,
 }
 
+impl ModelReference {
+    /// What to call the model: the alias, `org/repo` (with the file if one was named), or the last part of the path without
+    /// `.gguf`.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Default => SMOLLM2.alias.to_owned(),
+            Self::Hub(hub) => hub.name(),
+            Self::Path(path) => {
+                let full = std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+                let last = full.file_name().unwrap_or(full.as_os_str()).to_string_lossy();
+                last.strip_suffix(".gguf").unwrap_or(&last).to_owned()
+            }
+        }
+    }
+}
+
 impl FromStr for ModelReference {
     type Err = HubError;
 

@@ -3,10 +3,19 @@
 //! Each subcommand is one file: its flags, then what it does with them.
 #![forbid(unsafe_code)]
 
+mod banner;
+mod capacity;
+mod engine_flags;
+mod eval;
 mod inspect;
+mod load;
+mod memory;
 mod models;
+mod perplexity;
 mod pull;
+mod serve;
 mod size;
+mod text_side;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -25,16 +34,20 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    Serve(serve::Arguments),
     Pull(pull::Arguments),
     Models(models::Arguments),
     Inspect(inspect::Arguments),
+    Eval(eval::Arguments),
 }
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
+        Command::Serve(arguments) => serve::run(arguments),
         Command::Pull(arguments) => pull::run(&arguments),
         Command::Models(arguments) => models::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Eval(arguments) => eval::run(arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -66,7 +66,7 @@ fn index(file: impl Fn(&Request, usize) -> Reply + Send + Sync + 'static) -> Ser
 fn resolve(folder: &Path, server: &Server, demo: &Demo) -> Result<Vec<u8>, HubError> {
     let hub = Hub::new(settings(folder, &[&format!("{}/simple", server.url)], demo.pinned));
     let resolved = hub.resolve(&ModelReference::Default)?;
-    assert_eq!(resolved.name, "demo");
+    assert_eq!(resolved.name, "smollm2");
     Ok(std::fs::read(resolved.path).unwrap())
 }
 

@@ -1,0 +1,81 @@
+//! What `serve` says once it is ready: the same facts as `GET /v1/engine`.
+
+use crate::size::Bytes;
+use powertrain_server::EngineReport;
+use std::{fmt::Write, net::SocketAddr};
+
+pub(crate) fn print(report: &EngineReport, address: SocketAddr) -> anyhow::Result<()> {
+    crate::print(&text(report, address))
+}
+
+fn text(report: &EngineReport, address: SocketAddr) -> String {
+    let mut text = format!("powertrain {}\n", report.version);
+    // Writing to a String cannot fail.
+    let mut line = |name: &str, value: String| _ = writeln!(text, "  {name:22}{value}");
+    line("model", report.model.clone());
+    line("architecture", report.architecture.clone());
+    line("dtype", report.dtype.clone());
+    line("max model length", format!("{} tokens", report.max_model_len));
+    line("weights memory", Bytes(report.weights_bytes).to_string());
+    line("KV cache memory", format!("{} ({})", Bytes(report.kv_cache_bytes), report.kv_cache_dtype));
+    line("KV bytes per token", report.kv_bytes_per_token.to_string());
+    line("KV cache tokens", report.kv_cache_tokens.to_string());
+    let (concurrency, length) = (report.max_concurrency_at_max_model_len, report.max_model_len);
+    line("max concurrency", format!("{concurrency:.1} sequences of {length} tokens"));
+    line("executor", format!("{}: {}", report.executor, report.device));
+    line("threads", report.threads.to_string());
+    line("SIMD level", report.simd.clone());
+    line("loaded in", format!("{:.2} s", report.load_seconds));
+    line("listening on", format!("http://{address}"));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_every_fact() {
+        let report = EngineReport {
+            version: "1.2.3",
+            model: "smollm2".to_owned(),
+            architecture: "llama".to_owned(),
+            dtype: "Q4_1".to_owned(),
+            executor: "cpu",
+            device: "CPU, 2 threads".to_owned(),
+            threads: 2,
+            simd: "avx2".to_owned(),
+            max_model_len: 8192,
+            max_num_seqs: 64,
+            max_num_batched_tokens: 512,
+            block_size: 16,
+            weights_bytes: 100 << 20,
+            kv_cache_bytes: 3 << 30,
+            kv_cache_dtype: "f16",
+            kv_bytes_per_token: 23_040,
+            kv_cache_tokens: 139_808,
+            kv_blocks: 8738,
+            max_concurrency_at_max_model_len: 17.07,
+            load_seconds: 0.314,
+        };
+        assert_eq!(
+            text(&report, "127.0.0.1:8000".parse().unwrap()),
+            "powertrain 1.2.3
+  model                 smollm2
+  architecture          llama
+  dtype                 Q4_1
+  max model length      8192 tokens
+  weights memory        100 MiB
+  KV cache memory       3.00 GiB (f16)
+  KV bytes per token    23040
+  KV cache tokens       139808
+  max concurrency       17.1 sequences of 8192 tokens
+  executor              cpu: CPU, 2 threads
+  threads               2
+  SIMD level            avx2
+  loaded in             0.31 s
+  listening on          http://127.0.0.1:8000
+"
+        );
+    }
+}

@@ -1,0 +1,85 @@
+//! The flags of every subcommand that runs a model. Names are vLLM's where it has them.
+
+use crate::size::Bytes;
+use powertrain_cpu::{Activations, KvDtype, SimdLevel};
+
+/// Which model, how much of it at once, in how much memory, on what.
+#[derive(clap::Args)]
+pub(crate) struct EngineFlags {
+    /// A GGUF file, a Hugging Face folder, org/repo[@revision][:file.gguf], or `smollm2`
+    #[arg(default_value = "smollm2")]
+    pub(crate) model: String,
+
+    /// `dummy` makes random weights of the right shape from config.json alone, for capacity and speed work
+    #[arg(long, value_enum, default_value_t = LoadFormat::Auto, help_heading = "Model")]
+    pub(crate) load_format: LoadFormat,
+
+    /// Tokens of prompt and output together, at most [default: the model's, or what the KV cache holds if that is less]
+    #[arg(long, value_name = "TOKENS", help_heading = "Model")]
+    pub(crate) max_model_len: Option<u32>,
+
+    /// Sequences that run at once; others wait
+    #[arg(long, value_name = "COUNT", default_value_t = 64, help_heading = "Scheduling")]
+    pub(crate) max_num_seqs: u32,
+
+    /// Tokens computed in one step, of all sequences together: higher for throughput, lower for steadier streams
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, help_heading = "Scheduling")]
+    pub(crate) max_num_batched_tokens: u32,
+
+    /// Requests that may wait; past it the answer is 429 with Retry-After
+    #[arg(long, value_name = "COUNT", default_value_t = 1024, help_heading = "Scheduling")]
+    pub(crate) max_queue: u32,
+
+    /// Memory for the KV cache, as 4GiB or 512MiB [default: a quarter of what is free, but no more than all sequences need]
+    #[arg(long, value_name = "SIZE", alias = "kv-cache-memory-bytes", help_heading = "KV cache")]
+    pub(crate) kv_cache_memory: Option<Bytes>,
+
+    /// Element type of the KV cache: f32, f16 or bf16
+    #[arg(long, value_name = "TYPE", default_value = "f16", help_heading = "KV cache")]
+    pub(crate) kv_cache_dtype: KvDtype,
+
+    /// Tokens in a block of KV cache
+    #[arg(long, value_name = "TOKENS", default_value_t = 16, help_heading = "KV cache")]
+    pub(crate) block_size: u32,
+
+    /// Keep the KV cache of finished requests for prompts that begin alike [the default]
+    #[arg(long, overrides_with = "no_enable_prefix_caching", help_heading = "KV cache")]
+    enable_prefix_caching: bool,
+
+    /// Compute every prompt anew
+    #[arg(long, overrides_with = "enable_prefix_caching", help_heading = "KV cache")]
+    pub(crate) no_enable_prefix_caching: bool,
+
+    /// What computes: `cpu`, or the slow scalar `reference` that everything else is checked against; `auto` takes the best
+    #[arg(long, value_enum, default_value_t = Device::Auto, help_heading = "Device")]
+    pub(crate) device: Device,
+
+    /// Threads that compute [default: the cores this process may use]
+    #[arg(long, value_name = "COUNT", help_heading = "Device")]
+    pub(crate) threads: Option<usize>,
+
+    /// Instructions to use: scalar, neon, avx2, avx512 or avx512-bf16 [default: the widest there are]
+    #[arg(long, value_name = "LEVEL", help_heading = "Device")]
+    pub(crate) simd: Option<SimdLevel>,
+
+    /// How activations enter products with quantised weights: int8 is fast, f32 is exact
+    #[arg(long, value_name = "TYPE", default_value = "int8", help_heading = "Device")]
+    pub(crate) cpu_activations: Activations,
+}
+
+/// Where weights come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum LoadFormat {
+    /// From the model's files
+    Auto,
+    /// Made up
+    Dummy,
+}
+
+/// What computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Device {
+    Auto,
+    Cpu,
+    Reference,
+}

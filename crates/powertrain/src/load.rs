@@ -1,0 +1,130 @@
+//! From flags to a running engine: find the model, open it, settle how much memory it gets, build the executor.
+
+use crate::{
+    capacity::{self, Given, Wanted},
+    engine_flags::{Device, EngineFlags, LoadFormat},
+    memory,
+    text_side::TextSide,
+};
+use powertrain_cpu::{CpuConfig, CpuExecutor, KvDtype};
+use powertrain_engine::{Engine, EngineConfig};
+use powertrain_hub::{Hub, ModelReference, Settings};
+use powertrain_model::{Model, reference::Reference, summary::Summary};
+use powertrain_step::{Executor, StepLimits};
+use std::time::{Duration, Instant};
+
+/// With work to do and no step for this long, the engine is not live.
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A model ready to run.
+pub(crate) struct Loaded {
+    pub(crate) engine: Engine,
+    pub(crate) text: TextSide,
+    /// What to call it.
+    pub(crate) name: String,
+    /// The checkpoint's word for the family.
+    pub(crate) architecture: String,
+    /// How the weights are stored, as `Q4_1 + Q8_0 + F32`.
+    pub(crate) dtype: String,
+    pub(crate) vocab_size: u32,
+    /// From the first look at the files to an engine that takes requests; fetching them is not counted.
+    pub(crate) load_seconds: f64,
+    /// What the user should know but did not ask for.
+    pub(crate) notes: Vec<String>,
+}
+
+impl EngineFlags {
+    /// Does all of it.
+    pub(crate) fn load(&self, reference: &ModelReference) -> anyhow::Result<Loaded> {
+        let resolved = Hub::new(Settings::from_env()?).resolve(reference)?;
+        let started = Instant::now();
+        let model = match self.load_format {
+            LoadFormat::Auto => Model::open(&resolved.path)?,
+            LoadFormat::Dummy => Model::dummy(&resolved.path)?,
+        };
+        let text = TextSide::open(&model)?;
+        let (summary, vocab_size) = (model.summary(), u32::try_from(model.spec().vocab_size)?);
+        let mut notes = Vec::new();
+        if !model.unused_tensors().is_empty() {
+            notes.push(format!("the checkpoint has tensors that are not used: {}", model.unused_tensors().join(", ")));
+        }
+        let (limits, executor) = self.executor(&model, &summary, &mut notes)?;
+        let engine = Engine::start(
+            EngineConfig {
+                limits,
+                max_queue: self.max_queue,
+                prefix_caching: !self.no_enable_prefix_caching,
+                async_scheduling: true,
+                vocab_size,
+                stall_timeout: STALL_TIMEOUT,
+            },
+            executor,
+        )?;
+        Ok(Loaded {
+            engine,
+            text,
+            name: resolved.name,
+            architecture: summary.architecture.clone(),
+            dtype: formats(&summary),
+            vocab_size,
+            load_seconds: started.elapsed().as_secs_f64(),
+            notes,
+        })
+    }
+
+    fn executor(
+        &self,
+        model: &Model,
+        summary: &Summary,
+        notes: &mut Vec<String>,
+    ) -> anyhow::Result<(StepLimits, Box<dyn Executor>)> {
+        let is_reference = self.device == Device::Reference;
+        let kv_dtype = if is_reference { KvDtype::F32 } else { self.kv_cache_dtype };
+        let weights_bytes = if is_reference { 4 * summary.parameters } else { summary.weight_bytes };
+        let capacity = capacity::plan(
+            Wanted {
+                max_model_len: self.max_model_len,
+                max_num_seqs: self.max_num_seqs,
+                block_size: self.block_size,
+                kv_cache: self.kv_cache_memory,
+            },
+            Given {
+                context_len: u32::try_from(model.spec().context_len).unwrap_or(u32::MAX),
+                kv_bytes_per_token: summary.kv_bytes_per_token(kv_dtype.bytes()) as u64,
+                weights_bytes,
+                available_bytes: memory::available_bytes(),
+            },
+        )?;
+        if capacity.shortened {
+            let (len, own) = (capacity.max_model_len, model.spec().context_len);
+            notes.push(format!(
+                "the KV cache holds {len} of the model's {own} tokens; raise --kv-cache-memory for more"
+            ));
+        }
+        let limits = StepLimits {
+            max_num_seqs: self.max_num_seqs,
+            max_num_batched_tokens: self.max_num_batched_tokens,
+            max_model_len: capacity.max_model_len,
+            block_size: self.block_size,
+        };
+        if is_reference {
+            return Ok((limits, Box::new(Reference::new(model, limits, capacity.kv_blocks))));
+        }
+        let config = CpuConfig {
+            threads: self.threads,
+            kv_dtype,
+            kv_cache_bytes: Some(capacity.kv_bytes),
+            activations: self.cpu_activations,
+            simd: self.simd,
+            ..CpuConfig::default()
+        };
+        Ok((limits, Box::new(CpuExecutor::new(model, limits, config)?)))
+    }
+}
+
+/// The formats of the weights, the one with most bytes first.
+fn formats(summary: &Summary) -> String {
+    let mut formats = summary.formats.clone();
+    formats.sort_by_key(|format| std::cmp::Reverse(format.bytes));
+    formats.iter().map(|format| format!("{:?}", format.format)).collect::<Vec<_>>().join(" + ")
+}

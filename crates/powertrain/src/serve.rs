@@ -1,0 +1,147 @@
+//! `powertrain serve [MODEL]`
+
+use crate::{banner, engine_flags::EngineFlags, load::Loaded};
+use anyhow::{Context, bail};
+use powertrain_engine::Drained;
+use powertrain_hub::ModelReference;
+use powertrain_server::{EngineReport, LogFormat, ModelFacts, ServedModel, Server, ServerConfig, init_logging};
+use std::{future::Future, time::Duration};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Threads for HTTP and text; the model has its own.
+const HTTP_THREADS: usize = 2;
+/// A request body that large is no prompt any more.
+const REQUEST_BYTES_MAX: usize = 8 << 20;
+
+/// Serve a model over HTTP with the OpenAI API.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    engine: EngineFlags,
+
+    /// Address to listen on; 0.0.0.0 for all
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", help_heading = "HTTP")]
+    host: String,
+
+    /// Port to listen on; 0 takes any free one
+    #[arg(long, default_value_t = 8000, help_heading = "HTTP")]
+    port: u16,
+
+    /// Key that requests must bring as a bearer token; may be given several times [default: none is needed]
+    #[arg(long, value_name = "KEY", env = "POWERTRAIN_API_KEY", hide_env_values = true, help_heading = "HTTP")]
+    api_key: Vec<String>,
+
+    /// Name that requests may use for the model; may be given several times, the first is in answers [default: the model as given]
+    #[arg(long, value_name = "NAME", num_args = 1.., help_heading = "HTTP")]
+    served_model_name: Vec<String>,
+
+    /// Seconds a request may take when it says nothing itself [default: any time]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, help_heading = "HTTP")]
+    request_timeout: Option<Duration>,
+
+    /// Seconds that running requests may go on after SIGTERM or Ctrl-C
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds, help_heading = "HTTP")]
+    shutdown_timeout: Duration,
+
+    /// Origin whose pages may call this server from a browser; may be given several times; * for any
+    #[arg(long, value_name = "ORIGIN", help_heading = "HTTP")]
+    allowed_origin: Vec<String>,
+
+    /// Log lines for people, or one JSON object each
+    #[arg(long, value_enum, default_value_t = LogLines::Text, help_heading = "Logs")]
+    log_format: LogLines,
+
+    /// Least severe lines that are logged: error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL", default_value = "info", help_heading = "Logs")]
+    log_level: tracing::level_filters::LevelFilter,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum LogLines {
+    Text,
+    Json,
+}
+
+pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let format = match arguments.log_format {
+        LogLines::Text => LogFormat::Text,
+        LogLines::Json => LogFormat::Json,
+    };
+    init_logging(format, arguments.log_level);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(HTTP_THREADS).enable_all().build()?;
+    let served = runtime.block_on(serve(arguments));
+    // A model that is still being fetched or loaded does not keep the process: what was fetched is resumed next time.
+    runtime.shutdown_background();
+    served
+}
+
+async fn serve(arguments: Arguments) -> anyhow::Result<()> {
+    let reference: ModelReference = arguments.engine.model.parse()?;
+    // First the port: whoever has it is known before a model is fetched and loaded.
+    let server = Server::bind(arguments.server_config(&reference)).await?;
+    let address = server.local_addr()?;
+    let flags = arguments.engine;
+    let loading = tokio::task::spawn_blocking(move || flags.load(&reference));
+    let loaded = tokio::select! {
+        loaded = loading => loaded.context("loading the model panicked")??,
+        () = stop_signal()? => return Ok(()),
+    };
+    for note in &loaded.notes {
+        tracing::warn!("{note}");
+    }
+    let Loaded { engine, text, name, architecture, dtype, vocab_size, load_seconds, notes: _ } = loaded;
+    let facts = ModelFacts { source: name, architecture, dtype, load_seconds };
+    banner::print(&EngineReport::new(&facts, &engine.handle()), address)?;
+    let model = ServedModel {
+        tokenizer: text.tokenizer,
+        template: text.template,
+        eos_token_ids: text.eos_token_ids,
+        vocab_size,
+        defaults: text.defaults,
+        facts,
+    };
+    match server.serve(model, engine, stop_signal()?).await {
+        Drained::Stopped { cut_short: 0 } => tracing::info!("stopped"),
+        Drained::Stopped { cut_short } => tracing::warn!(cut_short, "stopped; some requests were ended early"),
+        Drained::Stuck => bail!("a step hangs in the executor; its requests could not be ended"),
+    }
+    Ok(())
+}
+
+impl Arguments {
+    fn server_config(&self, reference: &ModelReference) -> ServerConfig {
+        let names =
+            if self.served_model_name.is_empty() { vec![reference.name()] } else { self.served_model_name.clone() };
+        ServerConfig {
+            host: self.host.clone(),
+            port: self.port,
+            api_keys: self.api_key.clone(),
+            served_model_names: names,
+            request_bytes_max: REQUEST_BYTES_MAX,
+            request_timeout: self.request_timeout,
+            shutdown_timeout: self.shutdown_timeout,
+            allowed_origins: self.allowed_origin.clone(),
+            ..ServerConfig::default()
+        }
+    }
+}
+
+/// Resolves at the first SIGTERM or Ctrl-C.
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move { wait(&mut terminate, &mut interrupt).await })
+}
+
+async fn wait(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    Duration::try_from_secs_f64(number).map_err(|_| "not a time from now".to_owned())
+}

@@ -1,0 +1,5 @@
+//! The binary as people run it: exit codes, one clear line, and the real model served, measured, and talked to.
+
+mod commands;
+mod process;
+mod real_model;
