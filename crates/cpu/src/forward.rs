@@ -500,10 +500,7 @@ fn panels_together(items: usize, threads: usize) -> usize {
 
 fn integer_panel(matrix: &PackedMatrix, panel: usize) -> IntegerPanel {
     let PanelKind::Integer(layout) = matrix.kind else { unreachable!("only integer panels are read as such") };
-    let quants = matrix.panel(panel).cast_const();
-    // SAFETY: the scales stand behind the quants of the same panel.
-    let scales = unsafe { quants.add(matrix.scales_offset()) };
-    IntegerPanel { quants, scales, layout, blocks: matrix.columns / 32, stride: matrix.panel_bytes() }
+    IntegerPanel { data: matrix.panel(panel), layout, blocks: matrix.columns / 32 }
 }
 
 /// Writes the `pair`-th 32 columns (or what there is of them) of a row in the encodings its reader wants.
@@ -559,26 +556,25 @@ unsafe fn unpack_row(matrix: &PackedMatrix, row: usize, out: *mut f32) {
                 }
             }
             PanelKind::Integer(layout) => {
-                let scales = panel.add(matrix.scales_offset());
                 let zero = layout.zero_point() as f32;
-                let per_group = LANES * if layout.minima { 2 } else { 1 };
-                let scale_at = |index: usize| {
-                    if layout.wide_scales {
-                        *scales.cast::<f32>().add(index)
-                    } else {
-                        f16_to_f32(*scales.cast::<u16>().add(index))
-                    }
-                };
                 for column in 0..matrix.columns {
-                    let group = column / layout.group * per_group + lane;
-                    let quad = column / 4;
+                    let (block, column_in) = (panel.add(column / 32 * layout.block_bytes()), column % 32);
+                    let quad = column_in / 4;
                     let q = match (layout.bits, quad % 2) {
-                        (4, 0) => *panel.add(quad / 2 * 64 + lane * 4 + column % 4) & 15,
-                        (4, _) => *panel.add(quad / 2 * 64 + lane * 4 + column % 4) >> 4,
-                        _ => *panel.add(quad * 64 + lane * 4 + column % 4),
+                        (4, 0) => *block.add(quad / 2 * 64 + lane * 4 + column % 4) & 15,
+                        (4, _) => *block.add(quad / 2 * 64 + lane * 4 + column % 4) >> 4,
+                        _ => *block.add(quad * 64 + lane * 4 + column % 4),
                     };
-                    let minimum = if layout.minima { scale_at(group + LANES) } else { 0.0 };
-                    *out.add(column) = scale_at(group).mul_add(f32::from(q) - zero, minimum);
+                    let group = block.add(layout.quant_bytes() + column_in / layout.group * layout.group_bytes());
+                    let scale_at = |index: usize| {
+                        if layout.wide_scales {
+                            *group.cast::<f32>().add(index)
+                        } else {
+                            f16_to_f32(*group.cast::<u16>().add(index))
+                        }
+                    };
+                    let minimum = if layout.minima { scale_at(LANES + lane) } else { 0.0 };
+                    *out.add(column) = scale_at(lane).mul_add(f32::from(q) - zero, minimum);
                 }
             }
         }

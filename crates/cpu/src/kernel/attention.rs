@@ -181,6 +181,9 @@ unsafe fn attend_as<S: Lanes, E: KvElement>(work: &AttentionWork, span: Range<us
                 keys[tile] = layer.add(work.kv.key_offset(block, work.kv_head, in_block));
                 values[tile] = layer.add(work.kv.value_offset(block, work.kv_head, in_block));
             }
+            if vectors <= QUERIES && chunk + CHUNK < span.end {
+                fetch_chunk::<S, E>(work, chunk + CHUNK, span.end);
+            }
             for first in (0..vectors).step_by(QUERIES) {
                 let count = (vectors - first).min(QUERIES);
                 let newest = work.position(first + count - 1);
@@ -201,6 +204,32 @@ unsafe fn attend_as<S: Lanes, E: KvElement>(work: &AttentionWork, span: Range<us
                     4 => attend_chunk::<S, E, 4>(work, chunk, count, keys, values, out),
                     _ => attend_chunk::<S, E, 6>(work, chunk, count, keys, values, out),
                 }
+            }
+        }
+    }
+}
+
+/// Asks for the keys and values of the chunk at `chunk`: blocks stand anywhere in memory, where the machine does not guess.
+///
+/// # Safety
+/// As [`attend`].
+#[inline(always)]
+unsafe fn fetch_chunk<S: Lanes, E: KvElement>(work: &AttentionWork, chunk: usize, end: usize) {
+    let layer = work.layer.cast::<E::Stored>();
+    let key_bytes = work.kv.key_tile() * size_of::<E::Stored>();
+    let value_bytes = LANES * work.kv.value_width() * size_of::<E::Stored>();
+    for position in (chunk..end.min(chunk + CHUNK)).step_by(LANES) {
+        // SAFETY: all positions below the end have a block in the table.
+        unsafe {
+            let block = *work.blocks.add(position / work.kv.block_size) as usize;
+            let in_block = position % work.kv.block_size;
+            let keys = layer.add(work.kv.key_offset(block, work.kv_head, in_block)).cast::<u8>();
+            let values = layer.add(work.kv.value_offset(block, work.kv_head, in_block)).cast::<u8>();
+            for line in (0..key_bytes).step_by(64) {
+                S::prefetch(keys.add(line));
+            }
+            for line in (0..value_bytes).step_by(64) {
+                S::prefetch(values.add(line));
             }
         }
     }

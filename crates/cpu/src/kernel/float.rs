@@ -112,17 +112,13 @@ pub(crate) unsafe fn multiply_bf16<S: Lanes>(
 /// As [`multiply_bf16`], for M rows from `x` on.
 #[inline(always)]
 unsafe fn tile_bf16<S: Lanes, const M: usize>(panel: *const u16, pairs: usize, x: *const u16) -> [S::F; M] {
-    // SAFETY: the caller's promises. The prefetched address need not exist.
+    // SAFETY: the caller's promises.
     unsafe {
         // Even and odd pairs in two chains, so that one row is not bound by the dot's latency.
         let mut even = [S::splat(0.0); M];
         let mut odd = [S::splat(0.0); M];
         for pair in 0..pairs / 2 {
             let at = panel.add(pair * 4 * LANES);
-            if M <= 2 {
-                S::prefetch(at.wrapping_add(2048).cast());
-                S::prefetch(at.wrapping_add(2048 + 32).cast());
-            }
             let (first, second) = (S::load_line(at.cast()), S::load_line(at.add(2 * LANES).cast()));
             let x = x.add(pair * 4 * TILE_ROWS);
             for m in 0..M {

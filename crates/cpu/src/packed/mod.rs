@@ -4,10 +4,10 @@
 //! outputs are 16 lanes. The block formats of GGML become integers of 4 or 8 bits with a scale per 16 or 32 columns, and a
 //! minimum where the format has one; values stay exactly those of the file.
 //!
-//! A panel of integers is its quants, then its scales. Quants come in lines of 64 bytes: byte `4 r + i` belongs to row r. With 8
-//! bits line j holds columns `4 j + i`, 128 added. With 4 bits line j holds columns `8 j + i` in the low and `8 j + 4 + i` in the
-//! high halves of its bytes. Scales come per group of columns: 16 scales, then 16 minima; f16 where the file has them so, f32
-//! where they are products (K-quants).
+//! A panel of integers is blocks of 32 columns, each its quants, then its scales. Quants come in lines of 64 bytes: byte `4 r + i`
+//! belongs to row r. With 8 bits line j holds columns `4 j + i`, 128 added. With 4 bits line j holds columns `8 j + i` in the low
+//! and `8 j + 4 + i` in the high halves of its bytes. Scales come per group of columns: 16 scales, then 16 minima; f16 where the
+//! file has them so, f32 where they are products (K-quants).
 
 mod block;
 mod pack;
@@ -37,6 +37,26 @@ impl IntegerLayout {
             (4, false) => 8,
             _ => 128,
         }
+    }
+
+    /// Bytes of a block's quants.
+    pub(crate) fn quant_bytes(self) -> usize {
+        32 * LANES * self.bits as usize / 8
+    }
+
+    /// Bytes of one scale.
+    pub(crate) fn scale_bytes(self) -> usize {
+        if self.wide_scales { 4 } else { 2 }
+    }
+
+    /// Bytes of a group's scales and minima.
+    pub(crate) fn group_bytes(self) -> usize {
+        LANES * self.scale_bytes() * if self.minima { 2 } else { 1 }
+    }
+
+    /// Bytes of a block.
+    pub(crate) fn block_bytes(self) -> usize {
+        self.quant_bytes() + 32 / self.group * self.group_bytes()
     }
 }
 
@@ -73,25 +93,15 @@ impl PanelKind {
         }
     }
 
-    /// Bytes of quants (or plain numbers) of a panel.
-    fn quant_bytes(self, columns: usize) -> usize {
-        match self {
-            Self::Integer(layout) => columns * LANES * layout.bits as usize / 8,
+    /// Bytes of a panel: whole cache lines.
+    fn panel_bytes(self, columns: usize) -> usize {
+        let bytes = match self {
+            Self::Integer(layout) => columns / 32 * layout.block_bytes(),
             Self::F32 => columns * LANES * 4,
             Self::F16 => columns * LANES * 2,
             Self::Bf16 => columns.next_multiple_of(2) * LANES * 2,
-        }
-    }
-
-    /// Bytes of scales and minima of a panel.
-    fn scale_bytes(self, columns: usize) -> usize {
-        match self {
-            Self::Integer(layout) => {
-                let each = if layout.wide_scales { 4 } else { 2 };
-                columns / layout.group * LANES * each * if layout.minima { 2 } else { 1 }
-            }
-            _ => 0,
-        }
+        };
+        bytes.next_multiple_of(64)
     }
 }
 
@@ -104,6 +114,7 @@ pub(crate) struct PackedMatrix {
     /// What its kernel reads.
     pub(crate) encoding: Encoding,
     pub(crate) data: *mut u8,
+    panel_bytes: usize,
 }
 
 // SAFETY: the memory pointed to is written while the weights are loaded, each panel by one thread, and only read later.
@@ -114,7 +125,8 @@ unsafe impl Sync for PackedMatrix {}
 impl PackedMatrix {
     /// A matrix that has no memory yet.
     pub(crate) fn describe(kind: PanelKind, rows: usize, columns: usize, encoding: Encoding) -> Self {
-        Self { kind, rows, columns, encoding, data: std::ptr::null_mut() }
+        let panel_bytes = kind.panel_bytes(columns);
+        Self { kind, rows, columns, encoding, data: std::ptr::null_mut(), panel_bytes }
     }
 
     /// Panels of 16 rows; the last may be filled up with zeros.
@@ -122,9 +134,9 @@ impl PackedMatrix {
         self.rows.div_ceil(LANES)
     }
 
-    /// Bytes from one panel to the next: whole cache lines.
+    /// Bytes from one panel to the next.
     pub(crate) fn panel_bytes(&self) -> usize {
-        (self.kind.quant_bytes(self.columns) + self.kind.scale_bytes(self.columns)).next_multiple_of(64)
+        self.panel_bytes
     }
 
     /// Bytes of all panels.
@@ -137,10 +149,5 @@ impl PackedMatrix {
         debug_assert!(panel < self.panels());
         // SAFETY: the matrix has that panel.
         unsafe { self.data.add(panel * self.panel_bytes()) }
-    }
-
-    /// Where a panel's scales start, from its first byte.
-    pub(crate) fn scales_offset(&self) -> usize {
-        self.kind.quant_bytes(self.columns)
     }
 }

@@ -22,17 +22,16 @@ pub(crate) unsafe fn pack_panel(
     // SAFETY: the panel is this long, and ours.
     let out = unsafe { std::slice::from_raw_parts_mut(matrix.panel(panel), matrix.panel_bytes()) };
     let row_bytes = tensor.data.len() / tensor.rows;
-    let (quants, scales) = out.split_at_mut(matrix.scales_offset());
     for lane in 0..rows {
         let row = &tensor.data[source(first + lane) * row_bytes..][..row_bytes];
         match matrix.kind {
-            PanelKind::Integer(layout) => pack_integers(tensor.format, layout, row, lane, quants, scales),
-            PanelKind::F32 => pack_plain::<4>(row, lane, quants),
-            PanelKind::F16 => pack_plain::<2>(row, lane, quants),
+            PanelKind::Integer(layout) => pack_integers(tensor.format, layout, row, lane, out),
+            PanelKind::F32 => pack_plain::<4>(row, lane, out),
+            PanelKind::F16 => pack_plain::<2>(row, lane, out),
             PanelKind::Bf16 => {
                 for (column, bytes) in row.as_chunks::<2>().0.iter().enumerate() {
                     let at = (column / 2 * 2 * LANES + lane * 2 + column % 2) * 2;
-                    quants[at..at + 2].copy_from_slice(bytes);
+                    out[at..at + 2].copy_from_slice(bytes);
                 }
             }
         }
@@ -46,19 +45,12 @@ fn pack_plain<const BYTES: usize>(row: &[u8], lane: usize, out: &mut [u8]) {
     }
 }
 
-fn pack_integers(
-    format: WeightFormat,
-    layout: IntegerLayout,
-    row: &[u8],
-    lane: usize,
-    quants: &mut [u8],
-    scales: &mut [u8],
-) {
+fn pack_integers(format: WeightFormat, layout: IntegerLayout, row: &[u8], lane: usize, out: &mut [u8]) {
     // One loop per format, so that the format is known inside it.
     macro_rules! formats {
         ($($format:ident),*) => {
             match format {
-                $(WeightFormat::$format => pack_row(layout, lane, quants, scales, |i| unpack(WeightFormat::$format, row, i)),)*
+                $(WeightFormat::$format => pack_row(layout, lane, out, |i| unpack(WeightFormat::$format, row, i)),)*
                 other => unreachable!("{other:?} is not made of blocks"),
             }
         };
@@ -67,13 +59,11 @@ fn pack_integers(
 }
 
 #[inline(always)]
-fn pack_row(layout: IntegerLayout, lane: usize, quants: &mut [u8], scales: &mut [u8], block: impl Fn(usize) -> Block) {
-    let block_bytes = 32 * LANES * layout.bits as usize / 8;
-    let groups = 32 / layout.group;
-    let each = if layout.wide_scales { 4 } else { 2 };
-    let group_bytes = LANES * each * if layout.minima { 2 } else { 1 };
-    for (index, quants) in quants.chunks_exact_mut(block_bytes).enumerate() {
+fn pack_row(layout: IntegerLayout, lane: usize, out: &mut [u8], block: impl Fn(usize) -> Block) {
+    let each = layout.scale_bytes();
+    for (index, out) in out.chunks_exact_mut(layout.block_bytes()).enumerate() {
         let block = block(index);
+        let (quants, scales) = out.split_at_mut(layout.quant_bytes());
         let (quads, _) = block.q.as_chunks::<4>();
         if layout.bits == 4 {
             for (line, pair) in quads.as_chunks::<2>().0.iter().enumerate() {
@@ -85,11 +75,10 @@ fn pack_row(layout: IntegerLayout, lane: usize, quants: &mut [u8], scales: &mut 
                 quants[line * 64 + lane * 4..][..4].copy_from_slice(quad);
             }
         }
-        for group in 0..groups {
-            let at = (index * groups + group) * group_bytes;
-            write_scale(block.scales[group], &mut scales[at + lane * each..][..each]);
+        for (group, scales) in scales.chunks_exact_mut(layout.group_bytes()).enumerate() {
+            write_scale(block.scales[group], &mut scales[lane * each..][..each]);
             if layout.minima {
-                write_scale(block.minima[group], &mut scales[at + (LANES + lane) * each..][..each]);
+                write_scale(block.minima[group], &mut scales[(LANES + lane) * each..][..each]);
             }
         }
     }

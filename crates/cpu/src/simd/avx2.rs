@@ -219,6 +219,6 @@ impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn prefetch(from: *const u8) {
         // SAFETY: prefetching never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
     }
 }

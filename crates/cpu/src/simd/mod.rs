@@ -97,7 +97,7 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
         unreachable!("this level has no bf16 dot product")
     }
 
-    /// Hints that the cache line at `from`, which need not exist, will be read.
+    /// Hints that the cache line at `from`, which need not exist, will be read; brings it into the second cache.
     #[inline(always)]
     unsafe fn prefetch(_from: *const u8) {}
 }
