@@ -55,7 +55,7 @@ pub enum ApiError {
         limit_s: u64,
     },
     /// The body is over the size limit.
-    #[error("the body is larger than --max-request-bytes {limit_bytes}")]
+    #[error("the body is larger than the {limit_bytes} bytes this server takes; send less at once")]
     BodyTooLarge {
         /// The limit.
         limit_bytes: usize,
@@ -181,7 +181,9 @@ impl ApiError {
         }
     }
 
-    fn code(&self) -> Option<&'static str> {
+    /// What programs read.
+    #[must_use]
+    pub fn code(&self) -> Option<&'static str> {
         Some(match self {
             Self::ContextLengthExceeded(_) => "context_length_exceeded",
             Self::Unauthorized(_) => "invalid_api_key",

@@ -13,7 +13,7 @@ pub struct ServerConfig {
     pub api_keys: Vec<String>,
     /// Names that requests may use for the model, at least one; the first is in answers and metrics (`--served-model-name`).
     pub served_model_names: Vec<String>,
-    /// The largest request body (`--max-request-bytes`).
+    /// The largest request body.
     pub request_bytes_max: usize,
     /// How long a request may take when it says nothing itself (`--request-timeout`).
     pub request_timeout: Option<Duration>,
@@ -21,7 +21,7 @@ pub struct ServerConfig {
     pub shutdown_timeout: Duration,
     /// Origins whose pages may call this server (`--allowed-origin`); `*` means any; none: CORS is off.
     pub allowed_origins: Vec<String>,
-    /// Connections at once; further ones wait in the system's queue (`--max-connections`).
+    /// Connections at once; further ones wait in the system's queue.
     pub connections_max: usize,
 }
 

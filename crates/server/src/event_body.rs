@@ -35,7 +35,8 @@ struct EventBody<F> {
     sequences: Sequences,
     frames: F,
     stage: Stage,
-    record: Record,
+    /// Its line is logged when the body is dropped.
+    _record: Record,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -47,7 +48,7 @@ enum Stage {
 
 /// Starts a stream.
 pub(crate) fn respond(sequences: Sequences, frames: impl Frames, record: Record) -> Response {
-    let body = EventBody { sequences, frames, stage: Stage::Opening, record };
+    let body = EventBody { sequences, frames, stage: Stage::Opening, _record: record };
     let mut response = Response::new(Body::new(body));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(sse::CONTENT_TYPE));
@@ -92,7 +93,6 @@ impl<F: Frames> hyper::body::Body for EventBody<F> {
             }
         }
         if out.is_empty() {
-            this.record.finished();
             return Poll::Ready(None);
         }
         Poll::Ready(Some(Ok(Frame::data(out.into()))))

@@ -14,6 +14,9 @@ const REQUEST_ID_BYTES_MAX: usize = 128;
 /// Routes asked every few seconds by machines; their lines are for debugging only.
 const QUIET_PATHS: [&str; 3] = ["/health", "/ready", "/metrics"];
 
+/// The reason of what nobody waited for.
+pub(crate) const DISCONNECTED: &str = "disconnected";
+
 /// Shared by the middleware, the handler and the body of a stream; the last one to let go writes the line.
 #[derive(Clone, Debug)]
 pub(crate) struct Record(Arc<Inner>);
@@ -36,7 +39,6 @@ struct Outcome {
     generated_tokens: u32,
     ttft: Option<Duration>,
     reason: Option<String>,
-    finished: bool,
 }
 
 impl Record {
@@ -92,11 +94,6 @@ impl Record {
         });
     }
 
-    /// All of the answer was handed to the connection.
-    pub(crate) fn finished(&self) {
-        self.update(|outcome| outcome.finished = true);
-    }
-
     fn update(&self, change: impl FnOnce(&mut Outcome)) {
         change(&mut self.0.outcome.lock().unwrap_or_else(PoisonError::into_inner));
     }
@@ -113,8 +110,8 @@ impl Drop for Inner {
         let status = outcome.status.unwrap_or(499);
         let reason = match &outcome.reason {
             Some(reason) => reason,
-            None if outcome.finished => "-",
-            None => "disconnected",
+            None if outcome.status.is_some() => "-",
+            None => DISCONNECTED,
         };
         if QUIET_PATHS.contains(&path.as_str()) {
             tracing::debug!(target: "powertrain::request", %id, %method, %path, status, e2e_ms, "request");

@@ -3,7 +3,7 @@
 use crate::{
     choice::{Choice, Piece},
     metrics::{Ending, Life, Metrics},
-    record::Record,
+    record::{DISCONNECTED, Record},
 };
 use futures_util::Stream;
 use powertrain_engine::{Event, EventStream};
@@ -72,19 +72,21 @@ impl Sequence {
             Ok(None) => None,
             Ok(Some(piece)) => {
                 if let Some(end) = &piece.end {
-                    self.meter.end(match end.finish {
+                    let ending = match end.finish {
                         WireFinishReason::Stop => Ending::Stop,
                         WireFinishReason::Length => Ending::Length,
-                    });
+                    };
+                    self.meter.end(ending, ending.name());
                     self.events = None;
                 }
                 Some(Ok(piece))
             }
             Err(error) => {
-                self.meter.end(match error {
+                let ending = match error {
                     ApiError::Engine(_) => Ending::Error,
                     _ => Ending::Abort,
-                });
+                };
+                self.meter.end(ending, error.code().unwrap_or("error"));
                 self.events = None;
                 Some(Err(error))
             }
@@ -137,18 +139,18 @@ impl Meter {
         }
     }
 
-    fn end(&mut self, ending: Ending) {
+    fn end(&mut self, ending: Ending, reason: &str) {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
         self.metrics.sequence(&self.life, ending);
-        self.record.sequence(self.life.generated_tokens, self.cached, self.life.first_token, ending.name());
+        self.record.sequence(self.life.generated_tokens, self.cached, self.life.first_token, reason);
     }
 }
 
 impl Drop for Meter {
     fn drop(&mut self) {
         // Nobody waited for the end: the client left, or another sequence of the same request failed.
-        self.end(Ending::Abort);
+        self.end(Ending::Abort, DISCONNECTED);
     }
 }

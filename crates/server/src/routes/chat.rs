@@ -71,11 +71,7 @@ pub(crate) async fn complete(
         options: generation.stream_options,
         app,
     };
-    if generation.stream {
-        Ok(event_body::respond(sequences, answer, record))
-    } else {
-        answer.collect(sequences, &record).await
-    }
+    if generation.stream { Ok(event_body::respond(sequences, answer, record)) } else { answer.collect(sequences).await }
 }
 
 /// What is the same in all parts of an answer.
@@ -100,7 +96,7 @@ impl Answer {
     }
 
     /// The whole answer at once.
-    async fn collect(mut self, mut sequences: Sequences, record: &Record) -> Result<Response, Refusal> {
+    async fn collect(mut self, mut sequences: Sequences) -> Result<Response, Refusal> {
         let mut wholes: Vec<Piece> = (0..self.n).map(|_| Piece::default()).collect();
         while let Some(Progress { index, generated, cached, piece }) = sequences.next().await {
             self.tally.note(index, generated, cached);
@@ -121,7 +117,7 @@ impl Answer {
                 token_ids: self.token_ids.then_some(whole.tokens),
             });
         }
-        let response = reply::json(&ChatResponse {
+        Ok(reply::json(&ChatResponse {
             object: "chat.completion",
             created: self.created,
             system_fingerprint: SYSTEM_FINGERPRINT,
@@ -131,9 +127,7 @@ impl Answer {
             prompt_token_ids: self.token_ids.then(|| self.prompt.to_vec()),
             id: self.id,
             model: self.model,
-        });
-        record.finished();
-        Ok(response)
+        }))
     }
 
     fn write(&self, choices: &[ChatChunkChoice<'_>], usage: Option<Usage>, with_prompt: bool, out: &mut Vec<u8>) {

@@ -75,11 +75,7 @@ pub(crate) async fn complete(
         options: generation.stream_options,
         app,
     };
-    if generation.stream {
-        Ok(event_body::respond(sequences, answer, record))
-    } else {
-        answer.collect(sequences, &record).await
-    }
+    if generation.stream { Ok(event_body::respond(sequences, answer, record)) } else { answer.collect(sequences).await }
 }
 
 /// What is the same in all parts of an answer.
@@ -112,7 +108,7 @@ impl Answer {
     }
 
     /// The whole answer at once.
-    async fn collect(mut self, mut sequences: Sequences, record: &Record) -> Result<Response, Refusal> {
+    async fn collect(mut self, mut sequences: Sequences) -> Result<Response, Refusal> {
         let mut wholes: Vec<Piece> = self.offsets.iter().map(|_| Piece::default()).collect();
         while let Some(Progress { index, generated, cached, piece }) = sequences.next().await {
             self.tally.note(index, generated, cached);
@@ -122,7 +118,7 @@ impl Answer {
         for index in 0..wholes.len() {
             choices.push(self.choice(index, &wholes)?);
         }
-        let response = reply::json(&CompletionResponse {
+        Ok(reply::json(&CompletionResponse {
             object: "text_completion",
             created: self.created,
             system_fingerprint: SYSTEM_FINGERPRINT,
@@ -130,9 +126,7 @@ impl Answer {
             usage: self.tally.total(),
             id: self.id,
             model: self.model,
-        });
-        record.finished();
-        Ok(response)
+        }))
     }
 
     fn choice(&self, index: usize, wholes: &[Piece]) -> Result<CompletionChoice, Refusal> {

@@ -104,7 +104,7 @@ async fn a_body_over_the_limit_is_refused_not_cut_off() {
     let mut client = server.client().await;
     let huge = chat_body(&"x".repeat(10 << 20), json!({}));
     let limit = ServerConfig::default().request_bytes_max;
-    let message = format!("the body is larger than --max-request-bytes {limit}");
+    let message = format!("the body is larger than the {limit} bytes this server takes; send less at once");
     assert_eq!(client.post(CHAT, &huge).await.error(), (413, message));
     // On the same connection.
     assert_eq!(client.post(CHAT, &chat_body("x", json!({"max_tokens": 1}))).await.status, 200);
