@@ -151,7 +151,7 @@ async fn a_full_queue_says_when_to_come_back() {
     let refused = server.stepping(server.post(CHAT, &chat_body("y", json!({"max_tokens": 1})))).await;
     assert_eq!(refused.status, 429);
     assert!(refused.headers["retry-after"].to_str().expect("text").parse::<u64>().expect("seconds") >= 1);
-    assert!(refused.error().1.contains("--max-queue 1"), "{}", refused.text());
+    assert!(refused.error().1.contains("--max-queue"), "{}", refused.text());
     gate.open();
     for stream in [running, waiting] {
         assert_eq!(stream.rest().await.last().expect("chunks")["choices"][0]["finish_reason"], "length");
