@@ -2,7 +2,8 @@
 
 use crate::{print, size::Bytes};
 use powertrain_hub::{Hub, ModelReference, Settings};
-use powertrain_model::{Model, spec::DecoderSpec};
+use powertrain_model::{Model, model::Source, spec::DecoderSpec};
+use powertrain_text::ChatTemplateSources;
 use std::{collections::BTreeSet, fmt::Write};
 
 /// Show what a model is: architecture, shapes, weight formats, KV cache per token, chat template.
@@ -25,6 +26,14 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut text = describe(&model);
     if arguments.tensors {
         text.push_str(&tensors(&model));
+    }
+    let template = match model.source() {
+        Source::Gguf(metadata) => ChatTemplateSources::from_gguf(metadata)?,
+        Source::Folder(folder) => ChatTemplateSources::from_folder(folder)?,
+    };
+    match template {
+        Some(template) => _ = writeln!(text, "chat template:\n{}", template.default),
+        None => text.push_str("chat template   none: /v1/chat/completions will be refused\n"),
     }
     print(&text)
 }

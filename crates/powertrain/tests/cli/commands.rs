@@ -87,7 +87,14 @@ fn the_cache_is_listed_and_what_is_not_there_cannot_be_deleted() {
 fn inspect_shows_what_a_model_is() {
     let output = run(&["inspect", "--tensors", fixture("gemma3-F16.gguf").to_str().unwrap()]);
     let text = String::from_utf8(output.stdout).unwrap();
-    for part in ["architecture    gemma3\n", "window 8, QK norm", "KV per token", "F16 ", "blk.0.attn_q.weight"] {
+    for part in [
+        "architecture    gemma3\n",
+        "window 8, QK norm",
+        "KV per token",
+        "F16 ",
+        "blk.0.attn_q.weight",
+        "chat template",
+    ] {
         assert!(text.contains(part), "{part:?} is not in:\n{text}");
     }
 }
