@@ -1,10 +1,7 @@
 //! SmolLM2 from the product's own cache, through the binary.
 
 use crate::process::{ask, powertrain, serve};
-use std::{
-    path::{Path, PathBuf},
-    process::{Command, Output},
-};
+use std::{path::Path, process::Command};
 
 #[test]
 fn the_default_model_is_served_until_sigterm() {
@@ -51,39 +48,4 @@ fn perplexity_equals_that_of_transformers() {
         let ratio = (measure(activations) - reference).exp();
         assert!((ratio - 1.0).abs() < tolerance, "{activations}: perplexity is {ratio} of the reference's");
     }
-}
-
-const OPENAI_VERSION: &str = "3.54.0";
-
-/// A Python with the official client, made once; `None` on a machine without Python.
-fn python_with_openai() -> Option<PathBuf> {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("openai-{OPENAI_VERSION}"));
-    let python = folder.join("bin/python");
-    let complete = folder.join("complete");
-    if complete.exists() {
-        return Some(python);
-    }
-    if let Err(error) = Command::new("python3").arg("--version").output() {
-        eprintln!("skipped: no python3: {error}");
-        return None;
-    }
-    let check = |output: Output| {
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    };
-    check(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder).output().unwrap());
-    let package = format!("openai=={OPENAI_VERSION}");
-    check(Command::new(&python).args(["-m", "pip", "install", "--quiet", &package]).output().unwrap());
-    std::fs::write(complete, "").unwrap();
-    Some(python)
-}
-
-#[test]
-fn the_official_python_client_is_served() {
-    let Some(python) = python_with_openai() else { return };
-    let server =
-        serve(&["--max-num-seqs", "8", "--max-model-len", "1024", "--cpu-activations", "f32", "--api-key", "right"]);
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts/openai_client.py");
-    let output = Command::new(python).arg(script).arg(format!("http://{}/v1", server.address)).output().unwrap();
-    let (said, wrong) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{said}\n{wrong}");
 }
