@@ -152,3 +152,135 @@ impl Choice {
         Piece { end, ..std::mem::take(&mut self.pending) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use powertrain_engine::Timings;
+    use powertrain_step::SampledToken;
+    use powertrain_text::GgufVocabulary;
+    use std::time::Instant;
+
+    const A: TokenId = 0;
+    const B: TokenId = 1;
+    const C: TokenId = 2;
+    /// The two bytes of `é`, which are no text alone.
+    const E_FIRST: TokenId = 3;
+    const E_SECOND: TokenId = 4;
+    const END: TokenId = 5;
+
+    fn tokenizer() -> Arc<Tokenizer> {
+        let vocabulary = GgufVocabulary {
+            model: "gpt2",
+            pre: Some("smollm"),
+            tokens: vec!["a", "b", "c", "\u{c3}", "\u{a9}", "<end>", "ab"],
+            merges: vec!["a b"],
+            scores: Vec::new(),
+            token_types: vec![1, 1, 1, 1, 1, 3, 1],
+            bos: None,
+            eos: Some(END),
+            end_of_turn: None,
+            end_of_message: None,
+            unknown: None,
+            padding: None,
+            add_bos: Some(false),
+            add_eos: None,
+            add_space_prefix: None,
+        };
+        Arc::new(Tokenizer::from_gguf_vocabulary(&vocabulary).expect("a valid vocabulary"))
+    }
+
+    fn rules(stop: &[&str]) -> TextRules {
+        TextRules {
+            stop: stop.iter().map(ToString::to_string).collect(),
+            stop_token_ids: Vec::new(),
+            eos_token_ids: vec![END],
+            include_stop: false,
+            skip_special: true,
+            min_tokens: 0,
+        }
+    }
+
+    fn finished(reason: FinishReason) -> Event {
+        let now = Instant::now();
+        let timings = Timings { queued: now, scheduled: None, first_token: None, finished: now };
+        let (prompt_tokens, cached_tokens, generated_tokens, preemptions) = (1, 0, 0, 0);
+        Event::Finished(Finished { reason, prompt_tokens, cached_tokens, generated_tokens, preemptions, timings })
+    }
+
+    /// The pieces that come of these tokens and this end, each as its text and how many tokens it carries, and how it ended.
+    fn check(
+        rules: TextRules,
+        tokens: &[TokenId],
+        reason: FinishReason,
+        pieces: &[(&str, usize)],
+        stop_reason: Option<StopReason>,
+    ) {
+        let mut choice = Choice::new(tokenizer(), Arc::new(rules)).expect("valid rules");
+        let events = tokens.iter().map(|&token| Event::Token(SampledToken { token, logprobs: None }));
+        let mut found = Vec::new();
+        let mut end = None;
+        for event in events.chain([finished(reason)]) {
+            if let Some(piece) = choice.push(event).expect("no failure") {
+                found.push((piece.text, piece.tokens.len()));
+                end = piece.end;
+                if end.is_some() {
+                    break;
+                }
+            }
+        }
+        let pieces: Vec<_> = pieces.iter().map(|(text, tokens)| ((*text).to_owned(), *tokens)).collect();
+        assert_eq!(found, pieces);
+        assert_eq!(end.expect("an end").stop_reason, stop_reason);
+    }
+
+    #[test]
+    fn half_a_character_waits_for_its_rest() {
+        check(
+            rules(&[]),
+            &[A, E_FIRST, E_SECOND, B],
+            FinishReason::Length,
+            &[("a", 1), ("é", 2), ("b", 1), ("", 0)],
+            None,
+        );
+        check(rules(&[]), &[A, E_FIRST], FinishReason::Length, &[("a", 1), ("\u{fffd}", 1)], None);
+    }
+
+    #[test]
+    fn the_token_that_ends_is_not_text() {
+        check(rules(&[]), &[A, END], FinishReason::EndOfSequence, &[("a", 1), ("", 1)], None);
+        let by_token = |include_stop| TextRules { stop_token_ids: vec![B], include_stop, ..rules(&[]) };
+        let reason = Some(StopReason::Token(B));
+        check(by_token(false), &[A, B], FinishReason::StopToken(B), &[("a", 1), ("", 1)], reason.clone());
+        check(by_token(true), &[A, B], FinishReason::StopToken(B), &[("a", 1), ("b", 1), ("", 0)], reason);
+    }
+
+    #[test]
+    fn what_may_be_a_stop_string_is_held_back_until_it_is_decided() {
+        let reason = || Some(StopReason::Text("bc".to_owned()));
+        check(rules(&["x", "bc"]), &[A, B, C, A], FinishReason::Length, &[("a", 1), ("", 2)], reason());
+        check(rules(&["bc"]), &[A, B, A], FinishReason::Length, &[("a", 1), ("ba", 2), ("", 0)], None);
+        check(rules(&["bc"]), &[A, B], FinishReason::Length, &[("a", 1), ("b", 1)], None);
+        let included = TextRules { include_stop: true, ..rules(&["bc"]) };
+        check(included, &[A, B, C], FinishReason::Length, &[("a", 1), ("bc", 2)], reason());
+    }
+
+    #[test]
+    fn no_stop_string_counts_before_min_tokens() {
+        let patient = TextRules { min_tokens: 3, ..rules(&["b"]) };
+        check(
+            patient,
+            &[A, B, A, B],
+            FinishReason::Length,
+            &[("a", 1), ("b", 1), ("a", 1), ("", 1)],
+            Some(StopReason::Text("b".to_owned())),
+        );
+    }
+
+    #[test]
+    fn an_end_that_is_no_answer_is_an_error() {
+        let end = |reason| Choice::new(tokenizer(), Arc::new(rules(&[]))).expect("valid").push(finished(reason)).err();
+        assert_eq!(end(FinishReason::DeadlineExceeded), Some(ApiError::DeadlineExceeded));
+        assert_eq!(end(FinishReason::Shutdown), Some(ApiError::ShuttingDown));
+    }
+}
