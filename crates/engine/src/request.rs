@@ -125,6 +125,16 @@ pub enum SubmitError {
         /// Whole seconds, from the rate at which the queue drained lately.
         retry_after: Duration,
     },
+    /// More together than rows and queue hold, however empty they are.
+    #[error(
+        "{requested} sequences (prompts times n) are more than --max-num-seqs and --max-queue hold together; ask for at most {most}"
+    )]
+    GroupTooLarge {
+        /// Requests submitted together.
+        requested: u32,
+        /// The most there can be.
+        most: u32,
+    },
     /// Prompt and one token do not fit the model.
     #[error(
         "the prompt has {prompt_tokens} tokens; --max-model-len {max_model_len} must hold it and at least one generated token"

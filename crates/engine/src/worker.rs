@@ -180,6 +180,7 @@ impl Worker {
             Refusal::ExceedsKvCache { blocks_needed, blocks_total } => {
                 SubmitError::ExceedsKvCache { blocks_needed, blocks_total }
             }
+            Refusal::GroupTooLarge { requested, most } => SubmitError::GroupTooLarge { requested, most },
             Refusal::QueueFull { requested, waiting, limit } => {
                 let retry_after = self.drain_rate.retry_after(waiting);
                 SubmitError::QueueFull { requested, waiting, limit, retry_after }

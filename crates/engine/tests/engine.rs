@@ -215,16 +215,32 @@ fn of_a_hundred_streams_thirty_vanish_and_the_others_are_right() {
 
 #[test]
 fn past_the_queue_s_limit_a_client_is_told_when_to_come_back() {
-    let config = EngineConfig { max_queue: 2, ..config() };
-    let engine = Engine::start(config, Box::new(mock(64, 1))).unwrap();
+    let two_may_wait = || EngineConfig { max_queue: 2, ..config() };
+    let engine = Engine::start(two_may_wait(), Box::new(mock(64, 1))).unwrap();
     let handle = engine.handle();
     let refused = handle.blocking_submit((0..11).map(|name| request(name, 5, 1)).collect());
-    let Err(SubmitError::QueueFull { requested: 11, waiting: 0, limit: 2, retry_after }) =
-        refused.map(|streams| streams.len())
-    else {
-        panic!("eight rows and two places hold ten")
+    let too_large = SubmitError::GroupTooLarge { requested: 11, most: 10 };
+    assert_eq!(refused.err(), Some(too_large), "eight rows and two places hold ten: no use in coming back");
+
+    let (executor, gate) = mock(1_000_000, 1).gated();
+    let full = Engine::start(two_may_wait(), Box::new(executor)).unwrap();
+    let group = |max_tokens| (0..10).map(|name| request(name, 5, max_tokens)).collect::<Vec<_>>();
+    let taken = full.handle().blocking_submit(group(100_000)).expect("ten fit");
+    gate.wait_until_blocked();
+    let late = full.handle();
+    let late = std::thread::spawn(move || late.blocking_submit(group(1)).map(|streams| streams.len()));
+    while !late.is_finished() {
+        gate.allow(1);
+        gate.wait_until_blocked();
+    }
+    let Err(SubmitError::QueueFull { requested: 10, limit: 2, retry_after, .. }) = late.join().unwrap() else {
+        panic!("eight run or are about to, and two wait")
     };
     assert!(retry_after > Duration::ZERO);
+    drop(taken);
+    gate.open();
+    drain(full);
+
     let taken = handle.blocking_submit((0..10).map(|name| request(name, 5, 1)).collect());
     for stream in taken.expect("ten fit") {
         read(stream).1.expect("it finishes");

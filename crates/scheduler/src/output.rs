@@ -73,6 +73,14 @@ pub enum Refusal {
         /// What there is.
         blocks_total: u32,
     },
+    /// More at once than rows and queue hold together, however empty they are.
+    #[error("{requested} sequences were submitted together; rows and queue hold {most}")]
+    GroupTooLarge {
+        /// Sequences submitted together.
+        requested: u32,
+        /// The most there can be.
+        most: u32,
+    },
     /// The waiting queue is full.
     #[error("{waiting} of {limit} sequences wait already: there is no place for {requested} more")]
     QueueFull {

@@ -96,11 +96,16 @@ impl Scheduler {
         for sequence in &sequences {
             self.check_it_can_run(sequence)?;
         }
+        let requested = u32::try_from(sequences.len()).unwrap_or(u32::MAX);
+        let limit = self.config.max_queue;
+        let most = limit.saturating_add(self.config.limits.max_num_seqs);
+        if requested > most {
+            return Err(Refusal::GroupTooLarge { requested, most });
+        }
         // Free rows take sequences out of the queue at the next plan, so they do not count against its limit.
         let waiting = self.waiting_len();
-        let limit = self.config.max_queue;
-        if u64::from(waiting) + sequences.len() as u64 > u64::from(limit) + self.vacant_rows.len() as u64 {
-            return Err(Refusal::QueueFull { requested: sequences.len() as u32, waiting, limit });
+        if u64::from(waiting) + u64::from(requested) > u64::from(limit) + self.vacant_rows.len() as u64 {
+            return Err(Refusal::QueueFull { requested, waiting, limit });
         }
         Ok(sequences.into_iter().map(|sequence| self.enqueue(sequence)).collect())
     }

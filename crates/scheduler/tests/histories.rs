@@ -142,6 +142,7 @@ fn submit_group(
                     let cache = config.kv_blocks * config.limits.block_size;
                     assert!(lengths().any(|(prompt, max)| prompt + max > cache));
                 }
+                Refusal::GroupTooLarge { most, .. } => assert!(group.len() as u32 > most),
                 Refusal::QueueFull { limit, .. } => assert!(waiting + group.len() as u32 > limit),
             }
             Vec::new()

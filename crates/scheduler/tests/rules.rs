@@ -230,11 +230,16 @@ fn what_can_never_run_is_refused_and_a_group_is_taken_whole_or_not_at_all() {
     check(vec![sequence(prompt(20), 1)], Err(Refusal::PromptTooLong { prompt_tokens: 20, max_model_len: 20 }));
     check(vec![sequence(prompt(21), 0)], Err(Refusal::PromptTooLong { prompt_tokens: 21, max_model_len: 20 }));
     check(vec![sequence(prompt(3), 1); 3], Ok(3));
-    check(vec![sequence(prompt(3), 1); 4], Err(Refusal::QueueFull { requested: 4, waiting: 0, limit: 1 }));
+    check(vec![sequence(prompt(3), 1); 4], Err(Refusal::GroupTooLarge { requested: 4, most: 3 }));
     check(
         vec![sequence(prompt(3), 1), sequence(prompt(21), 1)],
         Err(Refusal::PromptTooLong { prompt_tokens: 21, max_model_len: 20 }),
     );
+
+    let mut scheduler = Scheduler::new(config.clone()).unwrap();
+    assert!(scheduler.submit(vec![sequence(prompt(3), 1)]).is_ok());
+    let refusal = Refusal::QueueFull { requested: 3, waiting: 1, limit: 1 };
+    assert_eq!(scheduler.submit(vec![sequence(prompt(3), 1); 3]), Err(refusal), "later it could run");
 
     config.limits.max_model_len = 100;
     let mut scheduler = Scheduler::new(config).unwrap();

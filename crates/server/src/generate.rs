@@ -193,6 +193,7 @@ fn refusal(error: SubmitError) -> ApiError {
         SubmitError::PromptTooLong { .. } | SubmitError::ExceedsKvCache { .. } => {
             ApiError::ContextLengthExceeded(message)
         }
+        SubmitError::GroupTooLarge { .. } => ApiError::field("n", message),
         SubmitError::InvalidPrompt(_) => ApiError::field("prompt", message),
         SubmitError::ShuttingDown => ApiError::ShuttingDown,
         SubmitError::EngineStopped => ApiError::Unhealthy(message),
