@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod deadlines;
 mod drain_rate;
 mod engine;
 mod handle;

@@ -2,6 +2,7 @@
 
 use crate::{
     Event, EventStream, Failure, FinishReason, Finished, RequestsEnded, SubmitError, Timings,
+    deadlines::Deadlines,
     drain_rate::DrainRate,
     handle::{COMMANDS_MAX, Command, Shared, Submission},
 };
@@ -9,8 +10,6 @@ use powertrain_scheduler::{Output, Outputs, Refusal, Scheduler, SequenceId, Summ
 use powertrain_step::{Executor, StepError};
 use std::{
     any::Any,
-    cmp::Reverse,
-    collections::BinaryHeap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::Instant,
@@ -24,7 +23,7 @@ pub(crate) struct Worker {
     shared: Arc<Shared>,
     /// By [`SequenceId::slot`].
     clients: Vec<Option<Client>>,
-    deadlines: BinaryHeap<Reverse<(Instant, SequenceId)>>,
+    deadlines: Deadlines<SequenceId>,
     outputs: Outputs,
     ended: RequestsEnded,
     drain_rate: DrainRate,
@@ -68,7 +67,7 @@ impl Worker {
             commands,
             shared,
             clients: Vec::new(),
-            deadlines: BinaryHeap::new(),
+            deadlines: Deadlines::new(),
             outputs: Outputs::new(),
             ended: RequestsEnded::default(),
             drain_rate: DrainRate::new(Instant::now()),
@@ -165,7 +164,12 @@ impl Worker {
                 self.clients.resize_with(sequence.slot() + 1, || None);
             }
             self.clients[sequence.slot()] = Some(client);
-            self.deadlines.extend(deadline.map(|deadline| Reverse((deadline, sequence))));
+            if let Some(deadline) = deadline {
+                let clients = &self.clients;
+                let is_alive =
+                    |other: SequenceId| clients[other.slot()].as_ref().is_some_and(|client| client.sequence == other);
+                self.deadlines.push(deadline, sequence, is_alive);
+            }
         }
         // A submitter that is gone leaves the streams to us: dropping them cancels the requests.
         let _ = reply.send(Ok(streams));
@@ -190,11 +194,7 @@ impl Worker {
 
     /// Ends requests whose deadline passed, and all of them at the deadline of a drain.
     fn end_what_is_late(&mut self, now: Instant) {
-        while let Some(&Reverse((deadline, sequence))) = self.deadlines.peek() {
-            if deadline > now {
-                break;
-            }
-            self.deadlines.pop();
+        while let Some(sequence) = self.deadlines.pop_due(now) {
             self.end(sequence, FinishReason::DeadlineExceeded, now);
         }
         if self.drain_deadline.is_some_and(|deadline| deadline <= now) {
