@@ -4,12 +4,15 @@
 //! cuda_check products              every product kernel against f64
 //! cuda_check models [FOLDER...]    whole models against the reference: synthetic shapes, and checkpoints given
 //! cuda_check profile SHAPE...      where the time of a step goes
+//! cuda_check engine SHAPE...       throughput through the real engine, without HTTP
 //! cuda_check bench SHAPE...        decode and prefill of a config.json with dummy weights
 //! ```
 #![expect(clippy::print_stdout, reason = "its purpose")]
 
 #[path = "cuda_check/bench.rs"]
 mod bench;
+#[path = "cuda_check/engine.rs"]
+mod engine;
 #[path = "cuda_check/models.rs"]
 mod models;
 
@@ -20,11 +23,12 @@ fn main() -> ExitCode {
     let failures = match arguments.first().map(String::as_str) {
         Some("products") => products(),
         Some("models") => models::check_all(&arguments[1..]),
+        Some("engine") => engine::measure_all(&arguments[1..]),
         Some("profile") => bench::profile_all(&arguments[1..]),
         Some("bench") => bench::bench_all(&arguments[1..]),
         _ => {
             println!(
-                "usage: cuda_check products | models [FOLDER...] | profile CONFIG_FOLDER... | bench CONFIG_FOLDER..."
+                "usage: cuda_check products | models [FOLDER...] | profile CONFIG_FOLDER... | engine CONFIG_FOLDER... | bench CONFIG_FOLDER..."
             );
             return ExitCode::from(2);
         }

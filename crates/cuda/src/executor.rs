@@ -9,7 +9,7 @@ use crate::{
     driver::{Buffer, Context, Event, Graph, Pinned, Stream},
     forward::{Forward, Pass, Workspace, qkv_width},
     kernels::{Kernels, TILE_QUERIES},
-    matmul::{GEMV_ROWS, Matmul},
+    matmul::Matmul,
     staging::{Arena, Changes, Layout, SampleMode},
     weights::DeviceWeights,
 };
@@ -244,7 +244,7 @@ impl CudaExecutor {
         self.context.enter()?;
         self.forward.matmul.stages_max = stages_max;
         if tune {
-            self.forward.matmul.tune(&self.stream, &self.forward.products(&pass))?;
+            self.forward.matmul.tune(&self.forward.kernels, &self.stream, &self.forward.products(&pass))?;
         }
         let (begin, end) = (Event::create()?, Event::create()?);
         let mut classes = Vec::new();
@@ -418,7 +418,7 @@ impl CudaExecutor {
         }
         if !self.graphs.contains_key(pass) {
             self.stream.wait()?;
-            self.forward.matmul.tune(&self.stream, &self.forward.products(pass))?;
+            self.forward.matmul.tune(&self.forward.kernels, &self.stream, &self.forward.products(pass))?;
             let graph = self.stream.capture(|| self.forward.run(&self.stream, pass))?;
             self.graphs.insert(*pass, graph);
         }
@@ -579,7 +579,7 @@ fn bucket(sequences: usize) -> usize {
     match sequences {
         0..=2 => sequences.max(1),
         3..=4 => 4,
-        5..=GEMV_ROWS => GEMV_ROWS,
+        5..=8 => 8,
         9..=32 => sequences.next_multiple_of(8),
         33..=128 => sequences.next_multiple_of(16),
         _ => sequences.next_multiple_of(32),

@@ -17,8 +17,10 @@ use powertrain_model::spec::{Activation, AttentionSpec, DecoderSpec, LayerSpec};
 /// Blocks of the split decode kernel aimed at, and splits at most.
 const DECODE_BLOCKS: usize = 528;
 const DECODE_SPLITS_MAX: usize = 64;
-/// Sequences times KV heads up to which the decode kernel of eight warps is used.
-const DECODE_FEW: usize = 128;
+/// Sequences times KV heads up to which the decode kernel of eight warps is used, and the blocks then aimed at: one fits a
+/// multiprocessor, of the other four.
+const DECODE_FEW: usize = 32;
+const DECODE_FEW_BLOCKS: usize = 132;
 
 /// What a pass computes. `layout` says where its arrays are; the counts split its positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -83,7 +85,9 @@ pub(crate) struct Forward {
 
 /// Splits of the decode kernel for a batch: enough blocks to fill the device, fixed by the batch so that a graph can hold them.
 fn decode_splits(sequences: usize, attention: &AttentionSpec) -> usize {
-    DECODE_BLOCKS.div_ceil(sequences * decode_groups(attention)).clamp(1, DECODE_SPLITS_MAX)
+    let groups = sequences * decode_groups(attention);
+    let blocks = if groups <= DECODE_FEW { DECODE_FEW_BLOCKS } else { DECODE_BLOCKS };
+    blocks.div_ceil(groups).clamp(1, DECODE_SPLITS_MAX)
 }
 
 /// Blocks per sequence and split: groups of up to eight query heads that share a KV head.

@@ -1,7 +1,7 @@
 //! Products with weight matrices: which kernel computes which, and the norms, activations and sums fused with them.
 //!
-//! Up to [`GEMV_ROWS`] rows the weight-streaming kernel does it all in one launch. Above, cuBLASLt multiplies and small kernels stand
-//! around it. Without cuBLASLt the streaming kernel takes the rows in groups: slow, and said at start.
+//! Up to [`GEMV_ROWS`] rows the weight-streaming kernel can do it all in one launch. Above, cuBLASLt multiplies and small kernels
+//! stand around it; where both can, [`Matmul::tune`] measures which is faster. Without cuBLASLt the streaming kernel takes the rows in groups: slow, and said at start.
 
 use crate::{
     driver::{Buffer, Context, DevicePointer, Event, Shape, Stream},
@@ -11,12 +11,12 @@ use crate::{
 use cudarc::cublaslt::sys as lt;
 use std::{
     cell::RefCell,
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, HashSet, hash_map::Entry},
     ffi::c_void,
 };
 
-/// Rows up to which the streaming kernel beats cuBLASLt.
-pub(crate) const GEMV_ROWS: usize = 8;
+/// Rows the streaming kernel takes.
+pub(crate) const GEMV_ROWS: usize = 16;
 /// Dynamic shared memory of a block of the streaming kernel so that two fit a multiprocessor.
 const GEMV_BESIDE_BYTES: usize = 100 << 10;
 /// Blocks of 512 columns up to which a tile is short (gemv.cu's DIRECT_BLOCKS), and the stages such products get.
@@ -121,6 +121,8 @@ pub(crate) struct Matmul {
     shared_memory_max: usize,
     /// Stages of the ring at most.
     pub(crate) stages_max: usize,
+    /// Shapes for which cuBLASLt was measured to be faster, though the streaming kernel takes them.
+    library_wins: RefCell<HashSet<(LtKey, Output)>>,
 }
 
 impl Matmul {
@@ -149,6 +151,7 @@ impl Matmul {
             multiprocessors: context.multiprocessors,
             shared_memory_max: context.shared_memory_max,
             stages_max: GEMV_STAGES_MAX,
+            library_wins: RefCell::default(),
         })
     }
 
@@ -163,7 +166,7 @@ impl Matmul {
 
     /// Puts a product on the stream.
     pub(crate) fn run(&self, kernels: &Kernels, stream: &Stream, p: &Product<'_>) -> Result<(), CudaError> {
-        if p.m <= GEMV_ROWS && self.gemv_stages(p.m, p.matrix.columns).is_some() {
+        if self.streams(p) && !self.library_wins.borrow().contains(&(p.key(), p.output)) {
             return self.gemv(kernels, stream, p);
         }
         match &self.lt {
@@ -172,24 +175,35 @@ impl Matmul {
         }
     }
 
-    /// Times cuBLASLt's algorithms for these products and keeps the fastest of each shape. `products` of one shape are taken in turn,
-    /// so that their weights come from memory as they do in a step. Overwrites the products' outputs.
-    pub(crate) fn tune(&self, stream: &Stream, products: &[Product<'_>]) -> Result<(), CudaError> {
+    /// Times cuBLASLt's algorithms for these products and keeps the fastest of each shape, then that against the streaming kernel
+    /// where both can. `products` of one shape are taken in turn, so that their weights come from memory as they do in a step.
+    /// Overwrites the products' outputs.
+    pub(crate) fn tune(&self, kernels: &Kernels, stream: &Stream, products: &[Product<'_>]) -> Result<(), CudaError> {
         let Some(lt) = &self.lt else { return Ok(()) };
-        let mut by_shape: HashMap<LtKey, Vec<&Product<'_>>> = HashMap::new();
+        let mut by_shape: HashMap<(LtKey, Output), Vec<&Product<'_>>> = HashMap::new();
         for p in products {
-            if p.m > GEMV_ROWS || self.gemv_stages(p.m, p.matrix.columns).is_none() {
-                by_shape.entry(p.key()).or_default().push(p);
-            }
+            by_shape.entry((p.key(), p.output)).or_default().push(p);
         }
-        for (key, same) in by_shape {
+        for ((key, output), same) in by_shape {
             let out = match key.kind {
                 LtKind::F32 => same[0].out,
                 LtKind::Bf16 | LtKind::Bf16Add => self.gate_up.pointer(),
             };
             lt.tune(stream, key, &same, out)?;
+            if self.streams(same[0]) {
+                let library = time(stream, &same, |p| self.with_library(lt, kernels, stream, p))?;
+                let streaming = time(stream, &same, |p| self.gemv(kernels, stream, p))?;
+                if library < streaming {
+                    self.library_wins.borrow_mut().insert((key, output));
+                }
+            }
         }
         Ok(())
+    }
+
+    /// Whether the streaming kernel takes a product.
+    fn streams(&self, p: &Product<'_>) -> bool {
+        p.m <= GEMV_ROWS && self.gemv_stages(p.m, p.matrix.columns).is_some()
     }
 
     /// Stages of the ring that fit beside `m` rows of x; `None` when too few would.
@@ -358,6 +372,25 @@ fn normalise(
     let shape = shape((m, 1, 1), norm_threads(width));
     let function = kernels.add_norm[usize::from(width > 4096)];
     launch!(stream, function, shape, residual, none, none, no_epsilon, weight, epsilon, out, rows, width_i32)
+}
+
+/// Milliseconds of a graph of these products, each written at least once.
+fn time(
+    stream: &Stream,
+    products: &[&Product<'_>],
+    run: impl Fn(&Product<'_>) -> Result<(), CudaError>,
+) -> Result<f32, CudaError> {
+    let graph = stream.capture(|| products.iter().cycle().take(products.len().max(8)).try_for_each(|p| run(p)))?;
+    let (begin, end) = (Event::create()?, Event::create()?);
+    let mut fastest = f32::INFINITY;
+    for _ in 0..5 {
+        begin.record(stream)?;
+        graph.launch(stream)?;
+        end.record(stream)?;
+        end.wait()?;
+        fastest = fastest.min(end.milliseconds_since(&begin)?);
+    }
+    Ok(fastest)
 }
 
 fn check_lt(call: &'static str, status: lt::cublasStatus_t) -> Result<(), CudaError> {

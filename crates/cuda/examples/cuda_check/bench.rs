@@ -24,30 +24,28 @@ pub(crate) fn profile_all(paths: &[String]) -> usize {
 fn profile(path: &str) -> Result<(), String> {
     let model = Model::dummy(Path::new(path)).map_err(|error| error.to_string())?;
     let mut profiler = Profiler::load(&model, &LIMITS, &CudaOptions::default()).map_err(|error| error.to_string())?;
-    let mut step = 0;
-    for (batch, len, position, stages, tune) in [
-        (1, 1, 100, 12, true),
-        (1, 1, 100, 5, true),
-        (1, 1, 100, 3, true),
+    let cases = [
+        (1u32, 1u32, 100u32, 12, true),
         (1, 1, 1000, 12, true),
         (8, 1, 100, 12, true),
-        (8, 1, 100, 4, true),
+        (8, 1, 1000, 12, true),
+        (16, 1, 100, 12, true),
+        (16, 1, 500, 12, true),
+        (32, 1, 500, 12, true),
         (256, 1, 100, 12, true),
         (1, 1024, 0, 12, false),
-        (1, 1024, 0, 12, true),
         (1, 4096, 0, 12, false),
-        (1, 4096, 0, 12, true),
-        (8, 1024, 0, 12, true),
-    ] {
-        step += 1;
-        let each = (position + len as u32 + 1).div_ceil(BLOCK);
+        (8, 1024, 0, 12, false),
+    ];
+    for (step, (batch, len, position, stages, tune)) in (1..).zip(cases) {
+        let each = (position + len + 1).div_ceil(BLOCK);
         let plan = StepPlan {
             step,
             released: (0..ROWS).map(RowId).collect(),
             started: (0..batch)
                 .map(|row| RowStart {
                     row: RowId(row),
-                    tokens: (0..position + len as u32).map(|i| (i * 31 + row * 17) % 9000).collect::<Vec<_>>().into(),
+                    tokens: (0..position + len).map(|i| (i * 31 + row * 17) % 9000).collect::<Vec<_>>().into(),
                     prompt_len: 1,
                     computed: position,
                     sampling: Arc::new(SamplingParams { temperature: 0.0, ..Default::default() }),
