@@ -3,7 +3,7 @@
 //! Built with the feature `cuda` it binds to the driver and to cuBLASLt when it is asked to start, never before: the same binary runs on
 //! machines without either. Kernels are the `.cu` files beside this crate, compiled by its build script and embedded.
 //!
-//! - [`load`] builds an executor for a model.
+//! - [`probe`] says whether one could be built; [`load`] builds an executor for a model.
 #![cfg_attr(not(feature = "cuda"), forbid(unsafe_code))]
 
 mod error;
@@ -50,6 +50,25 @@ impl Default for CudaOptions {
     fn default() -> Self {
         Self { ordinal: 0, gpu_memory_utilization: 0.9, kv_cache_bytes: None, enforce_eager: false }
     }
+}
+
+/// Whether an executor could be built on a device: code, kernels, driver and the device itself are there.
+///
+/// # Errors
+/// What is missing.
+#[cfg(feature = "cuda")]
+pub fn probe(ordinal: u32) -> Result<(), CudaError> {
+    let context = driver::Context::open(ordinal)?;
+    kernels::Kernels::load(&context).map(|_| ())
+}
+
+/// Whether an executor could be built on a device: not in this build.
+///
+/// # Errors
+/// Always [`CudaError::NotBuilt`].
+#[cfg(not(feature = "cuda"))]
+pub fn probe(_ordinal: u32) -> Result<(), CudaError> {
+    Err(CudaError::NotBuilt)
 }
 
 /// Loads a model onto a device; dummy weights are made there.

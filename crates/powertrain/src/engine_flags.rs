@@ -18,19 +18,21 @@ pub(crate) struct EngineFlags {
     #[arg(long, value_name = "TOKENS", help_heading = "Model")]
     pub(crate) max_model_len: Option<u32>,
 
-    /// Sequences that run at once; others wait
-    #[arg(long, value_name = "COUNT", default_value_t = 64, help_heading = "Scheduling")]
-    pub(crate) max_num_seqs: u32,
+    /// Sequences that run at once; others wait [default: 64, on a GPU 256]
+    #[arg(long, value_name = "COUNT", help_heading = "Scheduling")]
+    pub(crate) max_num_seqs: Option<u32>,
 
     /// Tokens computed in one step, of all sequences together: higher for throughput, lower for steadier streams
-    #[arg(long, value_name = "TOKENS", default_value_t = 512, help_heading = "Scheduling")]
-    pub(crate) max_num_batched_tokens: u32,
+    /// [default: 512, on a GPU 8192]
+    #[arg(long, value_name = "TOKENS", help_heading = "Scheduling")]
+    pub(crate) max_num_batched_tokens: Option<u32>,
 
     /// Requests that may wait; past it the answer is 429 with Retry-After
     #[arg(long, value_name = "COUNT", default_value_t = 1024, help_heading = "Scheduling")]
     pub(crate) max_queue: u32,
 
-    /// Memory for the KV cache, as 4GiB or 512MiB [default: a quarter of what is free, but no more than all sequences need]
+    /// Memory for the KV cache, as 4GiB or 512MiB [default: a quarter of what is free, but no more than all sequences need; on a
+    /// GPU what --gpu-memory-utilization leaves]
     #[arg(long, value_name = "SIZE", alias = "kv-cache-memory-bytes", help_heading = "KV cache")]
     pub(crate) kv_cache_memory: Option<Bytes>,
 
@@ -50,9 +52,18 @@ pub(crate) struct EngineFlags {
     #[arg(long, overrides_with = "enable_prefix_caching", help_heading = "KV cache")]
     pub(crate) no_enable_prefix_caching: bool,
 
-    /// What computes: `cpu`, or the slow scalar `reference` that everything else is checked against; `auto` takes the best
-    #[arg(long, value_enum, default_value_t = Device::Auto, help_heading = "Device")]
+    /// What computes: `cpu`, `cuda` or `cuda:N`, or the slow scalar `reference` that everything else is checked against; `auto`
+    /// takes the best there is
+    #[arg(long, default_value = "auto", help_heading = "Device")]
     pub(crate) device: Device,
+
+    /// Share of the GPU's memory to use for weights, KV cache and all else
+    #[arg(long, value_name = "SHARE", default_value_t = 0.9, help_heading = "Device")]
+    pub(crate) gpu_memory_utilization: f32,
+
+    /// Launch every GPU kernel of every step instead of replaying captured graphs: slower, easier to debug
+    #[arg(long, help_heading = "Device")]
+    pub(crate) enforce_eager: bool,
 
     /// Threads that compute [default: the cores this process may use]
     #[arg(long, value_name = "COUNT", help_heading = "Device")]
@@ -77,9 +88,50 @@ pub(crate) enum LoadFormat {
 }
 
 /// What computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Device {
     Auto,
     Cpu,
+    /// The GPU of this number.
+    Cuda(u32),
     Reference,
+}
+
+impl std::str::FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            "reference" => Ok(Self::Reference),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|number| number.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| "expected auto, cpu, cuda, cuda:N or reference".to_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_named() {
+        for (text, device) in [
+            ("auto", Some(Device::Auto)),
+            ("cpu", Some(Device::Cpu)),
+            ("cuda", Some(Device::Cuda(0))),
+            ("cuda:3", Some(Device::Cuda(3))),
+            ("reference", Some(Device::Reference)),
+            ("cuda:", None),
+            ("cuda:-1", None),
+            ("gpu", None),
+        ] {
+            assert_eq!(text.parse::<Device>().ok(), device, "{text}");
+        }
+    }
 }

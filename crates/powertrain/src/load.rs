@@ -7,6 +7,7 @@ use crate::{
     text_side::TextSide,
 };
 use powertrain_cpu::{CpuConfig, CpuExecutor, KvDtype};
+use powertrain_cuda::{CudaError, CudaOptions};
 use powertrain_engine::{Engine, EngineConfig};
 use powertrain_hub::{Hub, ModelReference, Settings};
 use powertrain_model::{Model, reference::Reference, summary::Summary};
@@ -78,13 +79,17 @@ impl EngineFlags {
         summary: &Summary,
         notes: &mut Vec<String>,
     ) -> anyhow::Result<(StepLimits, Box<dyn Executor>)> {
+        if let Some(ordinal) = self.gpu(notes)? {
+            return self.cuda_executor(model, ordinal);
+        }
         let is_reference = self.device == Device::Reference;
+        let max_num_seqs = self.max_num_seqs.unwrap_or(64);
         let kv_dtype = if is_reference { KvDtype::F32 } else { self.kv_cache_dtype };
         let weights_bytes = if is_reference { 4 * summary.parameters } else { summary.weight_bytes };
         let capacity = capacity::plan(
             Wanted {
                 max_model_len: self.max_model_len,
-                max_num_seqs: self.max_num_seqs,
+                max_num_seqs,
                 block_size: self.block_size,
                 kv_cache: self.kv_cache_memory,
             },
@@ -102,8 +107,8 @@ impl EngineFlags {
             ));
         }
         let limits = StepLimits {
-            max_num_seqs: self.max_num_seqs,
-            max_num_batched_tokens: self.max_num_batched_tokens,
+            max_num_seqs,
+            max_num_batched_tokens: self.max_num_batched_tokens.unwrap_or(512),
             max_model_len: capacity.max_model_len,
             block_size: self.block_size,
         };
@@ -119,6 +124,39 @@ impl EngineFlags {
             ..CpuConfig::default()
         };
         Ok((limits, Box::new(CpuExecutor::new(model, limits, config)?)))
+    }
+
+    /// The number of the GPU to use, if one is. `auto` takes the first where there is one, and says why where a build for GPUs
+    /// finds none.
+    fn gpu(&self, notes: &mut Vec<String>) -> anyhow::Result<Option<u32>> {
+        match self.device {
+            Device::Cpu | Device::Reference => Ok(None),
+            Device::Cuda(ordinal) => Ok(Some(ordinal)),
+            Device::Auto => match powertrain_cuda::probe(0) {
+                Ok(()) => Ok(Some(0)),
+                Err(CudaError::NotBuilt) => Ok(None),
+                Err(error) => {
+                    notes.push(format!("running on the CPU: {error}"));
+                    Ok(None)
+                }
+            },
+        }
+    }
+
+    fn cuda_executor(&self, model: &Model, ordinal: u32) -> anyhow::Result<(StepLimits, Box<dyn Executor>)> {
+        let limits = StepLimits {
+            max_num_seqs: self.max_num_seqs.unwrap_or(256),
+            max_num_batched_tokens: self.max_num_batched_tokens.unwrap_or(8192),
+            max_model_len: self.max_model_len.unwrap_or(u32::try_from(model.spec().context_len).unwrap_or(u32::MAX)),
+            block_size: self.block_size,
+        };
+        let options = CudaOptions {
+            ordinal,
+            gpu_memory_utilization: self.gpu_memory_utilization,
+            kv_cache_bytes: self.kv_cache_memory.map(|bytes| bytes.0),
+            enforce_eager: self.enforce_eager,
+        };
+        Ok((limits, powertrain_cuda::load(model, &limits, &options)?))
     }
 }
 
