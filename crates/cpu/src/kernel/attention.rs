@@ -165,25 +165,19 @@ pub(crate) unsafe fn attend<S: Lanes>(work: &AttentionWork, span: Range<usize>, 
 unsafe fn attend_as<S: Lanes, E: KvElement>(work: &AttentionWork, span: Range<usize>, out: Partial) {
     let vectors = work.vectors();
     let (head_dim, width) = (work.kv.head_dim, work.kv.value_width());
-    let layer = work.layer.cast::<E::Stored>();
     // SAFETY: the caller's promises; all positions below span.end have a block in the table.
     unsafe {
         out.clear(vectors, width);
+        let mut ahead = tiles_at(work, span.start, span.end);
         for chunk in span.clone().step_by(CHUNK) {
-            let mut keys = [layer; TILES];
-            let mut values = [layer; TILES];
-            for tile in 0..TILES {
-                let position = chunk + tile * LANES;
-                // A tile past the end is masked whole; any memory does.
-                let position = if position < span.end { position } else { chunk };
-                let block = *work.blocks.add(position / work.kv.block_size) as usize;
-                let in_block = position % work.kv.block_size;
-                keys[tile] = layer.add(work.kv.key_offset(block, work.kv_head, in_block));
-                values[tile] = layer.add(work.kv.value_offset(block, work.kv_head, in_block));
+            let tiles = ahead;
+            // The next chunk is asked for while this one is worked on, unless many queries share it: blocks stand anywhere in
+            // memory, where the machine does not guess.
+            let more = chunk + CHUNK < span.end;
+            if more {
+                ahead = tiles_at(work, chunk + CHUNK, span.end);
             }
-            if vectors <= QUERIES && chunk + CHUNK < span.end {
-                fetch_chunk::<S, E>(work, chunk + CHUNK, span.end);
-            }
+            let next = (more && vectors <= QUERIES).then_some(&ahead);
             for first in (0..vectors).step_by(QUERIES) {
                 let count = (vectors - first).min(QUERIES);
                 let newest = work.position(first + count - 1);
@@ -198,41 +192,43 @@ unsafe fn attend_as<S: Lanes, E: KvElement>(work: &AttentionWork, span: Range<us
                     queries: work.queries.add(first * head_dim),
                 };
                 match count {
-                    1 => attend_chunk::<S, E, 1>(work, chunk, count, keys, values, out),
-                    2 => attend_chunk::<S, E, 2>(work, chunk, count, keys, values, out),
-                    3 => attend_chunk::<S, E, 3>(work, chunk, count, keys, values, out),
-                    4 => attend_chunk::<S, E, 4>(work, chunk, count, keys, values, out),
-                    _ => attend_chunk::<S, E, 6>(work, chunk, count, keys, values, out),
+                    1 => attend_chunk::<S, E, 1>(work, chunk, count, &tiles, next, out),
+                    2 => attend_chunk::<S, E, 2>(work, chunk, count, &tiles, next, out),
+                    3 => attend_chunk::<S, E, 3>(work, chunk, count, &tiles, next, out),
+                    4 => attend_chunk::<S, E, 4>(work, chunk, count, &tiles, next, out),
+                    _ => attend_chunk::<S, E, 6>(work, chunk, count, &tiles, next, out),
                 }
             }
         }
     }
 }
 
-/// Asks for the keys and values of the chunk at `chunk`: blocks stand anywhere in memory, where the machine does not guess.
-///
+/// Where the keys and values of a chunk stand.
+#[derive(Clone, Copy)]
+struct Tiles<T> {
+    keys: [*const T; TILES],
+    values: [*const T; TILES],
+}
+
 /// # Safety
-/// As [`attend`].
+/// All positions below `end` have a block in the work's table; `chunk` is one of them.
 #[inline(always)]
-unsafe fn fetch_chunk<S: Lanes, E: KvElement>(work: &AttentionWork, chunk: usize, end: usize) {
-    let layer = work.layer.cast::<E::Stored>();
-    let key_bytes = work.kv.key_tile() * size_of::<E::Stored>();
-    let value_bytes = LANES * work.kv.value_width() * size_of::<E::Stored>();
-    for position in (chunk..end.min(chunk + CHUNK)).step_by(LANES) {
-        // SAFETY: all positions below the end have a block in the table.
+unsafe fn tiles_at<T>(work: &AttentionWork, chunk: usize, end: usize) -> Tiles<T> {
+    let layer = work.layer.cast::<T>();
+    let mut tiles = Tiles { keys: [layer; TILES], values: [layer; TILES] };
+    for tile in 0..TILES {
+        let position = chunk + tile * LANES;
+        // A tile past the end is masked whole; any memory does.
+        let position = if position < end { position } else { chunk };
+        let in_block = position % work.kv.block_size;
+        // SAFETY: the caller's promise.
         unsafe {
             let block = *work.blocks.add(position / work.kv.block_size) as usize;
-            let in_block = position % work.kv.block_size;
-            let keys = layer.add(work.kv.key_offset(block, work.kv_head, in_block)).cast::<u8>();
-            let values = layer.add(work.kv.value_offset(block, work.kv_head, in_block)).cast::<u8>();
-            for line in (0..key_bytes).step_by(64) {
-                S::prefetch(keys.add(line));
-            }
-            for line in (0..value_bytes).step_by(64) {
-                S::prefetch(values.add(line));
-            }
+            tiles.keys[tile] = layer.add(work.kv.key_offset(block, work.kv_head, in_block));
+            tiles.values[tile] = layer.add(work.kv.value_offset(block, work.kv_head, in_block));
         }
     }
+    tiles
 }
 
 /// Six query vectors or fewer meet 64 positions.
@@ -255,8 +251,8 @@ unsafe fn attend_chunk<S: Lanes, E: KvElement, const M: usize>(
     work: &AttentionWork,
     chunk: Chunk,
     count: usize,
-    keys: [*const E::Stored; TILES],
-    values: [*const E::Stored; TILES],
+    tiles: &Tiles<E::Stored>,
+    next: Option<&Tiles<E::Stored>>,
     out: Partial,
 ) {
     let mut weights = [[0.0f32; CHUNK]; M];
@@ -264,10 +260,12 @@ unsafe fn attend_chunk<S: Lanes, E: KvElement, const M: usize>(
     // SAFETY: the caller's promises.
     unsafe {
         if S::TILE >= 8 {
-            scores::<S, E, M, TILES>(work.kv.head_dim, chunk.queries, keys, &mut weights, 0);
+            let next = next.map(|next| next.keys);
+            scores::<S, E, M, TILES>(work.kv.head_dim, chunk.queries, tiles.keys, next, &mut weights, 0);
         } else {
             for tile in 0..chunk.seen.div_ceil(LANES) {
-                scores::<S, E, M, 1>(work.kv.head_dim, chunk.queries, [keys[tile]], &mut weights, tile);
+                let (keys, next) = ([tiles.keys[tile]], next.map(|next| [next.keys[tile]]));
+                scores::<S, E, M, 1>(work.kv.head_dim, chunk.queries, keys, next, &mut weights, tile);
             }
         }
         for m in 0..count {
@@ -283,13 +281,14 @@ unsafe fn attend_chunk<S: Lanes, E: KvElement, const M: usize>(
         }
         let width = work.kv.value_width();
         let output = out.output.add(chunk.first * width);
+        let next = next.map(|next| next.values);
         let mut d = 0;
         while d < width {
             if S::TILE >= 8 && d + 4 * LANES <= width {
-                weigh::<S, E, M, 4>(width, d, chunk.seen, values, &weights, &corrections, count, output);
+                weigh::<S, E, M, 4>(width, d, chunk.seen, tiles.values, next, &weights, &corrections, count, output);
                 d += 4 * LANES;
             } else {
-                weigh::<S, E, M, 1>(width, d, chunk.seen, values, &weights, &corrections, count, output);
+                weigh::<S, E, M, 1>(width, d, chunk.seen, tiles.values, next, &weights, &corrections, count, output);
                 d += LANES;
             }
         }
@@ -305,6 +304,7 @@ unsafe fn scores<S: Lanes, E: KvElement, const M: usize, const P: usize>(
     head_dim: usize,
     queries: *const f32,
     keys: [*const E::Stored; P],
+    next: Option<[*const E::Stored; P]>,
     scores: &mut [[f32; CHUNK]; M],
     tile: usize,
 ) {
@@ -312,6 +312,13 @@ unsafe fn scores<S: Lanes, E: KvElement, const M: usize, const P: usize>(
     unsafe {
         let mut sums = [[S::splat(0.0); P]; M];
         for d in 0..head_dim {
+            if let Some(next) = next
+                && (d * LANES * size_of::<E::Stored>()).is_multiple_of(64)
+            {
+                for p in 0..P {
+                    S::prefetch(next[p].add(d * LANES).cast());
+                }
+            }
             let mut key = [S::splat(0.0); P];
             for p in 0..P {
                 key[p] = E::load::<S>(keys[p].add(d * LANES));
@@ -399,6 +406,7 @@ unsafe fn weigh<S: Lanes, E: KvElement, const M: usize, const D: usize>(
     d: usize,
     seen: usize,
     values: [*const E::Stored; TILES],
+    next: Option<[*const E::Stored; TILES]>,
     weights: &[[f32; CHUNK]; M],
     corrections: &[f32; M],
     count: usize,
@@ -417,6 +425,12 @@ unsafe fn weigh<S: Lanes, E: KvElement, const M: usize, const D: usize>(
             let mut at = values[tile].add(d);
             let weights: [*const f32; M] = std::array::from_fn(|m| weights[m].as_ptr().add(tile * LANES));
             for position in 0..(seen - tile * LANES).min(LANES) {
+                if let Some(next) = next {
+                    let row = next[tile].add(position * width + d).cast::<u8>();
+                    for line in (0..D * LANES * size_of::<E::Stored>()).step_by(64) {
+                        S::prefetch(row.add(line));
+                    }
+                }
                 let mut value = [S::splat(0.0); D];
                 for i in 0..D {
                     value[i] = E::load::<S>(at.add(i * LANES));
