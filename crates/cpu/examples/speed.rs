@@ -1,6 +1,6 @@
 //! Prefill and decode speed of a model file: `speed MODEL [threads] [key=value...]`, for comparison with llama-bench.
 //!
-//! Keys: `kv=f16|bf16|f32`, `simd=LEVEL`, `activations=int8|f32`, `only=prefill|decode|batch|long`, `repeat=N`, `pin`, `cpu` (count CPU
+//! Keys: `kv=f16|bf16|f32`, `simd=LEVEL`, `activations=int8|f32`, `only=prefill|decode|batch|long`, `rows=N` (of `batch`), `repeat=N`, `pin`, `cpu` (count CPU
 //! seconds instead of the wall's).
 #![expect(clippy::print_stdout, reason = "a measuring program")]
 
@@ -124,6 +124,7 @@ fn main() {
     let path = arguments.next().expect("usage: speed MODEL [threads] [key=value...]");
     let mut config = CpuConfig { kv_cache_bytes: Some(1 << 30), ..CpuConfig::default() };
     let (mut only, mut repeat, mut by_cpu) = (String::new(), 3, false);
+    let mut batches = vec![4, 8, 16, 32];
     for argument in arguments {
         match argument.split_once('=') {
             Some(("kv", value)) => config.kv_dtype = value.parse().expect("a KV type"),
@@ -131,6 +132,7 @@ fn main() {
             Some(("activations", value)) => config.activations = value.parse().expect("int8 or f32"),
             Some(("only", value)) => only = value.to_owned(),
             Some(("repeat", value)) => repeat = value.parse().expect("a number"),
+            Some(("rows", value)) => batches = vec![value.parse().expect("a number")],
             _ if argument == "pin" => config.pin_threads = true,
             _ if argument == "cpu" => by_cpu = true,
             _ => config.threads = Some(argument.parse().expect("a number of threads")),
@@ -162,7 +164,7 @@ fn main() {
         println!("decode at 128: {:.1} tok/s ({:.3} ms)", 1.0 / seconds, seconds * 1e3);
     }
     if wanted("batch") {
-        for rows in [4, 8, 16, 32] {
+        for rows in batches.clone() {
             let seconds = best(repeat, || bench.decode(rows, 128, 32));
             println!("decode {rows} at 128: {:.1} tok/s ({:.3} ms)", f64::from(rows) / seconds, seconds * 1e3);
         }

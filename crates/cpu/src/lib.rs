@@ -15,6 +15,8 @@ mod forward;
 #[expect(clippy::needless_range_loop, reason = "one number indexes several arrays of registers")]
 mod kernel;
 mod kv;
+#[doc(hidden)]
+pub mod measure;
 mod memory;
 mod packed;
 mod pool;

@@ -101,7 +101,7 @@ fn every_family_is_independent_of_its_batch() {
 fn every_weight_format_is_independent_of_its_batch() {
     for model in Synthetic::all_formats(SEED) {
         let name = format!("{:?}", model.format);
-        check(&name, &|config, limits| model.open(limits, config), model.vocab_size(), Activations::Int8);
+        check(&name, &|config, limits| model.open(limits, config).unwrap(), model.vocab_size(), Activations::Int8);
     }
 }
 
@@ -114,7 +114,7 @@ fn all_simd_levels_agree_bit_for_bit() {
             let run = |level| {
                 let limits = limits(64);
                 let config = CpuConfig { simd: Some(level), kv_dtype: KvDtype::F16, ..config(activations) };
-                Driver::new(model.open(limits, config), limits, None).generate(&prompt, 4, 64)
+                Driver::new(model.open(limits, config).unwrap(), limits, None).generate(&prompt, 4, 64)
             };
             let reference = run(SimdLevel::Scalar);
             for level in SimdLevel::ALL.into_iter().filter(|level| level.is_available()) {
@@ -132,7 +132,7 @@ fn packed_weights_are_exactly_the_files() {
         let run = |model: &Synthetic| {
             let limits = limits(64);
             let config = CpuConfig { kv_dtype: KvDtype::F32, ..config(Activations::F32) };
-            Driver::new(model.open(limits, config), limits, None).generate(&prompt, 4, 64)
+            Driver::new(model.open(limits, config).unwrap(), limits, None).generate(&prompt, 4, 64)
         };
         assert!(run(&model) == run(&model.dequantized()), "{:?}, seed {SEED}", model.format);
     }
@@ -147,7 +147,7 @@ fn long_contexts_are_independent_of_spans_and_threads() {
     for kv_dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Bf16] {
         let run = |threads, chunk| {
             let config = CpuConfig { threads: Some(threads), kv_dtype, ..config(Activations::Int8) };
-            Driver::new(model.open(limits, config), limits, Some(SEED)).generate(&prompt, 6, chunk)
+            Driver::new(model.open(limits, config).unwrap(), limits, Some(SEED)).generate(&prompt, 6, chunk)
         };
         let whole = run(1, 640);
         for (threads, chunk) in [(1, 100), (2, 640), (3, 257)] {

@@ -80,7 +80,7 @@ unsafe fn multiply_layout<S: Lanes, const BITS: u32, const GROUP: usize, const M
             let out = out.add(row * stride);
             macro_rules! tile {
                 ($m:literal) => {{
-                    let sums = tile::<S, BITS, GROUP, MINIMA, $m>(panel, x, in_tile);
+                    let sums = tile::<S, BITS, GROUP, MINIMA, $m>(panel, x, in_tile, row == 0);
                     epilogue.write::<S>(&sums[..count], out, stride)
                 }};
             }
@@ -99,12 +99,14 @@ unsafe fn multiply_layout<S: Lanes, const BITS: u32, const GROUP: usize, const M
 }
 
 /// # Safety
-/// As [`multiply`], for rows `first..first + M` of the tile at `x`; `first + M <= 8`.
+/// As [`multiply`], for rows `first..first + M` of the tile at `x`; `first + M <= 8`. `from_memory`: the panel is read for the
+/// first time in this step.
 #[inline(always)]
 unsafe fn tile<S: Lanes, const BITS: u32, const GROUP: usize, const MINIMA: bool, const M: usize>(
     panel: IntegerPanel,
     x: *const QuantBlock,
     first: usize,
+    from_memory: bool,
 ) -> [S::F; M] {
     let lines = BITS as usize * GROUP / 32;
     let groups = 32 / GROUP;
@@ -116,6 +118,12 @@ unsafe fn tile<S: Lanes, const BITS: u32, const GROUP: usize, const MINIMA: bool
         for block in 0..panel.blocks {
             let x = &*x.add(block);
             let mut scales = quants.add(64 * lines * groups);
+            // With one or two rows the machine's own prefetchers do better; with more there is time to ask.
+            if M >= 4 && from_memory {
+                for line in 0..=lines * groups {
+                    S::prefetch(quants.wrapping_add(PREFETCH_BYTES + 64 * line));
+                }
+            }
             for half in 0..groups {
                 let zero = |m: usize| match (GROUP, half) {
                     (32, _) => x.zero[first + m],
@@ -169,6 +177,9 @@ unsafe fn tile<S: Lanes, const BITS: u32, const GROUP: usize, const MINIMA: bool
         sums
     }
 }
+
+/// How far ahead of the first rows of a larger batch the weights are asked for.
+const PREFETCH_BYTES: usize = 2048;
 
 /// # Safety
 /// The level's instructions; 16 scales at `from`.

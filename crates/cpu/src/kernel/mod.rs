@@ -1,6 +1,7 @@
 //! The kernels, each written once over [`Lanes`](crate::simd::Lanes), and the table of them compiled for one level.
 
 pub(crate) mod attention;
+pub(crate) mod ceiling;
 pub(crate) mod encode;
 pub(crate) mod exponential;
 pub(crate) mod float;
@@ -70,6 +71,9 @@ pub(crate) struct Kernels {
     pub(crate) attend: unsafe fn(&AttentionWork, std::ops::Range<usize>, Partial),
     pub(crate) merge: unsafe fn(&AttentionWork, Partial, Partial),
     pub(crate) finish: unsafe fn(&AttentionWork, Partial, *mut f32, usize),
+    pub(crate) read: unsafe fn(*const u8, usize, *mut f32),
+    pub(crate) dots: unsafe fn(*const i8, usize, *mut f32),
+    pub(crate) multiply_adds: unsafe fn(*const f32, usize, *mut f32),
 }
 
 macro_rules! table {
@@ -92,12 +96,16 @@ macro_rules! table {
             attend = attention::attend(work: &AttentionWork, span: std::ops::Range<usize>, out: Partial);
             merge = attention::merge(work: &AttentionWork, into: Partial, from: Partial);
             finish = attention::finish(work: &AttentionWork, total: Partial, out: *mut f32, stride: usize);
+            read = ceiling::read(from: *const u8, lines: usize, out: *mut f32);
+            dots = ceiling::dots(x: *const i8, rounds: usize, out: *mut f32);
+            multiply_adds = ceiling::multiply_adds(x: *const f32, rounds: usize, out: *mut f32);
         );
         Kernels {
             level: $level,
             has_bf16_dot: <S as Lanes>::HAS_BF16_DOT,
             multiply_integer, multiply_bf16, multiply_f32, expand_integer, expand_bf16, expand_f16, encode_row,
-            quantize_block, norm, gate, add, rotate_head, soft_cap, attend, merge, finish,
+            quantize_block, norm, gate, add, rotate_head, soft_cap, attend, merge, finish, read, dots,
+            multiply_adds,
         }
     }};
     (@functions $(#[$features:meta])?) => {};

@@ -1,7 +1,7 @@
 //! A small model with random weights in any stored format.
 
 use super::Random;
-use powertrain_cpu::{CpuConfig, CpuExecutor};
+use powertrain_cpu::{CpuConfig, CpuError, CpuExecutor};
 use powertrain_model::{
     format::dequantize,
     spec::*,
@@ -108,13 +108,22 @@ impl Synthetic {
         Self { format: WeightFormat::F32, spec: self.spec.clone(), tensors }
     }
 
-    pub fn open(&self, limits: StepLimits, config: CpuConfig) -> CpuExecutor {
+    /// The same model with NaN in the embedding of `token`; f32 alone.
+    pub fn damaged(mut self, token: usize) -> Self {
+        assert_eq!(self.format, WeightFormat::F32);
+        let hidden_size = self.spec.hidden_size;
+        let (_, bytes) = self.tensors.get_mut(&Slot::Embedding).unwrap();
+        bytes[token * hidden_size * 4..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+        self
+    }
+
+    pub fn open(&self, limits: StepLimits, config: CpuConfig) -> Result<CpuExecutor, CpuError> {
         let tensor = |slot: Slot| {
             let (format, data) = self.tensors.get(&slot)?;
             let (rows, columns) = self.spec.shape(slot);
             Some(TensorView { format: *format, rows, columns, data })
         };
-        CpuExecutor::from_tensors(&self.spec, &tensor, limits, config).unwrap()
+        CpuExecutor::from_tensors(&self.spec, &tensor, limits, config)
     }
 }
 
