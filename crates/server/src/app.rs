@@ -17,7 +17,7 @@ use axum::{
 };
 use powertrain_protocol::ApiError;
 use std::time::Duration;
-use tower_http::cors::{AllowOrigin, Any, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
 /// How long a browser may remember that another origin is allowed.
 const CORS_MAX_AGE: Duration = Duration::from_secs(600);
@@ -106,7 +106,8 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
     let layer = CorsLayer::new()
         .allow_origin(allowed)
         .allow_methods([Method::GET, Method::POST])
-        .allow_headers(Any)
+        // A plain * would not cover Authorization.
+        .allow_headers(AllowHeaders::mirror_request())
         .expose_headers([header::HeaderName::from_static(REQUEST_ID)])
         .max_age(CORS_MAX_AGE);
     Some(layer)

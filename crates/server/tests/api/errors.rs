@@ -221,13 +221,18 @@ async fn other_origins_may_call_only_when_allowed() {
     setup.config.allowed_origins = vec!["https://example.com".into()];
     setup.config.api_keys = vec!["k".into()];
     let server = setup.start().await;
-    let mut page =
-        server.client().await.with("origin", "https://example.com").with("access-control-request-method", "POST");
+    let mut page = server
+        .client()
+        .await
+        .with("origin", "https://example.com")
+        .with("access-control-request-method", "POST")
+        .with("access-control-request-headers", "authorization");
     let preflight = page.method(Method::OPTIONS, CHAT).await;
     assert_eq!(
         (preflight.status, preflight.headers["access-control-allow-origin"].to_str().expect("text")),
         (200, "https://example.com")
     );
+    assert_eq!(preflight.headers["access-control-allow-headers"], "authorization");
     let mut other = server.client().await.with("origin", "https://evil.example");
     assert!(other.get("/v1/models").await.headers.get("access-control-allow-origin").is_none());
 }
