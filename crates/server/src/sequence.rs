@@ -6,7 +6,7 @@ use crate::{
     record::{DISCONNECTED, Record},
 };
 use futures_util::Stream;
-use powertrain_engine::{Event, EventStream};
+use powertrain_engine::{Event, EventStream, FinishReason};
 use powertrain_protocol::{ApiError, WireFinishReason};
 use std::{
     pin::Pin,
@@ -32,6 +32,8 @@ pub(crate) struct Sequence {
     index: u32,
     /// `None` once it is over.
     events: Option<EventStream>,
+    /// Read already, to see whether it was the end.
+    ahead: Option<Event>,
     choice: Choice,
     meter: Meter,
 }
@@ -63,7 +65,39 @@ impl Sequence {
             prompt_tokens,
             generated_tokens: 0,
         };
-        Self { index, events: Some(events), choice, meter: Meter { metrics, record, life, cached: 0, ended: false } }
+        Self {
+            index,
+            events: Some(events),
+            ahead: None,
+            choice,
+            meter: Meter { metrics, record, life, cached: 0, ended: false },
+        }
+    }
+
+    fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
+        if let Some(event) = self.ahead.take() {
+            return Poll::Ready(Some(event));
+        }
+        // An engine's stream always ends with an event of its own, after which we do not ask again.
+        let Some(events) = &mut self.events else { return Poll::Ready(None) };
+        Pin::new(events).poll_next(context)
+    }
+
+    /// The end comes right behind the last token: it goes into that token's piece instead of one of its own, which
+    /// clients would take for another token.
+    fn append_end(&mut self, piece: &mut Result<Piece, ApiError>, context: &mut Context<'_>) {
+        let Ok(piece) = piece else { return };
+        if piece.end.is_some() {
+            return;
+        }
+        let Poll::Ready(Some(event)) = self.poll_event(context) else { return };
+        let is_plain_end = matches!(&event, Event::Finished(finished) if matches!(finished.reason,
+            FinishReason::EndOfSequence | FinishReason::StopToken(_) | FinishReason::Length));
+        if !is_plain_end {
+            self.ahead = Some(event);
+        } else if let Some(Ok(end)) = self.take(event) {
+            piece.append(end);
+        }
     }
 
     fn take(&mut self, event: Event) -> Option<Result<Piece, ApiError>> {
@@ -100,11 +134,9 @@ impl Stream for Sequence {
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Progress>> {
         let this = self.get_mut();
         loop {
-            let Some(events) = &mut this.events else { return Poll::Ready(None) };
-            // An engine's stream always ends with an event of its own, after which we do not ask again.
-            let event = ready!(Pin::new(events).poll_next(context));
-            let Some(event) = event else { return Poll::Ready(None) };
-            if let Some(piece) = this.take(event) {
+            let Some(event) = ready!(this.poll_event(context)) else { return Poll::Ready(None) };
+            if let Some(mut piece) = this.take(event) {
+                this.append_end(&mut piece, context);
                 let (index, generated, cached) = (this.index, this.choice.generated(), this.meter.cached);
                 return Poll::Ready(Some(Progress { index, generated, cached, piece }));
             }

@@ -30,6 +30,8 @@ async fn prompts_are_text_or_ids_alone_or_many() {
     let chunks = server.client().await.stream(PATH, &body).await.rest().await;
     for (index, (prompt, seed)) in [(&first, 1), (&first, 2), (&second, 1), (&second, 2)].into_iter().enumerate() {
         assert_eq!(streamed_text(&chunks, index as u64), server.expected(prompt, seed, 5));
+        let ends = chunks.iter().map(|chunk| &chunk["choices"][0]).filter(|choice| choice["index"] == index);
+        assert_eq!(ends.filter(|choice| choice["finish_reason"] == "length").count(), 1);
     }
 }
 
