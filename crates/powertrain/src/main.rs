@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod banner;
+mod bench;
 mod capacity;
 mod engine_flags;
 mod eval;
@@ -38,6 +39,7 @@ enum Command {
     Pull(pull::Arguments),
     Models(models::Arguments),
     Inspect(inspect::Arguments),
+    Bench(Box<bench::Arguments>),
     Eval(eval::Arguments),
 }
 
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         Command::Pull(arguments) => pull::run(&arguments),
         Command::Models(arguments) => models::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Eval(arguments) => eval::run(arguments),
     };
     match done {

@@ -1,0 +1,107 @@
+//! Whether the client was up to what it measured: its own lateness in numbers, and a verdict by stated limits.
+
+use crate::{
+    definitions,
+    record::{FailureClass, RequestRecord},
+    run::LevelRun,
+    statistics::interpolated,
+};
+use serde::{Deserialize, Serialize};
+
+/// Above this 99th percentile of the event loops' lag, arrival times are not to be trusted to the millisecond.
+const LAG_P99_MS_MAX: f64 = 5.0;
+/// Above this share of a CPU, a client thread has no reserve left.
+const CPU_SHARE_MAX: f64 = 0.85;
+/// Above this 99th percentile, requests were not sent when they were due.
+const LATENESS_P99_MS_MAX: f64 = 5.0;
+
+/// What the client noted of itself during a level.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ClientHealth {
+    /// Client threads.
+    pub threads: usize,
+    /// Probes of the event loops.
+    pub lag_probes: usize,
+    /// How late an event loop got to what had arrived: median.
+    pub lag_ms_p50: Option<f64>,
+    /// 99th percentile.
+    pub lag_ms_p99: Option<f64>,
+    /// Longest.
+    pub lag_ms_max: Option<f64>,
+    /// How late requests were begun after they were due: 99th percentile.
+    pub lateness_ms_p99: Option<f64>,
+    /// Of the busiest thread: its share of a CPU.
+    pub cpu_share_max: f64,
+    /// Of the thread that waited most: share of the time it was ready and had no CPU.
+    pub cpu_wait_share_max: f64,
+    /// CPU seconds of this process.
+    pub own_cpu_s: Option<f64>,
+    /// CPU seconds of everything else on this machine meanwhile: the server, if it runs here, and whatever disturbs it.
+    pub others_cpu_s: Option<f64>,
+    /// Why the client, not the server, may have limited the numbers; empty when it did not.
+    pub client_limited: Vec<String>,
+}
+
+impl ClientHealth {
+    /// Judges a level.
+    pub fn of(run: &LevelRun) -> Self {
+        let mut lags: Vec<f64> =
+            run.threads.iter().flat_map(|thread| &thread.lags).map(|&lag| lag as f64 / 1e6).collect();
+        lags.sort_unstable_by(f64::total_cmp);
+        let mut late: Vec<f64> = run.records.iter().map(|record| definitions::lateness(record) as f64 / 1e6).collect();
+        late.sort_unstable_by(f64::total_cmp);
+        let at = |sorted: &[f64], q| (!sorted.is_empty()).then(|| interpolated(sorted, q));
+        let share = |time: fn(&crate::ThreadObservation) -> std::time::Duration| {
+            let shares =
+                run.threads.iter().map(|thread| time(thread).as_secs_f64() / thread.wall.as_secs_f64().max(1e-9));
+            shares.fold(0.0, f64::max)
+        };
+        let mut health = Self {
+            threads: run.threads.len(),
+            lag_probes: lags.len(),
+            lag_ms_p50: at(&lags, 0.5),
+            lag_ms_p99: at(&lags, 0.99),
+            lag_ms_max: at(&lags, 1.0),
+            lateness_ms_p99: at(&late, 0.99),
+            cpu_share_max: share(|thread| thread.cpu),
+            cpu_wait_share_max: share(|thread| thread.cpu_wait),
+            own_cpu_s: run.cpu.map(|cpu| cpu.own_s),
+            others_cpu_s: run.cpu.map(|cpu| cpu.others_s),
+            client_limited: Vec::new(),
+        };
+        health.client_limited = health.reasons(&run.records);
+        health
+    }
+
+    fn reasons(&self, records: &[RequestRecord]) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if let Some(lag) = self.lag_ms_p99.filter(|&lag| lag > LAG_P99_MS_MAX) {
+            reasons.push(format!(
+                "p99 of the event loops' lag is {lag:.1} ms, over {LAG_P99_MS_MAX} ms; client threads waited for a CPU {:.0} % \
+                 of the time",
+                self.cpu_wait_share_max * 100.0
+            ));
+        }
+        if self.cpu_share_max > CPU_SHARE_MAX {
+            reasons.push(format!(
+                "a client thread used {:.0} % of a CPU, over {:.0} %; use more --client-threads",
+                self.cpu_share_max * 100.0,
+                CPU_SHARE_MAX * 100.0
+            ));
+        }
+        if let Some(late) = self.lateness_ms_p99.filter(|&late| late > LATENESS_P99_MS_MAX) {
+            reasons.push(format!(
+                "p99 of requests were begun {late:.1} ms after they were due, over {LATENESS_P99_MS_MAX} ms (by this client, \
+                 or by its limit of requests in flight)"
+            ));
+        }
+        let exhausted = |record: &&RequestRecord| {
+            record.failure.as_ref().is_some_and(|failure| failure.class == FailureClass::ClientExhausted)
+        };
+        let count = records.iter().filter(exhausted).count();
+        if count > 0 {
+            reasons.push(format!("{count} requests found no free port or file descriptor on this machine"));
+        }
+        reasons
+    }
+}

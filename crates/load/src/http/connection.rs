@@ -1,0 +1,334 @@
+//! One connection to the server: made, written, and read with the time of every read.
+
+use super::{BodyDecoder, BodyState, Scheme, Url};
+use crate::{
+    clock::Clock,
+    record::{Failure, FailureClass, Nanos},
+};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, ReadBuf},
+    net::TcpStream,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+/// Longest accepted response head.
+const HEAD_BYTES_MAX: usize = 64 << 10;
+/// Most headers of a response.
+const HEADERS_MAX: usize = 128;
+/// Large enough for whatever a stream of tokens brings at once; small enough for thousands of connections.
+const READ_BYTES: usize = 16 << 10;
+
+/// How long a connection may take to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// TCP and TLS together.
+    pub connect: Duration,
+}
+
+/// Makes connections to one server, whose name was looked up once: the resolver's speed is no property of the server.
+#[derive(Clone)]
+pub struct Connector {
+    addresses: Vec<SocketAddr>,
+    tls: Option<(TlsConnector, rustls::pki_types::ServerName<'static>)>,
+    limits: Limits,
+}
+
+/// An open connection with its read buffer.
+pub struct Connection {
+    transport: Transport,
+    buffer: Vec<u8>,
+    /// The bytes read and not yet used.
+    start: usize,
+    end: usize,
+    /// When the last read returned.
+    read_at: Nanos,
+}
+
+enum Transport {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// A response's status and what its headers say about the body.
+#[derive(Debug)]
+pub struct Head {
+    /// Status code.
+    pub status: u16,
+    /// The body's type, lower case, without parameters.
+    pub content_type: String,
+    /// The connection can carry another request after the body.
+    pub keep_alive: bool,
+    /// When the read returned that brought the first byte.
+    pub first_byte: Nanos,
+}
+
+/// A head and the decoder of the body that follows it.
+pub type Response = (Head, BodyDecoder);
+
+impl Connector {
+    /// Looks the host up, and loads this machine's certificate authorities for https.
+    ///
+    /// # Errors
+    /// When the name has no address or the certificates cannot be used.
+    pub async fn new(url: &Url, limits: Limits) -> Result<Self, Failure> {
+        let failure = |class, message: String| Failure { class, message };
+        let found = tokio::net::lookup_host((url.host.as_str(), url.port)).await;
+        let addresses: Vec<SocketAddr> = found
+            .map_err(|error| failure(FailureClass::UnknownHost, format!("cannot look up {}: {error}", url.host)))?
+            .collect();
+        if addresses.is_empty() {
+            return Err(failure(FailureClass::UnknownHost, format!("{} has no address", url.host)));
+        }
+        let tls = match url.scheme {
+            Scheme::Http => None,
+            Scheme::Https => Some(tls(&url.host).map_err(|message| failure(FailureClass::Tls, message))?),
+        };
+        Ok(Self { addresses, tls, limits })
+    }
+
+    /// Opens a connection, trying the addresses in order, each once.
+    ///
+    /// # Errors
+    /// The last address's.
+    pub async fn connect(&self) -> Result<Connection, Failure> {
+        match tokio::time::timeout(self.limits.connect, self.try_connect()).await {
+            Ok(done) => done,
+            Err(_) => {
+                let message = format!("no connection within {:?}", self.limits.connect);
+                Err(Failure { class: FailureClass::Unreachable, message })
+            }
+        }
+    }
+
+    async fn try_connect(&self) -> Result<Connection, Failure> {
+        let mut last = None;
+        for &address in &self.addresses {
+            match TcpStream::connect(address).await {
+                Ok(stream) => return self.secure(stream).await,
+                Err(error) => last = Some(connect_failure(&error, address)),
+            }
+        }
+        // There is at least one address, so there was an error.
+        Err(last.unwrap_or_else(|| Failure { class: FailureClass::Unreachable, message: "no address".to_owned() }))
+    }
+
+    async fn secure(&self, stream: TcpStream) -> Result<Connection, Failure> {
+        // Without it small writes may wait for acknowledgements; where it fails the socket works all the same.
+        _ = stream.set_nodelay(true);
+        let transport = match &self.tls {
+            None => Transport::Plain(stream),
+            Some((connector, name)) => {
+                let stream = connector.connect(name.clone(), stream).await;
+                let class = FailureClass::Tls;
+                Transport::Tls(Box::new(stream.map_err(|error| Failure { class, message: error.to_string() })?))
+            }
+        };
+        Ok(Connection { transport, buffer: vec![0; READ_BYTES], start: 0, end: 0, read_at: 0 })
+    }
+}
+
+impl Connection {
+    /// Whether the server has closed this idle connection, as far as this side knows by now.
+    pub fn is_closed(&mut self) -> bool {
+        let (stream, plain) = match &self.transport {
+            Transport::Plain(stream) => (stream, true),
+            Transport::Tls(stream) => (stream.get_ref().0, false),
+        };
+        let mut byte = [0];
+        match stream.poll_peek(&mut Context::from_waker(Waker::noop()), &mut ReadBuf::new(&mut byte)) {
+            Poll::Pending => self.start < self.end,
+            // Between requests TLS may still have tickets for us; plain HTTP has nothing to say.
+            Poll::Ready(Ok(bytes)) => bytes == 0 || plain,
+            Poll::Ready(Err(_)) => true,
+        }
+    }
+
+    /// Hands all bytes to the socket.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        let done = match &mut self.transport {
+            Transport::Plain(stream) => stream.write_all(bytes).await,
+            Transport::Tls(stream) => match stream.write_all(bytes).await {
+                Ok(()) => stream.flush().await,
+                error => error,
+            },
+        };
+        done.map_err(|error| stream_failure(&error))
+    }
+
+    /// Reads a response's head, skipping informational ones.
+    ///
+    /// # Errors
+    /// When the connection ends, or what arrives is no HTTP/1.1.
+    pub async fn read_head(&mut self, clock: &Clock) -> Result<Response, Failure> {
+        let mut first_byte = None;
+        loop {
+            if self.start < self.end {
+                first_byte.get_or_insert(self.read_at);
+                if let Some((head, decoder, used)) = parse_head(&self.buffer[self.start..self.end], self.read_at)? {
+                    self.start += used;
+                    if head.status >= 200 {
+                        return Ok((Head { first_byte: first_byte.unwrap_or(self.read_at), ..head }, decoder));
+                    }
+                    continue;
+                }
+                self.make_room()?;
+            }
+            self.fill(clock).await?;
+        }
+    }
+
+    /// Hands over the next piece of the body with the time its read returned; waits for one if none is buffered.
+    ///
+    /// # Errors
+    /// When the connection ends before the body does, or its framing is wrong.
+    pub async fn read_body(
+        &mut self,
+        clock: &Clock,
+        decoder: &mut BodyDecoder,
+        mut content: impl FnMut(&[u8], Nanos),
+    ) -> Result<bool, Failure> {
+        if decoder.is_empty() {
+            return Ok(true);
+        }
+        if self.start == self.end {
+            match self.fill(clock).await {
+                Err(failure) if failure.class == FailureClass::Closed && decoder.ends_with_connection() => {
+                    return Ok(true);
+                }
+                other => other?,
+            }
+        }
+        let at = self.read_at;
+        let state = decoder.decode(&self.buffer[self.start..self.end], |part| content(part, at));
+        match state.map_err(malformed)? {
+            BodyState::Open => {
+                (self.start, self.end) = (0, 0);
+                Ok(false)
+            }
+            BodyState::Complete { used } => {
+                self.start += used;
+                Ok(true)
+            }
+        }
+    }
+
+    async fn fill(&mut self, clock: &Clock) -> Result<(), Failure> {
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        }
+        let space = &mut self.buffer[self.end..];
+        let read = match &mut self.transport {
+            Transport::Plain(stream) => stream.read(space).await,
+            Transport::Tls(stream) => stream.read(space).await,
+        };
+        self.read_at = clock.now();
+        match read {
+            Ok(0) => {
+                Err(Failure { class: FailureClass::Closed, message: "the server closed the connection".to_owned() })
+            }
+            Ok(bytes) => {
+                self.end += bytes;
+                Ok(())
+            }
+            Err(error) => Err(stream_failure(&error)),
+        }
+    }
+
+    /// Makes space to read more of a head.
+    fn make_room(&mut self) -> Result<(), Failure> {
+        self.buffer.copy_within(self.start..self.end, 0);
+        (self.start, self.end) = (0, self.end - self.start);
+        if self.end == self.buffer.len() {
+            if self.end >= HEAD_BYTES_MAX {
+                return Err(malformed("the response's head is longer than 64 KiB"));
+            }
+            self.buffer.resize(self.end * 2, 0);
+        }
+        Ok(())
+    }
+}
+
+fn tls(host: &str) -> Result<(TlsConnector, rustls::pki_types::ServerName<'static>), String> {
+    use rustls_platform_verifier::BuilderVerifierExt;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| builder.with_platform_verifier())
+        .map_err(|error| format!("cannot use this machine's certificates: {error}"))?
+        .with_no_client_auth();
+    let name = host.to_owned().try_into().map_err(|_| format!("`{host}` is no name a certificate can hold"))?;
+    Ok((TlsConnector::from(Arc::new(config)), name))
+}
+
+/// The head at the start of `bytes`, its body's decoder and its length; none while it is incomplete.
+fn parse_head(bytes: &[u8], first_byte: Nanos) -> Result<Option<(Head, BodyDecoder, usize)>, Failure> {
+    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut response = httparse::Response::new(&mut headers);
+    let used = match response.parse(bytes) {
+        Ok(httparse::Status::Complete(used)) => used,
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(error) => {
+            let message = format!("not an HTTP/1.1 response: {error}");
+            return Err(Failure { class: FailureClass::Malformed, message });
+        }
+    };
+    let status = response.code.unwrap_or(0);
+    let mut keep_alive = response.version == Some(1);
+    let (mut content_type, mut length, mut chunked) = (String::new(), None, false);
+    for header in response.headers.iter() {
+        let value = String::from_utf8_lossy(header.value).trim().to_ascii_lowercase();
+        match header.name.to_ascii_lowercase().as_str() {
+            "content-type" => content_type = value.split(';').next().unwrap_or("").trim().to_owned(),
+            "content-length" => {
+                let bytes = value.parse::<u64>().map_err(|_| malformed("a content-length that is no number"))?;
+                if length.replace(bytes).is_some_and(|other| other != bytes) {
+                    return Err(malformed("two content-lengths that differ"));
+                }
+            }
+            "transfer-encoding" => chunked = value.split(',').next_back().is_some_and(|last| last.trim() == "chunked"),
+            "connection" => keep_alive &= !value.split(',').any(|option| option.trim() == "close"),
+            _ => {}
+        }
+    }
+    let decoder = match (status, chunked, length) {
+        (100..200 | 204 | 304, ..) => BodyDecoder::length(0),
+        (_, true, _) => BodyDecoder::chunked(),
+        (_, false, Some(bytes)) => BodyDecoder::length(bytes),
+        (_, false, None) => BodyDecoder::until_close(),
+    };
+    keep_alive &= !decoder.ends_with_connection();
+    Ok(Some((Head { status, content_type, keep_alive, first_byte }, decoder, used)))
+}
+
+fn malformed(message: &str) -> Failure {
+    Failure { class: FailureClass::Malformed, message: message.to_owned() }
+}
+
+fn connect_failure(error: &io::Error, address: SocketAddr) -> Failure {
+    const TOO_MANY_FILES: [i32; 2] = [23, 24];
+    let class = match error.kind() {
+        io::ErrorKind::ConnectionRefused => FailureClass::Refused,
+        io::ErrorKind::AddrNotAvailable => FailureClass::ClientExhausted,
+        _ if error.raw_os_error().is_some_and(|code| TOO_MANY_FILES.contains(&code)) => FailureClass::ClientExhausted,
+        _ => FailureClass::Unreachable,
+    };
+    Failure { class, message: format!("cannot connect to {address}: {error}") }
+}
+
+fn stream_failure(error: &io::Error) -> Failure {
+    let class = match error.kind() {
+        io::ErrorKind::InvalidData => FailureClass::Tls,
+        _ => FailureClass::Closed,
+    };
+    Failure { class, message: format!("the connection broke: {error}") }
+}

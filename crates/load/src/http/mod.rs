@@ -1,0 +1,13 @@
+//! A lean HTTP/1.1 client for measuring: what arrives is stamped when the read returns, before anything looks at it.
+//!
+//! General clients hand a body over through tasks and channels, which costs a wake-up per chunk and stamps late.
+
+mod body;
+mod connection;
+mod sse;
+mod url;
+
+pub use body::{BodyDecoder, BodyState};
+pub use connection::{Connection, Connector, Head, Limits, Response};
+pub use sse::SseParser;
+pub use url::{Scheme, Url, UrlError};

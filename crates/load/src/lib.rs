@@ -1,0 +1,45 @@
+//! Load generation and measurement of any OpenAI-compatible server.
+//!
+//! In reading order: [`RequestRecord`] is what a request leaves behind, [`definitions`] what is computed from it,
+//! [`statistics`] how many of them become numbers with intervals. [`schedule`] and [`work`] say when requests are due and
+//! what they ask, [`http`], [`openai`] and [`exchange`] send one, [`run_level`] sends all of a level, and [`Summary`]
+//! is what a level comes to. The client observes itself while it runs, and its results say when it was the limit.
+#![forbid(unsafe_code)]
+
+mod bench;
+mod client_health;
+mod clock;
+pub mod definitions;
+pub mod exchange;
+pub mod files;
+pub mod http;
+mod live;
+mod machine;
+mod observe;
+pub mod openai;
+pub mod proof;
+mod random;
+mod record;
+pub mod result;
+mod run;
+pub mod schedule;
+mod session;
+pub mod statistics;
+mod stop;
+mod subject;
+mod summary;
+pub mod table;
+pub mod work;
+
+pub use bench::{BenchError, Event, Plan, PromptPlan, bench};
+pub use client_health::ClientHealth;
+pub use clock::Clock;
+pub use live::{Live, LiveCounts};
+pub use machine::Machine;
+pub use observe::{CpuTimes, ThreadObservation};
+pub use random::Random;
+pub use record::{Chunk, Failure, FailureClass, Nanos, Outcome, RequestRecord, Usage};
+pub use run::{CpuUse, Level, LevelRun, run_level};
+pub use stop::Stop;
+pub use subject::{Metrics, MetricsChange, Subject};
+pub use summary::*;

@@ -1,0 +1,296 @@
+//! One level of load: client threads, each with an event loop of its own, and what they measured.
+//!
+//! Threads share nothing but counters: a stream's packets wake the loop it lives on, and no other.
+
+use crate::{
+    exchange::{Client, Prepared, Target},
+    observe::{self, CpuTimes, ThreadObservation},
+    record::{Failure, FailureClass, Nanos, RequestRecord},
+    schedule::{Load, Until},
+    stop::Stop,
+    work::Work,
+};
+use std::{
+    io,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::{Semaphore, mpsc},
+    task::JoinSet,
+};
+
+/// Longest sleep between looks at whether the run was interrupted.
+const SLEEP_MAX: Duration = Duration::from_millis(50);
+/// Requests that are due and wait for a client thread, each.
+const DUE_MAX: usize = 256;
+/// An open loop's first request is due so long after its threads were made.
+const LEAD: Duration = Duration::from_millis(20);
+
+/// One level.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Level {
+    /// How load is offered.
+    pub load: Load,
+    /// When it ends.
+    pub until: Until,
+    /// Requests sent before the measured ones, in the same way; the measurement begins while they run.
+    pub warmup: u64,
+    /// Where the level's requests begin in the work's numbering, so that no two levels ask the same.
+    pub first_number: u64,
+}
+
+/// What a level left behind.
+#[derive(Clone, Debug, Default)]
+pub struct LevelRun {
+    /// All requests, ordered by index.
+    pub records: Vec<RequestRecord>,
+    /// What each client thread noted of itself.
+    pub threads: Vec<ThreadObservation>,
+    /// CPU seconds meanwhile, where the system tells.
+    pub cpu: Option<CpuUse>,
+    /// From the first request to the end of the last.
+    pub wall: Duration,
+    /// Ended by the user before its time.
+    pub interrupted: bool,
+}
+
+/// CPU seconds spent during a level.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CpuUse {
+    /// By this process.
+    pub own_s: f64,
+    /// By everything else on this machine.
+    pub others_s: f64,
+}
+
+/// What all clients of a level share.
+struct Shared {
+    target: Arc<Target>,
+    work: Arc<Work>,
+    level: Level,
+    stop: Stop,
+    records: Mutex<Vec<RequestRecord>>,
+    /// The next request of a closed loop.
+    next: AtomicU64,
+    /// When the first measured request was due; `Nanos::MAX` before.
+    measured_from: AtomicU64,
+}
+
+/// A request whose time has come, on its way to a client thread.
+struct Due {
+    request: Prepared,
+    record: RequestRecord,
+}
+
+/// Runs one level to its end on `threads` threads.
+///
+/// # Errors
+/// When a thread's event loop cannot be made.
+pub fn run_level(
+    target: &Arc<Target>,
+    work: &Arc<Work>,
+    level: Level,
+    threads: usize,
+    stop: &Stop,
+) -> io::Result<LevelRun> {
+    let threads = match level.load {
+        Load::Closed { concurrency } => threads.clamp(1, concurrency.max(1) as usize),
+        Load::Open { .. } => threads.max(1),
+    };
+    let runtimes: Vec<Runtime> =
+        (0..threads).map(|_| Builder::new_current_thread().enable_all().build()).collect::<io::Result<_>>()?;
+    let shared = Arc::new(Shared {
+        target: target.clone(),
+        work: work.clone(),
+        level,
+        stop: stop.clone(),
+        records: Mutex::default(),
+        next: AtomicU64::new(0),
+        measured_from: AtomicU64::new(Nanos::MAX),
+    });
+    let (cpu_before, began) = (CpuTimes::now(), Instant::now());
+    let threads = run_threads(&shared, runtimes);
+    let wall = began.elapsed();
+    let cpu = cpu_before
+        .zip(CpuTimes::now())
+        .map(|(before, after)| CpuUse { own_s: after.own_s - before.own_s, others_s: after.others_since(&before) });
+    let mut records = std::mem::take(&mut *lock(&shared.records));
+    records.sort_unstable_by_key(|record| record.index);
+    Ok(LevelRun { records, threads, cpu, wall, interrupted: stop.is_requested() })
+}
+
+/// Runs the clients on a thread for each runtime, a prober beside them, and the pacer of an open loop on this one.
+fn run_threads(shared: &Arc<Shared>, runtimes: Vec<Runtime>) -> Vec<ThreadObservation> {
+    let probing_done = AtomicBool::new(false);
+    let count = runtimes.len();
+    std::thread::scope(|scope| {
+        let (mut clients, mut probes, mut dues) = (Vec::new(), Vec::new(), Vec::new());
+        for (place, runtime) in runtimes.into_iter().enumerate() {
+            let (probe, probe_receiver) = mpsc::channel(observe::PROBES_MAX);
+            let (due, due_receiver) = mpsc::channel(DUE_MAX);
+            probes.push(probe);
+            dues.push(due);
+            // The first threads take one more where the clients do not divide evenly.
+            let share = |all: u32| (all as usize + count - 1 - place) / count;
+            let clients_of_this = match shared.level.load {
+                Load::Closed { concurrency } => share(concurrency),
+                Load::Open { in_flight_max, .. } => share(in_flight_max).max(1),
+            };
+            clients.push(scope.spawn(move || {
+                observe::observed(shared.target.clock, probe_receiver, &runtime, async {
+                    match shared.level.load {
+                        Load::Closed { .. } => closed_loop(shared, clients_of_this).await,
+                        Load::Open { .. } => open_loop(shared, clients_of_this, due_receiver).await,
+                    }
+                })
+            }));
+        }
+        let prober = scope.spawn(|| observe::probe(&shared.target.clock, probes, &probing_done));
+        if let Load::Open { rate, arrivals, .. } = shared.level.load {
+            pace(shared, arrivals.times(rate, shared.work.seed), dues);
+        }
+        let joined: Vec<_> = clients.into_iter().map(|client| client.join()).collect();
+        probing_done.store(true, Relaxed);
+        // A client's panic is a fault of this program: it goes on here.
+        let observations = joined.into_iter().map(|done| done.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        let observations = observations.collect();
+        _ = prober.join();
+        observations
+    })
+}
+
+/// Clients that each send their next request when the last has ended.
+async fn closed_loop(shared: &Arc<Shared>, clients: usize) {
+    let mut tasks = JoinSet::new();
+    for _ in 0..clients {
+        let shared = shared.clone();
+        tasks.spawn(async move {
+            let mut client = Client::new(shared.target.clone());
+            while let Some(Due { request, mut record }) = shared.next_turn() {
+                shared.send(&mut client, &request, &mut record).await;
+                lock(&shared.records).push(record);
+            }
+        });
+    }
+    while tasks.join_next().await.is_some() {}
+}
+
+/// Takes requests as they become due, each by a client that has nothing to do.
+async fn open_loop(shared: &Arc<Shared>, in_flight_max: usize, mut dues: mpsc::Receiver<Due>) {
+    let idle: Arc<Mutex<Vec<Client>>> = Arc::default();
+    let permits = Arc::new(Semaphore::new(in_flight_max));
+    let mut tasks = JoinSet::new();
+    loop {
+        let next = async {
+            // The semaphore is never closed.
+            let permit = permits.clone().acquire_owned().await.ok()?;
+            Some((permit, dues.recv().await?))
+        };
+        let (permit, mut due) = tokio::select! {
+            biased;
+            () = shared.stop.requested() => break,
+            next = next => match next {
+                Some(next) => next,
+                None => break,
+            },
+        };
+        let (shared, idle) = (shared.clone(), idle.clone());
+        tasks.spawn(async move {
+            let kept = lock(&idle).pop();
+            let mut client = kept.unwrap_or_else(|| Client::new(shared.target.clone()));
+            shared.send(&mut client, &due.request, &mut due.record).await;
+            lock(&shared.records).push(due.record);
+            lock(&idle).push(client);
+            drop(permit);
+        });
+        while tasks.try_join_next().is_some() {}
+    }
+    // The pacer must not wait for a loop that takes no more.
+    drop(dues);
+    while tasks.join_next().await.is_some() {}
+}
+
+/// Hands requests over when they are due, each written out beforehand; for a thread that has nothing else to do.
+fn pace(shared: &Shared, times: impl Iterator<Item = Nanos>, dues: Vec<mpsc::Sender<Due>>) {
+    let Shared { target, work, level, stop, .. } = shared;
+    let origin = target.clock.now() + LEAD.as_nanos() as Nanos;
+    let mut first_measured = None;
+    for (index, time) in (0..).zip(times) {
+        let warmup = index < level.warmup;
+        if !warmup {
+            let first = *first_measured.get_or_insert(time);
+            if !level.until.allows(index - level.warmup, Duration::from_nanos(time - first)) {
+                return;
+            }
+        }
+        let mut due = prepare(target, work, level, index);
+        due.record.scheduled = origin + time;
+        while let Some(left) = target.clock.until(due.record.scheduled) {
+            if stop.is_requested() {
+                return;
+            }
+            std::thread::sleep(left.min(SLEEP_MAX));
+        }
+        // The loop that takes it has ended only when the run was interrupted.
+        if dues[(index % dues.len() as u64) as usize].blocking_send(due).is_err() {
+            return;
+        }
+    }
+}
+
+impl Shared {
+    /// The next request of a closed loop, due now; none when the level is over.
+    fn next_turn(&self) -> Option<Due> {
+        if self.stop.is_requested() {
+            return None;
+        }
+        let Self { target, work, level, .. } = self;
+        let index = self.next.fetch_add(1, Relaxed);
+        // Written out before it is due: that work is not part of the latency.
+        let mut due = prepare(target, work, level, index);
+        let now = target.clock.now();
+        due.record.scheduled = now;
+        if index >= level.warmup {
+            let first = self.measured_from.fetch_min(now, Relaxed).min(now);
+            if !level.until.allows(index - level.warmup, Duration::from_nanos(now - first)) {
+                return None;
+            }
+        }
+        Some(due)
+    }
+
+    async fn send(&self, client: &mut Client, request: &Prepared, record: &mut RequestRecord) {
+        let interrupted = tokio::select! {
+            biased;
+            () = client.send(request, record) => false,
+            () = self.stop.requested() => true,
+        };
+        if interrupted {
+            let message = "given up: the run was interrupted".to_owned();
+            record.ended = self.target.clock.now();
+            record.failure = Some(Failure { class: FailureClass::Interrupted, message });
+        }
+    }
+}
+
+fn prepare(target: &Target, work: &Work, level: &Level, index: u64) -> Due {
+    let item = work.item(level.first_number + index);
+    let record = RequestRecord {
+        index,
+        warmup: index < level.warmup,
+        prompt_tokens_asked: item.prompt_tokens,
+        output_tokens_asked: item.output_tokens_max,
+        ..RequestRecord::default()
+    };
+    Due { request: target.prepare(&item.prompt, item.output_tokens_max), record }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // What is behind these locks is whole after every statement.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

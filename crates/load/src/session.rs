@@ -1,0 +1,65 @@
+//! Single questions to the server before and after a run, one at a time.
+
+use crate::{
+    exchange::Target,
+    http::{Connector, Limits, Url},
+    record::Failure,
+};
+use std::{io, time::Duration};
+use tokio::runtime::{Builder, Runtime};
+
+/// Longest kept answer.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// Longest wait for an answer.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// Asks the server about itself.
+pub(crate) struct Session {
+    runtime: Runtime,
+}
+
+/// Status and body.
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Session {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self { runtime: Builder::new_current_thread().enable_all().build()? })
+    }
+
+    /// Looks the server up.
+    pub(crate) fn connector(&self, url: &Url, limits: Limits) -> Result<Connector, Failure> {
+        self.runtime.block_on(Connector::new(url, limits))
+    }
+
+    /// Sends one request over a connection of its own. None when it fails, is too long or takes too long: whatever it
+    /// was about is then unknown.
+    pub(crate) fn ask(&self, target: &Target, method: &str, url: &Url, body: Option<&[u8]>) -> Option<Reply> {
+        let request = target.request(method, url, body);
+        let exchange = async {
+            let mut connection = target.connector.connect().await.ok()?;
+            connection.write(&request).await.ok()?;
+            let (head, mut decoder) = connection.read_head(&target.clock).await.ok()?;
+            let mut body = Vec::new();
+            while !connection
+                .read_body(&target.clock, &mut decoder, |part, _| body.extend_from_slice(part))
+                .await
+                .ok()?
+            {
+                if body.len() > ANSWER_BYTES_MAX {
+                    return None;
+                }
+            }
+            Some(Reply { status: head.status, body })
+        };
+        let limited = async { tokio::time::timeout(ANSWER_TIME_MAX, exchange).await.ok().flatten() };
+        self.runtime.block_on(limited)
+    }
+
+    /// The body of a successful answer.
+    pub(crate) fn body(&self, target: &Target, method: &str, url: &Url, body: Option<&[u8]>) -> Option<Vec<u8>> {
+        self.ask(target, method, url, body).filter(|reply| reply.status == 200).map(|reply| reply.body)
+    }
+}

@@ -1,0 +1,117 @@
+//! What was measured: what the server tells about itself, and its own counters before and after.
+
+use crate::{exchange::Target, http::Url, session::Session};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// Most counters kept of a page of metrics.
+const METRICS_MAX: usize = 20_000;
+
+/// What the server says it is; null where it has no such page.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Subject {
+    /// `GET /v1/models`
+    pub models: Value,
+    /// `GET /version`
+    pub version: Value,
+    /// `GET /v1/engine`
+    pub engine: Value,
+}
+
+/// A Prometheus page: value by name and labels.
+pub type Metrics = BTreeMap<String, f64>;
+
+/// The counters that moved during a level.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MetricsChange {
+    /// Value before and after, by name and labels; those that did not change are left out.
+    pub changed: BTreeMap<String, (f64, f64)>,
+    /// Mean TTFT as the server saw it, over all requests of the level, warm-up included.
+    pub server_ttft_ms_mean: Option<f64>,
+    /// Requests that mean is over.
+    pub server_ttft_count: u64,
+}
+
+impl Subject {
+    /// Asks the server.
+    pub(crate) fn ask(session: &Session, target: &Target) -> Self {
+        let root = target.url.root();
+        let page = |path: &str| {
+            let body = session.body(target, "GET", &root.join(path), None);
+            body.map_or(Value::Null, |body| {
+                serde_json::from_slice(&body).unwrap_or_else(|_| String::from_utf8_lossy(&body).trim().into())
+            })
+        };
+        Self { models: page("/v1/models"), version: page("/version"), engine: page("/v1/engine") }
+    }
+
+    /// The first model the server offers.
+    pub fn first_model(&self) -> Option<&str> {
+        self.models.get("data")?.get(0)?.get("id")?.as_str()
+    }
+}
+
+/// The server's metrics; empty where it has none.
+pub(crate) fn metrics(session: &Session, target: &Target) -> Metrics {
+    let url: Url = target.url.root().join("/metrics");
+    let page = session.body(target, "GET", &url, None).unwrap_or_default();
+    parse(&String::from_utf8_lossy(&page))
+}
+
+impl MetricsChange {
+    /// What moved between two pages.
+    pub fn between(before: &Metrics, after: &Metrics) -> Self {
+        let moved = after.iter().filter_map(|(name, &now)| {
+            let then = before.get(name).copied().unwrap_or(0.0);
+            (now != then).then(|| (name.clone(), (then, now)))
+        });
+        let changed: BTreeMap<_, _> = moved.collect();
+        let total = |suffix: &str| -> f64 {
+            let of_ttft = changed.iter().filter(|(name, _)| {
+                name.split('{')
+                    .next()
+                    .is_some_and(|name| name.ends_with(&format!("time_to_first_token_seconds_{suffix}")))
+            });
+            of_ttft.map(|(_, (then, now))| now - then).sum()
+        };
+        // Under two names the same histogram counts twice above and below the line.
+        let (sum, count) = (total("sum"), total("count"));
+        let server_ttft_ms_mean = (count > 0.0).then(|| sum / count * 1e3);
+        Self { changed, server_ttft_ms_mean, server_ttft_count: count as u64 }
+    }
+}
+
+/// The samples of a page in Prometheus's text format that are finite numbers.
+fn parse(page: &str) -> Metrics {
+    let samples = page.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
+        // Labels may hold spaces; the value is the first word after them.
+        let end = line.rfind('}').map_or_else(|| line.find(' '), |brace| Some(brace + 1))?;
+        let value: f64 = line[end..].split_whitespace().next()?.parse().ok()?;
+        value.is_finite().then(|| (line[..end].to_owned(), value))
+    });
+    samples.take(METRICS_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moved_counters_and_the_servers_ttft_are_found() {
+        let before = parse(
+            "# HELP x y\nvllm:time_to_first_token_seconds_sum{model=\"a b\"} 1.5\n\
+             vllm:time_to_first_token_seconds_count{model=\"a b\"} 10\nidle 3\nbad NaN\nrequests_total 1 1700000000\n",
+        );
+        assert_eq!(before.len(), 4);
+        let mut after = before.clone();
+        after.insert("vllm:time_to_first_token_seconds_sum{model=\"a b\"}".to_owned(), 2.5);
+        after.insert("vllm:time_to_first_token_seconds_count{model=\"a b\"}".to_owned(), 20.0);
+        after.insert("new".to_owned(), 2.0);
+        let change = MetricsChange::between(&before, &after);
+        assert_eq!((change.server_ttft_ms_mean, change.server_ttft_count), (Some(100.0), 10));
+        assert_eq!(change.changed.get("new"), Some(&(0.0, 2.0)));
+        assert_eq!(change.changed.len(), 3);
+        assert_eq!(MetricsChange::between(&before, &before).server_ttft_ms_mean, None);
+    }
+}
