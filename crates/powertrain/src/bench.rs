@@ -1,33 +1,21 @@
 //! `powertrain bench URL`
 
-use crate::print;
+use crate::{print, progress::Progress};
 use anyhow::{Context, ensure};
 use powertrain_load::{
-    Event, LiveCounts, Plan, PromptPlan, Stop, bench,
+    Event, Plan, PromptPlan, Stop, bench,
     definitions::Objectives,
     files::{self, EventsFile},
     http::{Url, UrlError},
     openai::Api,
     proof,
-    result::{LoadResult, RunResult},
+    result::RunResult,
     schedule::{Arrivals, Load, Until},
     table,
     work::Lengths,
 };
 use serde_json::{Map, Value};
-use std::{
-    io::{IsTerminal, Write},
-    ops::Range,
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::{Duration, Instant},
-};
-
-/// Time between two states of the progress line.
-const PROGRESS_PERIOD: Duration = Duration::from_millis(250);
+use std::{ops::Range, path::PathBuf, time::Duration};
 
 /// Measure any OpenAI-compatible server: latency, throughput and goodput under a stated load.
 ///
@@ -429,54 +417,6 @@ fn stop_on_interrupt(stop: &Stop) {
     };
     // Without this thread Ctrl-C ends the program at once, as it would any other.
     _ = std::thread::Builder::new().name("interrupt".to_owned()).spawn(watch);
-}
-
-/// A line that says what is happening, on a terminal; nothing elsewhere. Ends when dropped.
-struct Progress {
-    done: std::sync::mpsc::Sender<()>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Progress {
-    fn begin(load: Load, live: Arc<powertrain_load::Live>) -> Self {
-        let (done, ended) = std::sync::mpsc::channel();
-        let draw = move || {
-            let name = table::load_name(&LoadResult::from(load));
-            let (began, last) = (Instant::now(), AtomicU64::new(0));
-            while let Err(std::sync::mpsc::RecvTimeoutError::Timeout) = ended.recv_timeout(PROGRESS_PERIOD) {
-                let counts = live.counts();
-                let chunks = counts.chunks - last.swap(counts.chunks, Relaxed);
-                eprint!("\r\x1b[K{}", line(&name, began.elapsed(), chunks, &counts));
-                _ = std::io::stderr().flush();
-            }
-            eprint!("\r\x1b[K");
-        };
-        let thread = std::io::stderr().is_terminal().then(|| std::thread::spawn(draw));
-        Self { done, thread }
-    }
-}
-
-impl Drop for Progress {
-    fn drop(&mut self) {
-        _ = self.done.send(());
-        if let Some(thread) = self.thread.take() {
-            _ = thread.join();
-        }
-    }
-}
-
-fn line(name: &str, elapsed: Duration, chunks: u64, counts: &LiveCounts) -> String {
-    let ms = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.1} ms"));
-    format!(
-        "{name}  {:.0} s  {} running  {} done  {} failed  {:.0} chunks/s  TTFT {}  ITL {}",
-        elapsed.as_secs_f64(),
-        counts.running,
-        counts.completed,
-        counts.failed + counts.cut_off,
-        chunks as f64 / PROGRESS_PERIOD.as_secs_f64(),
-        ms(counts.ttft_ms),
-        ms(counts.itl_ms),
-    )
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod load;
 mod memory;
 mod models;
 mod perplexity;
+mod progress;
 mod pull;
 mod serve;
 mod size;

@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn the_list_has_no_word_twice() {
-        let mut words = WORDS.to_vec();
+        let mut words = WORDS.clone();
         words.sort_unstable();
         words.dedup();
         assert_eq!(words.len(), WORDS.len());
