@@ -6,7 +6,7 @@ use powertrain_cpu::{Activations, KvDtype, SimdLevel};
 /// Which model, how much of it at once, in how much memory, on what.
 #[derive(clap::Args)]
 pub(crate) struct EngineFlags {
-    /// A GGUF file, a Hugging Face folder, org/repo[@revision][:file.gguf], or `smollm2`
+    /// A GGUF file, a Hugging Face folder, `smollm2`, or a repository: org/repo, org/repo@revision, org/repo:file.gguf
     #[arg(default_value = "smollm2")]
     pub(crate) model: String,
 

@@ -11,7 +11,7 @@ use std::{collections::BTreeSet, fmt::Write};
 /// Reads headers only; a model that is not cached is fetched first.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// A GGUF file, a Hugging Face folder, org/repo[@revision][:file.gguf], or `smollm2`
+    /// A GGUF file, a Hugging Face folder, `smollm2`, or a repository: org/repo, org/repo@revision, org/repo:file.gguf
     #[arg(default_value = "smollm2")]
     model: String,
     /// List every tensor with its shape and format
