@@ -1,6 +1,6 @@
 //! What is cached, and deleting it.
 
-use crate::{HubError, ModelReference, Settings, huggingface};
+use crate::{HubError, HubReference, ModelReference, Settings, huggingface};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -51,6 +51,9 @@ pub(crate) fn remove(settings: &Settings, reference: &ModelReference) -> Result<
         ModelReference::Default => {
             let alias = settings.default_model.alias;
             (alias.to_owned(), vec![settings.cache.join("models").join(alias)])
+        }
+        ModelReference::Hub(hub) if hub.file.is_some() || hub.revision != HubReference::DEFAULT_REVISION => {
+            return Err(HubError::PartOfRepository { given: hub.to_string(), repository: hub.repository.clone() });
         }
         ModelReference::Hub(hub) => {
             let folders = huggingface::Cache::new(&settings.hugging_face, hub).folders();

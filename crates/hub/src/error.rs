@@ -28,6 +28,16 @@ pub enum HubError {
         /// The folder.
         path: PathBuf,
     },
+    /// Deleting a file or a revision of a repository, whose files others may share.
+    #[error(
+        "{given} names a part of a repository, and only a whole one can be deleted; give {repository} to delete all of it"
+    )]
+    PartOfRepository {
+        /// What was given.
+        given: String,
+        /// `org/repo`.
+        repository: String,
+    },
     /// A file system operation failed.
     #[error("{path}: cannot {action}: {reason}")]
     Io {

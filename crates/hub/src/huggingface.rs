@@ -14,6 +14,7 @@ use std::{
 };
 
 const CACHE_VARIABLE: &str = "HF_HUB_CACHE";
+const CONFIG: &str = "config.json";
 const INDEX: &str = "model.safetensors.index.json";
 /// Redirects on the Hub itself (a renamed repository) before its answer is given up.
 const RENAMES_MAX: usize = 5;
@@ -32,13 +33,27 @@ impl Cache {
 
     /// The model's path, when all of it is here: the snapshot's folder, or the GGUF in it.
     pub(crate) fn find(&self, hub: &HubReference) -> Option<PathBuf> {
-        let commit = std::fs::read_to_string(self.repository.join("refs").join(&hub.revision))
-            .map_or_else(|_| hub.revision.clone(), |commit| commit.trim().to_owned());
-        let snapshot = self.snapshot(&commit);
+        let snapshot = self.snapshot(&self.commit(hub));
         match &hub.file {
             Some(file) => Some(snapshot.join(file)).filter(|path| path.is_file()),
             None => is_complete(&snapshot).then_some(snapshot),
         }
+    }
+
+    /// The only GGUF that was fetched. Whether the repository has nothing else to mean, the Hub alone knows.
+    fn find_only_gguf(&self, hub: &HubReference) -> Option<PathBuf> {
+        hub.file.is_none().then(|| only_gguf(&self.snapshot(&self.commit(hub)))).flatten()
+    }
+
+    /// The snapshot's folder, when it has what describes a model; weights or none.
+    pub(crate) fn find_description(&self, hub: &HubReference) -> Option<PathBuf> {
+        let snapshot = self.snapshot(&self.commit(hub));
+        snapshot.join(CONFIG).is_file().then_some(snapshot)
+    }
+
+    fn commit(&self, hub: &HubReference) -> String {
+        std::fs::read_to_string(self.repository.join("refs").join(&hub.revision))
+            .map_or_else(|_| hub.revision.clone(), |commit| commit.trim().to_owned())
     }
 
     /// The folder that holds everything of this repository, and its locks.
@@ -57,7 +72,7 @@ pub(crate) fn pull(client: &Client, settings: &Settings, hub: &HubReference) -> 
     let cache = Cache::new(&settings.hugging_face, hub);
     if settings.hugging_face.offline {
         let offline = || HubError::Offline { name: hub.to_string(), cache: settings.hugging_face.cache.clone() };
-        return cache.find(hub).ok_or_else(offline);
+        return cache.find(hub).or_else(|| cache.find_only_gguf(hub)).ok_or_else(offline);
     }
     let pull = Pull { client, settings, hub, cache };
     let repository = pull.describe()?;
@@ -68,6 +83,27 @@ pub(crate) fn pull(client: &Client, settings: &Settings, hub: &HubReference) -> 
     };
     pull.remember_revision(&repository.sha)?;
     Ok(path)
+}
+
+/// Fetches what describes the model and none of its weights.
+pub(crate) fn pull_description(client: &Client, settings: &Settings, hub: &HubReference) -> Result<PathBuf, HubError> {
+    let cache = Cache::new(&settings.hugging_face, hub);
+    if let Some(path) = cache.find_description(hub) {
+        return Ok(path);
+    }
+    if settings.hugging_face.offline {
+        return Err(HubError::Offline { name: hub.to_string(), cache: settings.hugging_face.cache.clone() });
+    }
+    let pull = Pull { client, settings, hub, cache };
+    let repository = pull.describe()?;
+    let names: BTreeSet<&str> = repository.siblings.iter().map(|file| file.rfilename.as_str()).collect();
+    if !names.contains(CONFIG) {
+        let reason = format!("it has no {CONFIG}, of which dummy weights are made");
+        return Err(HubError::NoUsableFile { name: hub.to_string(), reason });
+    }
+    pull.companions(&repository.sha, &names)?;
+    pull.remember_revision(&repository.sha)?;
+    Ok(pull.cache.snapshot(&repository.sha))
 }
 
 #[derive(Deserialize)]
@@ -138,9 +174,7 @@ impl Pull<'_> {
 
     /// Small files first: a snapshot with all its weights then has everything else too.
     fn folder(&self, commit: &str, names: &BTreeSet<&str>) -> Result<PathBuf, HubError> {
-        for name in names.iter().filter(|name| is_companion(name)) {
-            self.file(commit, name)?;
-        }
+        self.companions(commit, names)?;
         let snapshot = self.cache.snapshot(commit);
         for shard in weight_files(&snapshot, names)? {
             if !names.contains(shard.as_str()) {
@@ -150,6 +184,14 @@ impl Pull<'_> {
             self.file(commit, &shard)?;
         }
         Ok(snapshot)
+    }
+
+    /// Everything but the weights.
+    fn companions(&self, commit: &str, names: &BTreeSet<&str>) -> Result<(), HubError> {
+        for name in names.iter().filter(|name| is_companion(name)) {
+            self.file(commit, name)?;
+        }
+        Ok(())
     }
 
     /// One file into the snapshot.
@@ -247,6 +289,12 @@ impl Pull<'_> {
         };
         HubError::Status { url, status, hint }
     }
+}
+
+fn only_gguf(snapshot: &Path) -> Option<PathBuf> {
+    let paths = std::fs::read_dir(snapshot).ok()?.flatten().map(|entry| entry.path());
+    let mut files = paths.filter(|path| path.extension().is_some_and(|end| end == "gguf") && path.is_file());
+    files.next().filter(|_| files.next().is_none())
 }
 
 /// Whether the folder has config.json and all its weights.

@@ -70,6 +70,27 @@ impl Hub {
         Ok(Resolved { path, name: reference.name() })
     }
 
+    /// What describes the checkpoint, without its weights: of a Hub repository the folder with config.json alone is fetched.
+    ///
+    /// # Errors
+    /// As [`Hub::resolve`]; also when the reference names a GGUF file, whose description is in the file.
+    pub fn resolve_description(&self, reference: &ModelReference) -> Result<Resolved, HubError> {
+        let path = match reference {
+            ModelReference::Path(path) => local(path)?,
+            ModelReference::Hub(hub) if hub.file.is_none() => {
+                huggingface::pull_description(&self.client, &self.settings, hub)?
+            }
+            ModelReference::Hub(_) | ModelReference::Default => {
+                return Err(HubError::NoUsableFile {
+                    name: reference.name(),
+                    reason: "dummy weights are made of a config.json: give that file, its folder, or org/repo"
+                        .to_owned(),
+                });
+            }
+        };
+        Ok(Resolved { path, name: reference.name() })
+    }
+
     /// Like [`Hub::resolve`], but asks the Hub whether its branch has moved and fetches what changed.
     ///
     /// # Errors
@@ -95,7 +116,7 @@ impl Hub {
     /// Deletes a cached model; says how many bytes that freed. Of a Hub repository all revisions go.
     ///
     /// # Errors
-    /// When it is not cached, is a path of the user's own, or cannot be deleted.
+    /// When it is not cached, is a path of the user's own, names only a part of a repository, or cannot be deleted.
     pub fn remove(&self, reference: &ModelReference) -> Result<u64, HubError> {
         cache::remove(&self.settings, reference)
     }

@@ -67,12 +67,15 @@ impl FromStr for ModelReference {
 }
 
 impl HubReference {
+    /// The revision meant when none is given.
+    pub const DEFAULT_REVISION: &str = "main";
+
     fn parse(given: &str) -> Option<Self> {
         let (rest, file) = match given.split_once(':') {
             Some((rest, file)) => (rest, Some(file)),
             None => (given, None),
         };
-        let (repository, revision) = rest.split_once('@').unwrap_or((rest, "main"));
+        let (repository, revision) = rest.split_once('@').unwrap_or((rest, Self::DEFAULT_REVISION));
         let (organisation, name) = repository.split_once('/')?;
         let file_is_gguf = file.is_none_or(|file| file.ends_with(".gguf") && is_safe_path(file));
         // `folder/model.gguf` is a path that does not exist, not a repository of that name.
@@ -96,7 +99,7 @@ impl HubReference {
 impl fmt::Display for HubReference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.repository)?;
-        if self.revision != "main" {
+        if self.revision != Self::DEFAULT_REVISION {
             write!(f, "@{}", self.revision)?;
         }
         self.file.iter().try_for_each(|file| write!(f, ":{file}"))

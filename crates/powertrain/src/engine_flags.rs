@@ -2,6 +2,7 @@
 
 use crate::size::Bytes;
 use powertrain_cpu::{Activations, KvDtype, SimdLevel};
+use std::path::PathBuf;
 
 /// Which model, how much of it at once, in how much memory, on what.
 #[derive(clap::Args)]
@@ -13,6 +14,10 @@ pub(crate) struct EngineFlags {
     /// `dummy` makes random weights of the right shape from config.json alone, for capacity and speed work
     #[arg(long, value_enum, default_value_t = LoadFormat::Auto, help_heading = "Model")]
     pub(crate) load_format: LoadFormat,
+
+    /// File with a chat template (Jinja) to use instead of the model's
+    #[arg(long, value_name = "FILE", help_heading = "Model")]
+    pub(crate) chat_template: Option<PathBuf>,
 
     /// Tokens of prompt and output together, at most [default: the model's, or what the KV cache holds if that is less]
     #[arg(long, value_name = "TOKENS", help_heading = "Model")]
@@ -30,6 +35,10 @@ pub(crate) struct EngineFlags {
     /// Requests that may wait; past it the answer is 429 with Retry-After
     #[arg(long, value_name = "COUNT", default_value_t = 1024, help_heading = "Scheduling")]
     pub(crate) max_queue: u32,
+
+    /// Seconds without a finished step, while there is work, after which /health says so; more than the slowest step takes
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, help_heading = "Scheduling")]
+    pub(crate) stall_timeout: u32,
 
     /// Memory for the KV cache, as 4GiB or 512MiB [default: a quarter of what is free, but no more than all sequences need; on a
     /// GPU what --gpu-memory-utilization leaves]

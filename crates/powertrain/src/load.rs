@@ -14,9 +14,6 @@ use powertrain_model::{Model, reference::Reference, summary::Summary};
 use powertrain_step::{Executor, StepLimits};
 use std::time::{Duration, Instant};
 
-/// With work to do and no step for this long, the engine is not live.
-const STALL_TIMEOUT: Duration = Duration::from_secs(60);
-
 /// A model ready to run.
 pub(crate) struct Loaded {
     pub(crate) engine: Engine,
@@ -37,13 +34,17 @@ pub(crate) struct Loaded {
 impl EngineFlags {
     /// Does all of it.
     pub(crate) fn load(&self, reference: &ModelReference) -> anyhow::Result<Loaded> {
-        let resolved = Hub::new(Settings::from_env()?).resolve(reference)?;
+        let hub = Hub::new(Settings::from_env()?);
+        let resolved = match self.load_format {
+            LoadFormat::Auto => hub.resolve(reference)?,
+            LoadFormat::Dummy => hub.resolve_description(reference)?,
+        };
         let started = Instant::now();
         let model = match self.load_format {
             LoadFormat::Auto => Model::open(&resolved.path)?,
             LoadFormat::Dummy => Model::dummy(&resolved.path)?,
         };
-        let text = TextSide::open(&model)?;
+        let text = TextSide::open(&model, self.chat_template.as_deref())?;
         let (summary, vocab_size) = (model.summary(), u32::try_from(model.spec().vocab_size)?);
         let mut notes = Vec::new();
         if !model.unused_tensors().is_empty() {
@@ -57,7 +58,7 @@ impl EngineFlags {
                 prefix_caching: !self.no_enable_prefix_caching,
                 async_scheduling: true,
                 vocab_size,
-                stall_timeout: STALL_TIMEOUT,
+                stall_timeout: Duration::from_secs(u64::from(self.stall_timeout.max(1))),
             },
             executor,
         )?;
@@ -84,12 +85,15 @@ impl EngineFlags {
         }
         let is_reference = self.device == Device::Reference;
         let max_num_seqs = self.max_num_seqs.unwrap_or(64);
+        let max_num_batched_tokens = self.max_num_batched_tokens.unwrap_or(max_num_seqs.max(512));
         let kv_dtype = if is_reference { KvDtype::F32 } else { self.kv_cache_dtype };
         let weights_bytes = if is_reference { 4 * summary.parameters } else { summary.weight_bytes };
+        let workspace_bytes = capacity::workspace_bytes(model.spec(), max_num_batched_tokens);
         let capacity = capacity::plan(
             Wanted {
                 max_model_len: self.max_model_len,
                 max_num_seqs,
+                max_num_batched_tokens,
                 block_size: self.block_size,
                 kv_cache: self.kv_cache_memory,
             },
@@ -97,6 +101,7 @@ impl EngineFlags {
                 context_len: u32::try_from(model.spec().context_len).unwrap_or(u32::MAX),
                 kv_bytes_per_token: summary.kv_bytes_per_token(kv_dtype.bytes()) as u64,
                 weights_bytes,
+                workspace_bytes,
                 available_bytes: memory::available_bytes(),
             },
         )?;
@@ -108,7 +113,7 @@ impl EngineFlags {
         }
         let limits = StepLimits {
             max_num_seqs,
-            max_num_batched_tokens: self.max_num_batched_tokens.unwrap_or(512),
+            max_num_batched_tokens,
             max_model_len: capacity.max_model_len,
             block_size: self.block_size,
         };

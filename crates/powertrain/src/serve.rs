@@ -1,17 +1,17 @@
 //! `powertrain serve [MODEL]`
 
-use crate::{banner, engine_flags::EngineFlags, load::Loaded};
+use crate::{banner, engine_flags::EngineFlags, load::Loaded, size::Bytes};
 use anyhow::{Context, bail};
 use powertrain_engine::Drained;
 use powertrain_hub::ModelReference;
 use powertrain_server::{EngineReport, LogFormat, ModelFacts, ServedModel, Server, ServerConfig, init_logging};
-use std::{future::Future, time::Duration};
+use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Threads for HTTP and text; the model has its own.
 const HTTP_THREADS: usize = 2;
-/// A request body that large is no prompt any more.
-const REQUEST_BYTES_MAX: usize = 8 << 20;
+/// No deadline is longer: a sum with the clock's time must not overflow.
+const TIMEOUT_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// Serve a model over HTTP with the OpenAI API.
 #[derive(clap::Args)]
@@ -28,12 +28,20 @@ pub(crate) struct Arguments {
     port: u16,
 
     /// Key that requests must bring as a bearer token; may be given several times [default: none is needed]
-    #[arg(long, value_name = "KEY", env = "POWERTRAIN_API_KEY", hide_env_values = true, help_heading = "HTTP")]
+    #[arg(long, value_name = "KEY", value_parser = key, env = "POWERTRAIN_API_KEY", hide_env_values = true, help_heading = "HTTP")]
     api_key: Vec<String>,
 
     /// Name that requests may use for the model; may be given several times, the first is in answers [default: the model as given]
     #[arg(long, value_name = "NAME", num_args = 1.., help_heading = "HTTP")]
     served_model_name: Vec<String>,
+
+    /// Largest request body, as 8MiB; larger ones are answered with 413
+    #[arg(long, value_name = "SIZE", default_value = "8MiB", help_heading = "HTTP")]
+    max_request_bytes: Bytes,
+
+    /// Connections at once; further ones wait to be accepted
+    #[arg(long, value_name = "COUNT", default_value_t = 4096, help_heading = "HTTP")]
+    max_connections: u16,
 
     /// Seconds a request may take when it says nothing itself [default: any time]
     #[arg(long, value_name = "SECONDS", value_parser = seconds, help_heading = "HTTP")]
@@ -78,6 +86,8 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
 
 async fn serve(arguments: Arguments) -> anyhow::Result<()> {
     let reference: ModelReference = arguments.engine.model.parse()?;
+    // One watch for all of it: a signal between loading and serving must not be lost.
+    let mut stop = StopSignal::new()?;
     // First the port: whoever has it is known before a model is fetched and loaded.
     let server = Server::bind(arguments.server_config(&reference)).await?;
     let address = server.local_addr()?;
@@ -85,7 +95,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
     let loading = tokio::task::spawn_blocking(move || flags.load(&reference));
     let loaded = tokio::select! {
         loaded = loading => loaded.context("loading the model panicked")??,
-        () = stop_signal()? => return Ok(()),
+        () = stop.received() => return Ok(()),
     };
     for note in &loaded.notes {
         tracing::warn!("{note}");
@@ -101,7 +111,21 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
         defaults: text.defaults,
         facts,
     };
-    match server.serve(model, engine, stop_signal()?).await {
+    let (drain, draining) = tokio::sync::oneshot::channel::<()>();
+    let serving = server.serve(model, engine, async {
+        // A sender that is gone means the same.
+        let _ = draining.await;
+    });
+    let stopping_twice = async {
+        stop.received().await;
+        drop(drain);
+        stop.received().await;
+    };
+    let drained = tokio::select! {
+        drained = serving => drained,
+        () = stopping_twice => bail!("stopped at once by a second signal; requests that ran were cut off"),
+    };
+    match drained {
         Drained::Stopped { cut_short: 0 } => tracing::info!("stopped"),
         Drained::Stopped { cut_short } => tracing::warn!(cut_short, "stopped; some requests were ended early"),
         Drained::Stuck => bail!("a step hangs in the executor; its requests could not be ended"),
@@ -118,30 +142,49 @@ impl Arguments {
             port: self.port,
             api_keys: self.api_key.clone(),
             served_model_names: names,
-            request_bytes_max: REQUEST_BYTES_MAX,
+            // More than addresses can count is as good as no limit.
+            request_bytes_max: usize::try_from(self.max_request_bytes.0).unwrap_or(usize::MAX),
+            connections_max: usize::from(self.max_connections.max(1)),
             request_timeout: self.request_timeout,
             shutdown_timeout: self.shutdown_timeout,
             allowed_origins: self.allowed_origin.clone(),
-            ..ServerConfig::default()
         }
     }
 }
 
-/// Resolves at the first SIGTERM or Ctrl-C.
-fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move { wait(&mut terminate, &mut interrupt).await })
+/// SIGTERM and Ctrl-C, from when it was made on.
+struct StopSignal {
+    terminate: Signal,
+    interrupt: Signal,
 }
 
-async fn wait(terminate: &mut Signal, interrupt: &mut Signal) {
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+impl StopSignal {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Resolves at the next of either.
+    async fn received(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
     let number: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
-    Duration::try_from_secs_f64(number).map_err(|_| "not a time from now".to_owned())
+    let most = TIMEOUT_MAX.as_secs();
+    let time = Duration::try_from_secs_f64(number).ok().filter(|time| *time <= TIMEOUT_MAX);
+    time.ok_or_else(|| format!("give 0 to {most} seconds (a year)"))
+}
+
+/// An empty key, as an unset variable in a compose file makes it, would lock nothing while it seems to.
+fn key(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.trim() != text {
+        return Err(
+            "a key must not be empty or begin or end with blanks; leave it out to serve without keys".to_owned()
+        );
+    }
+    Ok(text.to_owned())
 }

@@ -1,5 +1,6 @@
 //! What a model's files say about text: tokenizer, chat template, end-of-sequence ids, sampling defaults.
 
+use anyhow::Context;
 use powertrain_model::{Model, config::GenerationConfig, model::Source};
 use powertrain_server::SamplingDefaults;
 use powertrain_text::{ChatTemplate, ChatTemplateSources, GgufVocabulary, TokenId, Tokenizer, TokenizerError};
@@ -16,8 +17,9 @@ pub(crate) struct TextSide {
 }
 
 impl TextSide {
-    pub(crate) fn open(model: &Model) -> anyhow::Result<Self> {
-        let (tokenizer, template, generation) = match model.source() {
+    /// Of a model; its chat template may be replaced by a file's.
+    pub(crate) fn open(model: &Model, chat_template: Option<&Path>) -> anyhow::Result<Self> {
+        let (tokenizer, own_template, generation) = match model.source() {
             Source::Gguf(metadata) => {
                 let tokenizer = Tokenizer::from_gguf(metadata)?;
                 (tokenizer, ChatTemplateSources::from_gguf(metadata)?, GenerationConfig::default())
@@ -29,6 +31,14 @@ impl TextSide {
                 };
                 (tokenizer, ChatTemplateSources::from_folder(folder)?, generation_config(folder)?)
             }
+        };
+        let template = match chat_template {
+            Some(path) => {
+                let default = std::fs::read_to_string(path)
+                    .with_context(|| format!("cannot read --chat-template {}", path.display()))?;
+                Some(ChatTemplateSources { default, tool_use: None })
+            }
+            None => own_template,
         };
         let template = template.map(|sources| ChatTemplate::new(&sources, &tokenizer)).transpose()?;
         let mut eos_token_ids = tokenizer.end_of_generation().to_vec();

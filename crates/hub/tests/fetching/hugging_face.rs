@@ -181,6 +181,34 @@ fn one_gguf_is_fetched_alone() {
 }
 
 #[test]
+fn the_only_gguf_is_meant_and_found_again_offline() {
+    const ONE: Files = &[("README.md", Vec::new), ("m.Q8_0.gguf", || noise(9, 4))];
+    let (fake, folder) = (FakeHub::start(ONE), TempDir::new().unwrap());
+    let path = resolve(&fake.client(folder.path()), "org/repo").unwrap();
+    assert!(path.ends_with("m.Q8_0.gguf"));
+    let mut settings = fake.settings(folder.path());
+    settings.hugging_face.offline = true;
+    assert_eq!(resolve(&Hub::new(settings), "org/repo").unwrap(), path);
+}
+
+#[test]
+fn a_description_comes_without_weights() {
+    let (fake, folder) = (FakeHub::start(SHARDED), TempDir::new().unwrap());
+    let hub = fake.client(folder.path());
+    let described = hub.resolve_description(&"org/repo".parse().unwrap()).unwrap();
+    assert!(described.path.join("config.json").is_file() && described.path.join("tokenizer.json").is_file());
+    assert!(fake.storage.asked().is_empty(), "no shard was fetched");
+    let asked = fake.hub.asked().len();
+    assert_eq!(hub.resolve_description(&"org/repo".parse().unwrap()).unwrap(), described);
+    assert_eq!(fake.hub.asked().len(), asked, "what is here is not asked for again");
+    // That is not the model: serving it fetches the weights.
+    resolve(&hub, "org/repo").unwrap();
+    assert_eq!(fake.storage.asked().len(), 2);
+    let error = hub.resolve_description(&ModelReference::Default).unwrap_err().to_string();
+    assert!(error.contains("give that file, its folder, or org/repo"), "{error}");
+}
+
+#[test]
 fn a_choice_of_ggufs_is_listed() {
     let (fake, folder) = (FakeHub::start(GGUFS), TempDir::new().unwrap());
     for given in ["org/repo", "org/repo:other.gguf"] {
@@ -225,6 +253,10 @@ fn the_cache_is_listed_and_removed() {
     let [model] = &hub.list().unwrap()[..] else { panic!() };
     assert_eq!((model.name.as_str(), model.incomplete), ("org/repo", false));
     assert_eq!(model.bytes, 9 + COMMIT.len() as u64);
+    for part in ["org/repo:m.Q8_0.gguf", "org/repo@v1"] {
+        let error = hub.remove(&part.parse().unwrap()).unwrap_err().to_string();
+        assert!(error.contains("give org/repo to delete all of it"), "{error}");
+    }
     hub.remove(&"org/repo".parse().unwrap()).unwrap();
     assert!(hub.list().unwrap().is_empty());
 }
