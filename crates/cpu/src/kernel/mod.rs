@@ -7,6 +7,8 @@ pub(crate) mod exponential;
 pub(crate) mod float;
 pub(crate) mod integer;
 pub(crate) mod rows;
+#[cfg(test)]
+mod tests;
 
 use crate::{
     activations::{Activations, QuantBlock},

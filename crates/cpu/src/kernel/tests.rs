@@ -1,0 +1,206 @@
+//! Every level's kernels against the scalar ones, bit for bit, on odd shapes; the scalar ones against plain arithmetic.
+
+use super::*;
+use crate::{
+    activations::{ActivationBuffers, Encoding, Encodings, TILE_ROWS},
+    memory::Buffer,
+    packed::{IntegerLayout, PackedMatrix, PanelKind},
+    simd::{LANES, scalar::f32_to_f16},
+};
+use powertrain_model::{spec::Activation, weights::WeightFormat};
+
+const SEED: u64 = 97;
+
+struct Random(u64);
+
+impl Random {
+    fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 >> 33
+    }
+
+    fn float(&mut self) -> f32 {
+        (self.bits() % 2_000_001) as f32 / 1_000_000.0 - 1.0
+    }
+}
+
+fn levels() -> Vec<Kernels> {
+    SimdLevel::ALL.into_iter().filter_map(Kernels::of).collect()
+}
+
+fn scalar() -> Kernels {
+    Kernels::of(SimdLevel::Scalar).unwrap()
+}
+
+/// A panel of random quants with scales around a hundredth.
+fn random_panel(random: &mut Random, layout: IntegerLayout, columns: usize) -> Buffer<u8> {
+    let bytes = columns / 32 * layout.block_bytes();
+    let panel = Buffer::<u8>::zeroed(bytes);
+    // SAFETY: the buffer is this long and ours alone.
+    let out = unsafe { std::slice::from_raw_parts_mut(panel.as_mut_ptr(), bytes) };
+    for block in out.chunks_exact_mut(layout.block_bytes()) {
+        let (quants, scales) = block.split_at_mut(layout.quant_bytes());
+        quants.fill_with(|| random.bits() as u8);
+        for scale in scales.chunks_exact_mut(layout.scale_bytes()) {
+            let value = random.float() * 0.01;
+            match scale.len() {
+                2 => scale.copy_from_slice(&f32_to_f16(value).to_le_bytes()),
+                _ => scale.copy_from_slice(&value.to_le_bytes()),
+            }
+        }
+    }
+    panel
+}
+
+/// The rows in 8 bits, by the scalar kernel.
+fn encode(kernels: &Kernels, rows: &[Vec<f32>], columns: usize) -> (ActivationBuffers, Activations) {
+    let int8 = Encodings::of([Encoding::Int8]);
+    let buffers = ActivationBuffers::new(rows.len(), columns, int8);
+    let x = buffers.rows_of(columns, int8);
+    for (index, row) in rows.iter().enumerate() {
+        // SAFETY: the level is there; the buffers have the rows.
+        unsafe { (kernels.encode_row)(x, index, row.as_ptr()) };
+    }
+    (buffers, x)
+}
+
+#[test]
+fn integer_products_agree_on_all_levels_and_with_arithmetic() {
+    let mut random = Random(SEED);
+    for format in WeightFormat::ALL {
+        let PanelKind::Integer(layout) = PanelKind::of(format) else { continue };
+        for columns in [32, 576, 640] {
+            let panel = random_panel(&mut random, layout, columns);
+            let data = panel.as_mut_ptr().cast_const();
+            let integer = IntegerPanel { data, layout, blocks: columns / 32 };
+            let expanded = Buffer::<f32>::zeroed(columns * LANES);
+            // SAFETY: the buffer has room.
+            unsafe { (scalar().expand_integer)(integer, expanded.as_mut_ptr()) };
+            let all: Vec<Vec<f32>> = (0..70).map(|_| (0..columns).map(|_| random.float()).collect()).collect();
+            for rows in [1, 2, 3, 4, 5, 7, 8, 9, 13, 31, 70] {
+                let product = |kernels: &Kernels| {
+                    let (_buffers, x) = encode(kernels, &all[..rows], columns);
+                    let out = Buffer::<f32>::zeroed(rows * LANES);
+                    let to = out.as_mut_ptr();
+                    // SAFETY: panel, activations and output are as large as said.
+                    unsafe {
+                        (kernels.multiply_integer)(integer, x.int8, rows, to, LANES, Epilogue::STORE);
+                        std::slice::from_raw_parts(to, rows * LANES).to_vec()
+                    }
+                };
+                let reference = product(&scalar());
+                for kernels in levels() {
+                    let same = product(&kernels).iter().zip(&reference).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "{format} {columns} columns, {rows} rows, {}, seed {SEED}", kernels.level);
+                }
+                // What the dequantised weights give with the exact activations: 8 bits of them are lost.
+                for (row, x) in all[..rows].iter().enumerate() {
+                    for lane in 0..LANES {
+                        // SAFETY: inside the expanded panel.
+                        let weight = |column: usize| unsafe { *expanded.as_mut_ptr().add(column * LANES + lane) };
+                        let exact: f64 = (0..columns).map(|c| f64::from(weight(c)) * f64::from(x[c])).sum();
+                        let size: f64 = (0..columns).map(|c| f64::from(weight(c)).abs()).sum();
+                        let error = (exact - f64::from(reference[row * LANES + lane])).abs();
+                        assert!(error <= size / 250.0, "{format} row {row} lane {lane}: off by {error} of {size}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_panel_ends_where_its_matrix_says() {
+    for format in WeightFormat::ALL {
+        let kind = PanelKind::of(format);
+        let matrix = PackedMatrix::describe(kind, 17, 576, Encoding::F32);
+        assert_eq!(matrix.panels(), 2);
+        assert!(matrix.panel_bytes().is_multiple_of(64));
+        if let PanelKind::Integer(layout) = kind {
+            assert!(matrix.panel_bytes() >= 18 * layout.block_bytes());
+        }
+    }
+}
+
+#[test]
+fn rows_of_floats_agree_on_all_levels() {
+    let mut random = Random(SEED);
+    for len in [16, 48, 576] {
+        let x: Vec<f32> = (0..len).map(|_| random.float() * 30.0).collect();
+        let weight: Vec<f32> = (0..len).map(|_| random.float()).collect();
+        let run = |kernels: &Kernels| {
+            let mut all = Vec::new();
+            let mut out = vec![0.0f32; len];
+            // SAFETY: all hold `len` elements, a multiple of 16.
+            unsafe {
+                (kernels.norm)(RowNorm { weight: weight.as_ptr(), len, epsilon: 1e-5 }, x.as_ptr(), out.as_mut_ptr());
+                all.extend_from_slice(&out);
+                for activation in [Activation::Silu, Activation::GeluTanh] {
+                    (kernels.gate)(Gate(activation), x.as_ptr(), weight.as_ptr(), out.as_mut_ptr(), len);
+                    all.extend_from_slice(&out);
+                }
+                (kernels.soft_cap)(out.as_mut_ptr(), len, 3.0);
+            }
+            all.extend_from_slice(&out);
+            all.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        };
+        let reference = run(&scalar());
+        for kernels in levels() {
+            assert!(run(&kernels) == reference, "{} {len} elements, seed {SEED}", kernels.level);
+        }
+    }
+}
+
+#[test]
+fn gates_are_what_their_names_say() {
+    let x: Vec<f32> = (-160..160).map(|i| i as f32 / 10.0).collect();
+    let ones = vec![1.0f32; x.len()];
+    let mut out = vec![0.0f32; x.len()];
+    for activation in [Activation::Silu, Activation::GeluTanh] {
+        // SAFETY: all hold 320 elements.
+        unsafe { (scalar().gate)(Gate(activation), x.as_ptr(), ones.as_ptr(), out.as_mut_ptr(), x.len()) };
+        for (&x, &got) in x.iter().zip(&out) {
+            let x = f64::from(x);
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
+            let wanted = match activation {
+                Activation::Silu => x / (1.0 + (-x).exp()),
+                Activation::GeluTanh => 0.5 * x * (1.0 + inner.tanh()),
+            };
+            assert!((f64::from(got) - wanted).abs() < 1e-6 * (1.0 + wanted.abs()), "{activation:?}({x}) = {got}");
+        }
+    }
+}
+
+#[test]
+fn exponentials_are_exact_where_attention_needs_it() {
+    use crate::simd::scalar::Scalar;
+    let exp = |x: f32| {
+        // SAFETY: plain Rust.
+        unsafe { exponential::exp::<Scalar>([x; LANES])[0] }
+    };
+    assert_eq!(exp(0.0).to_bits(), 1.0f32.to_bits());
+    assert_eq!(exp(f32::NEG_INFINITY).to_bits(), 0);
+    assert!(exp(f32::NAN).is_nan());
+    for i in -8700..=8700 {
+        let x = i as f32 / 100.0;
+        let wanted = f64::from(x).exp();
+        assert!((f64::from(exp(x)) - wanted).abs() <= 3e-7 * wanted, "e^{x}");
+    }
+}
+
+#[test]
+fn damage_is_not_rounded_away() {
+    for kernels in levels() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for place in [0, 5, 17, 31] {
+                let mut row = vec![0.25f32; 32];
+                row[place] = bad;
+                let (_buffers, x) = encode(&kernels, &[row], 32);
+                // SAFETY: the one block of one row.
+                let block = unsafe { &*x.int8 };
+                assert!(!block.scale[0].is_finite(), "{} {bad} at {place}", kernels.level);
+                assert!(block.scale[1..TILE_ROWS].iter().all(|&scale| scale == 0.0));
+            }
+        }
+    }
+}
