@@ -13,6 +13,8 @@ const RECEIVE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How much of a body that is too large is read and thrown away: a client that is still writing when the connection
 /// closes never sees the answer.
 const DISCARD_BYTES_MAX: usize = 64 << 20;
+/// How much is allocated on a client's word alone, before a byte of it came.
+const CLAIM_BYTES_MAX: usize = 1 << 20;
 
 /// The body of a request that says it is JSON.
 pub(crate) async fn read(request: Request<Body>, limit_bytes: usize) -> Result<Vec<u8>, ApiError> {
@@ -39,7 +41,7 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
 async fn receive(body: Body, limit_bytes: usize) -> Result<Vec<u8>, ApiError> {
     let mut body = pin!(body);
     let expected = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
-    let mut bytes = Vec::with_capacity(expected.min(limit_bytes));
+    let mut bytes = Vec::with_capacity(expected.min(limit_bytes).min(CLAIM_BYTES_MAX));
     let mut received = 0_usize;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| ApiError::BodyUnreadable(error.to_string()))?;

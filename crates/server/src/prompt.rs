@@ -14,6 +14,8 @@ pub(crate) struct ChatPrompt {
     pub(crate) continue_final_message: bool,
     pub(crate) chat_template_kwargs: Map<String, Value>,
     pub(crate) add_special_tokens: bool,
+    /// The body it came in: whatever a template may show of it is not larger.
+    pub(crate) bytes: usize,
 }
 
 /// Encoding on the text pool.
@@ -29,9 +31,8 @@ pub(crate) trait Encode {
 impl Encode for App {
     async fn encode_chat(&self, prompt: ChatPrompt) -> Result<Arc<[TokenId]>, ApiError> {
         let app = Self::clone(self);
-        let bytes = prompt.messages.iter().filter_map(|message| message.content.as_ref()).map(String::len).sum();
         self.pool
-            .run(bytes, move || {
+            .run(prompt.bytes, move || {
                 let text = render(&app, &prompt)?;
                 encode(&app, &text, prompt.add_special_tokens)
             })

@@ -34,7 +34,8 @@ pub(crate) async fn complete(
 ) -> Result<Response, Refusal> {
     app.accepts()?;
     let deadline = deadline(request.headers().get(TIMEOUT_HEADER), app.config.request_timeout, record.arrived())?;
-    let request = ChatRequest::parse(&body::read(request, app.config.request_bytes_max).await?)?;
+    let body = body::read(request, app.config.request_bytes_max).await?;
+    let request = ChatRequest::parse(&body)?;
     let model = app.resolve_model(request.generation.model.as_deref())?;
     let ChatRequest { messages, generation, logprobs, .. } = request;
     let prompt = ChatPrompt {
@@ -43,7 +44,9 @@ pub(crate) async fn complete(
         continue_final_message: request.continue_final_message,
         chat_template_kwargs: request.chat_template_kwargs,
         add_special_tokens: request.add_special_tokens,
+        bytes: body.len(),
     };
+    drop(body);
     let prompts = [app.encode_chat(prompt).await?];
     let id = format!("chatcmpl-{}", random_id());
     let job = Job {

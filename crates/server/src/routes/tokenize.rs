@@ -16,7 +16,8 @@ use powertrain_protocol::{
 };
 
 pub(crate) async fn encode(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
-    let request = TokenizeRequest::parse(&body::read(request, app.config.request_bytes_max).await?)?;
+    let body = body::read(request, app.config.request_bytes_max).await?;
+    let request = TokenizeRequest::parse(&body)?;
     app.resolve_model(request.model.as_deref())?;
     let add = request.add_special_tokens;
     let tokens = match request.input {
@@ -31,6 +32,7 @@ pub(crate) async fn encode(State(app): State<App>, request: Request) -> Result<R
                 continue_final_message,
                 chat_template_kwargs,
                 add_special_tokens,
+                bytes: body.len(),
             };
             app.encode_chat(prompt).await?
         }
