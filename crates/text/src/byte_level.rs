@@ -1,7 +1,7 @@
 //! [`ByteLevel`]: GPT-2's byte-level byte-pair encoding, over the vocabulary and merges of a GGUF file.
 //!
 //! Own code because the `tokenizers` crate would have to be fed a JSON of the whole vocabulary, which costs more than the
-//! start-up may (docs/dev/notes/text.md has the numbers), and because ids must equal llama.cpp's.
+//! start-up may (ARCHITECTURE.md has the numbers), and because ids must equal llama.cpp's.
 
 use crate::{
     TokenId,
