@@ -163,7 +163,7 @@ pub fn bench(plan: &Plan, stop: &Stop, mut tell: impl FnMut(Event<'_>)) -> Resul
         tell(Event::LevelBegins { load, live: target.live.clone() });
         let before = subject::metrics(&session, &target);
         let run = run_level(&Arc::new(target.clone()), &work, level, plan.threads, stop)?;
-        let metrics = MetricsChange::between(&before, &subject::metrics(&session, &target));
+        let metrics = MetricsChange::between(&before, &subject::metrics(&session, &target), &run.records);
         let result = LevelResult {
             load: load.into(),
             interrupted: run.interrupted,

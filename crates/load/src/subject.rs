@@ -1,6 +1,6 @@
 //! What was measured: what the server tells about itself, and its own counters before and after.
 
-use crate::{exchange::Target, http::Url, session::Session};
+use crate::{definitions::ttft, exchange::Target, http::Url, record::RequestRecord, session::Session};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -31,6 +31,9 @@ pub struct MetricsChange {
     pub server_ttft_ms_mean: Option<f64>,
     /// Requests that mean is over.
     pub server_ttft_count: u64,
+    /// Mean TTFT as the client saw it, over all answers of the level, warm-up included: the difference is what the network
+    /// and the client's side add.
+    pub client_ttft_ms_mean: Option<f64>,
 }
 
 impl Subject {
@@ -61,24 +64,27 @@ pub(crate) fn metrics(session: &Session, target: &Target) -> Metrics {
 
 impl MetricsChange {
     /// What moved between two pages.
-    pub fn between(before: &Metrics, after: &Metrics) -> Self {
+    pub fn between(before: &Metrics, after: &Metrics, records: &[RequestRecord]) -> Self {
         let moved = after.iter().filter_map(|(name, &now)| {
             let then = before.get(name).copied().unwrap_or(0.0);
             (now != then).then(|| (name.clone(), (then, now)))
         });
         let changed: BTreeMap<_, _> = moved.collect();
+        // Servers with aliases show the same histogram under several names: one is enough.
+        let bare = |name: &str| name.split('{').next().unwrap_or_default().to_owned();
+        let histogram = changed.keys().map(|name| bare(name)).find_map(|name| {
+            name.strip_suffix("_count").filter(|name| name.ends_with("time_to_first_token_seconds")).map(str::to_owned)
+        });
         let total = |suffix: &str| -> f64 {
-            let of_ttft = changed.iter().filter(|(name, _)| {
-                name.split('{')
-                    .next()
-                    .is_some_and(|name| name.ends_with(&format!("time_to_first_token_seconds_{suffix}")))
-            });
-            of_ttft.map(|(_, (then, now))| now - then).sum()
+            let Some(histogram) = &histogram else { return 0.0 };
+            let wanted = format!("{histogram}_{suffix}");
+            changed.iter().filter(|(name, _)| bare(name) == wanted).map(|(_, (then, now))| now - then).sum()
         };
-        // Under two names the same histogram counts twice above and below the line.
         let (sum, count) = (total("sum"), total("count"));
         let server_ttft_ms_mean = (count > 0.0).then(|| sum / count * 1e3);
-        Self { changed, server_ttft_ms_mean, server_ttft_count: count as u64 }
+        let seen: Vec<f64> = records.iter().filter_map(ttft).map(|nanos| nanos as f64 / 1e6).collect();
+        let client_ttft_ms_mean = (!seen.is_empty()).then(|| seen.iter().sum::<f64>() / seen.len() as f64);
+        Self { changed, server_ttft_ms_mean, server_ttft_count: count as u64, client_ttft_ms_mean }
     }
 }
 
@@ -107,11 +113,14 @@ mod tests {
         let mut after = before.clone();
         after.insert("vllm:time_to_first_token_seconds_sum{model=\"a b\"}".to_owned(), 2.5);
         after.insert("vllm:time_to_first_token_seconds_count{model=\"a b\"}".to_owned(), 20.0);
+        // An alias of the same histogram, which must not count twice.
+        after.insert("own_time_to_first_token_seconds_sum".to_owned(), 1.0);
+        after.insert("own_time_to_first_token_seconds_count".to_owned(), 10.0);
         after.insert("new".to_owned(), 2.0);
-        let change = MetricsChange::between(&before, &after);
+        let change = MetricsChange::between(&before, &after, &[]);
         assert_eq!((change.server_ttft_ms_mean, change.server_ttft_count), (Some(100.0), 10));
         assert_eq!(change.changed.get("new"), Some(&(0.0, 2.0)));
-        assert_eq!(change.changed.len(), 3);
-        assert_eq!(MetricsChange::between(&before, &before).server_ttft_ms_mean, None);
+        assert_eq!(change.changed.len(), 5);
+        assert_eq!(MetricsChange::between(&before, &before, &[]).server_ttft_ms_mean, None);
     }
 }

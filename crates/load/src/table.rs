@@ -45,7 +45,7 @@ fn write(text: &mut String, level: &LevelResult) -> std::fmt::Result {
     rates(text, summary)?;
     latencies(text, summary)?;
     lengths(text, summary)?;
-    client(text, level, summary)
+    client(text, level)
 }
 
 fn requests(text: &mut String, summary: &Summary) -> std::fmt::Result {
@@ -156,7 +156,7 @@ fn lengths(text: &mut String, summary: &Summary) -> std::fmt::Result {
     Ok(())
 }
 
-fn client(text: &mut String, level: &LevelResult, summary: &Summary) -> std::fmt::Result {
+fn client(text: &mut String, level: &LevelResult) -> std::fmt::Result {
     let client = &level.client;
     let ms = |value: Option<f64>| value.map_or("?".to_owned(), |value| format!("{value:.2}"));
     writeln!(
@@ -172,12 +172,12 @@ fn client(text: &mut String, level: &LevelResult, summary: &Summary) -> std::fmt
     if let (Some(own), Some(others)) = (client.own_cpu_s, client.others_cpu_s) {
         writeln!(text, "  this machine  {own:.1} CPU s by this client, {others:.1} CPU s by all else")?;
     }
-    let client_ttft = summary.latency.get("ttft_ms").map(|latency| latency.mean);
-    if let (Some(server), Some(client)) = (level.metrics.server_ttft_ms_mean, client_ttft) {
-        let count = level.metrics.server_ttft_count;
+    let metrics = &level.metrics;
+    if let (Some(server), Some(client)) = (metrics.server_ttft_ms_mean, metrics.client_ttft_ms_mean) {
         writeln!(
             text,
-            "  server's TTFT {server:.2} ms on average of {count} (client's {client:.2}: the rest is way and wait)"
+            "  TTFT's way    {server:.2} ms mean by the server's metrics ({} requests, warm-up too), {client:.2} ms by this client",
+            metrics.server_ttft_count
         )?;
     }
     for reason in &client.client_limited {

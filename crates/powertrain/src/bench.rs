@@ -8,7 +8,7 @@ use powertrain_load::{
     files::{self, EventsFile},
     http::{Url, UrlError},
     openai::Api,
-    proof,
+    proof::{self, Verdict},
     result::RunResult,
     schedule::{Arrivals, Load, Until},
     table,
@@ -206,21 +206,36 @@ fn prove_itself(arguments: &Arguments) -> anyhow::Result<()> {
     );
     let duration = Duration::from_secs_f64(arguments.duration.unwrap_or(5.0).clamp(0.1, 600.0));
     let threads = arguments.client_threads.map_or_else(default_threads, usize::from);
-    let mut wrong = 0;
+    let (mut wrong, mut late) = (0, 0);
     for case in proof::cases(streams, rate, duration) {
         if stop.is_requested() {
             break;
         }
         let result = proof::prove(&case, threads, &stop)?;
-        wrong += usize::from(!result.right);
-        let verdict = if result.right { "right" } else { "WRONG" };
+        let verdict = match result.verdict {
+            Verdict::Right => "right",
+            Verdict::Late => "LATE ",
+            Verdict::Wrong => "WRONG",
+        };
+        wrong += usize::from(result.verdict == Verdict::Wrong);
+        late += usize::from(result.verdict == Verdict::Late);
         let mut text = format!("{verdict}  {} ({} clients)\n       {}\n", result.name, case.concurrency, result.found);
-        for reason in &result.client.client_limited {
+        let client = &result.client;
+        if result.verdict == Verdict::Late {
+            text.push_str(&format!(
+                "       a client thread used {:.0} % of a CPU and waited for one {:.0} % of the time, while other programs used \
+                 {:.1} CPU s\n",
+                client.cpu_share_max * 100.0,
+                client.cpu_wait_share_max * 100.0,
+                client.others_cpu_s.unwrap_or(0.0),
+            ));
+        }
+        for reason in &client.client_limited {
             text.push_str(&format!("       client-limited: {reason}\n"));
         }
         print(&text)?;
     }
-    ensure!(wrong == 0, "{wrong} cases were not measured right on this machine now");
+    ensure!(wrong == 0 && late == 0, "{wrong} cases were measured wrong and {late} late, on this machine now");
     Ok(())
 }
 

@@ -4,6 +4,8 @@
 
 mod body;
 mod connection;
+#[cfg(test)]
+mod damage;
 mod sse;
 mod url;
 

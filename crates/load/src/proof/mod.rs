@@ -6,7 +6,7 @@
 mod cases;
 mod server;
 
-pub use cases::{Case, CaseResult, cases, prove};
+pub use cases::{Case, CaseResult, Verdict, cases, prove};
 pub use server::{Ending, Script, Truth, TruthServer};
 
 #[cfg(test)]

@@ -50,7 +50,9 @@ fn every_chunk_is_recorded_after_it_was_written_however_the_bytes_are_split() {
         let (run, errors) = run(&server, closed(3, 12), |_| {});
         assert_eq!((errors.unmatched, errors.before_written), (0, 0), "writes of {write_bytes:?}");
         let summary = summary(&run);
-        assert_eq!((summary.requests.completed, summary.requests.new_connections), (12, 3));
+        assert_eq!(summary.requests.completed, 12);
+        // Each client opens one connection; a quick one may leave nothing for the others.
+        assert!((1..=3).contains(&summary.requests.new_connections));
         assert_eq!((summary.outputs.total, summary.chunks.count), (12 * 18, 12 * 6));
         assert_eq!((summary.prompts.exact, summary.prompts.compared), (12, 12));
         for record in &run.records {
