@@ -8,7 +8,7 @@
 //! Work per panel and 32 columns, for Q4_1: 320 bytes of weights (256 of quants, 64 of scales and minima); per row 8 dot
 //! instructions (512 multiply-adds), one multiply and two fused ones on the same pipes: 8 of 11 slots do the work.
 //! Ceilings on Zen 4 at 3.65 GHz, one core: one 64-wide dot an instruction and cycle = 234 G multiply-adds/s, times 8/11
-//! = 170; measured 143 in a prefill of 512. With one row the memory decides: 30 GB/s on one core and 37 on two, against 28 cycles'
+//! = 170; measured 155. With one row the memory decides: 30 GB/s on one core and 37 on two, against 28 cycles'
 //! work for each 320 bytes (41 GB/s from the L2 cache). A panel is therefore one unbroken stream, scales between the quants:
 //! read as two streams, each starting anew with every panel, the machine's prefetchers gave 12 GB/s of 30.
 
