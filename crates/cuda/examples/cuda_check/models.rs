@@ -49,11 +49,11 @@ const SYNTHETIC: [(&str, &str); 8] = [
 pub(crate) fn check_all(paths: &[String]) -> usize {
     let mut failures = 0;
     for (name, json) in SYNTHETIC {
-        failures += report(name, synthetic(json).and_then(|model| check(&model, 700)));
+        failures += report(name, synthetic(json).and_then(|model| check(&model, &scattered(&model, 700))));
     }
     for path in paths {
         let model = Model::open(Path::new(path)).map_err(|error| error.to_string());
-        failures += report(path, model.and_then(|model| check(&model, 90)));
+        failures += report(path, model.and_then(|model| check(&model, &tokens_for(path, &model)?)));
     }
     failures
 }
@@ -193,26 +193,36 @@ impl Spread {
     }
 }
 
-fn check(model: &Model, length: usize) -> Result<String, String> {
-    let vocab = model.spec().vocab_size;
-    let length = length.min(model.spec().context_len);
-    let tokens: Vec<TokenId> =
-        (0..length as u64).map(|i| ((i * 2_654_435_761 + i * i * 97) % vocab as u64) as TokenId).collect();
-    let logits = reference::logits(model, &tokens);
+/// Token ids all over the vocabulary.
+fn scattered(model: &Model, length: usize) -> Vec<TokenId> {
+    let (vocab, length) = (model.spec().vocab_size as u64, length.min(model.spec().context_len) as u64);
+    (0..length).map(|i| ((i * 2_654_435_761 + i * i * 97) % vocab) as TokenId).collect()
+}
+
+/// The ids in `PATH.tokens` where there is such a file: a trained model is ill-conditioned on anything but text (for SmolLM2,
+/// transformers' own bf16 is off by 1.6 deviations at worst on scattered tokens, by 0.07 on text).
+fn tokens_for(path: &str, model: &Model) -> Result<Vec<TokenId>, String> {
+    let Ok(text) = std::fs::read_to_string(format!("{path}.tokens")) else { return Ok(scattered(model, 90)) };
+    text.split_whitespace().map(|id| id.parse().map_err(|_| format!("{path}.tokens: {id} is no token id"))).collect()
+}
+
+fn check(model: &Model, tokens: &[TokenId]) -> Result<String, String> {
+    let (vocab, length) = (model.spec().vocab_size, tokens.len());
+    let logits = reference::logits(model, tokens);
     let deviation = logits.iter().map(|row| standard_deviation(row)).sum::<f64>() / logits.len() as f64;
     let wanted: Vec<Vec<f64>> = logits.iter().map(|row| log_softmax(row)).collect();
     let mut device = Device::new(model, length as u32 + 64)?;
     let mut words = vec![format!("logits deviate {deviation:.2}")];
     for chunk in [length, 129, 33] {
         let mut spread = Spread::default();
-        score_prompt(&mut device, &tokens, chunk, &wanted, &mut spread)?;
+        score_prompt(&mut device, tokens, chunk, &wanted, &mut spread)?;
         words.push(spread.finish(&format!("chunks of {chunk}:"), deviation)?);
     }
     let mut spread = Spread::default();
-    decode_each(&mut device, &tokens, &wanted, &mut spread)?;
+    decode_each(&mut device, tokens, &wanted, &mut spread)?;
     words.push(spread.finish("decode:", deviation)?);
-    words.push(greedy_together(&mut device, model, &tokens, deviation)?);
-    words.push(draws_equal_the_host(&mut device, &tokens, vocab)?);
+    words.push(greedy_together(&mut device, model, tokens, deviation)?);
+    words.push(draws_equal_the_host(&mut device, tokens, vocab)?);
     Ok(words.join("; "))
 }
 
@@ -322,7 +332,9 @@ fn greedy_together(device: &mut Device, model: &Model, tokens: &[TokenId], devia
         }
     }
     let (mut worst, mut same, mut count) = (0.0f32, 0, 0);
-    for (prompt, text) in prompts.iter().zip(&texts) {
+    // The reference takes a tenth of a second a token on a real model: three texts of those are enough.
+    let compared = if model.spec().hidden_size > 400 { 3 } else { prompts.len() };
+    for (prompt, text) in prompts.iter().zip(&texts).take(compared) {
         let logits = reference::logits(model, text);
         for position in prompt.len()..text.len() {
             let row = &logits[position - 1];
