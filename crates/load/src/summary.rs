@@ -248,12 +248,13 @@ fn failures(measured: &[&RequestRecord]) -> BTreeMap<String, FailureCount> {
 
 fn throughput(completed: &[&RequestRecord], window_s: f64) -> Throughput {
     let tokens: Vec<OutputTokens> = completed.iter().map(|record| definitions::output_tokens(record)).collect();
-    let output: f64 = tokens.iter().map(|tokens| f64::from(tokens.count)).sum();
+    // Not `sum`: that of nothing is -0.
+    let output = tokens.iter().fold(0.0, |sum, tokens| sum + f64::from(tokens.count));
     let prompts: Option<f64> = completed.iter().map(|record| Some(f64::from(record.usage?.prompt_tokens))).sum();
     Throughput {
         requests_per_s: completed.len() as f64 / window_s,
         output_tokens_per_s: output / window_s,
-        total_tokens_per_s: prompts.map(|prompts| (prompts + output) / window_s),
+        total_tokens_per_s: prompts.filter(|_| !completed.is_empty()).map(|prompts| (prompts + output) / window_s),
         estimated: tokens.iter().any(|tokens| tokens.estimated),
     }
 }

@@ -94,6 +94,9 @@ fn refused_connections_are_results() {
     assert_eq!((summary.requests.sent, summary.requests.failed), (10, 10));
     assert_eq!(summary.failures["refused"].count, 10);
     assert!(summary.latency.is_empty());
+    assert!(
+        summary.throughput.output_tokens_per_s.is_sign_positive() && summary.throughput.total_tokens_per_s.is_none()
+    );
 }
 
 #[test]
