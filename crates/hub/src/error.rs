@@ -64,7 +64,8 @@ pub enum HubError {
     },
     /// No answer.
     #[error(
-        "cannot reach {url}: {reason}; check the network, HTTPS_PROXY and SSL_CERT_FILE, or give the path of a model on disk"
+        "cannot reach {}: {reason}; check the network, HTTPS_PROXY and SSL_CERT_FILE, or give the path of a model on disk",
+        without_password(.url)
     )]
     Network {
         /// What was asked for.
@@ -73,7 +74,7 @@ pub enum HubError {
         reason: String,
     },
     /// An answer that is not the file.
-    #[error("{url} answered {status}: {hint}")]
+    #[error("{} answered {status}: {hint}", without_password(.url))]
     Status {
         /// What was asked for.
         url: String,
@@ -83,7 +84,7 @@ pub enum HubError {
         hint: String,
     },
     /// An answer that cannot be understood.
-    #[error("{url}: unexpected answer: {reason}")]
+    #[error("{}: unexpected answer: {reason}", without_password(.url))]
     Answer {
         /// What was asked for.
         url: String,
@@ -92,7 +93,8 @@ pub enum HubError {
     },
     /// The bytes are not the ones that were promised.
     #[error(
-        "{url}: {what} is {found}, expected {expected}; something on the way changed the file (a proxy?); it was deleted, run the command again or fetch it over another network"
+        "{}: {what} is {found}, expected {expected}; something on the way changed the file (a proxy?); it was deleted, run the command again or fetch it over another network",
+        without_password(.url)
     )]
     Corrupt {
         /// Where it came from.
@@ -142,5 +144,29 @@ impl HubError {
             return Self::NoSuchPath { path: path.to_owned() };
         }
         Self::Io { path: path.to_owned(), action, reason: error.to_string() }
+    }
+}
+
+/// A URL as it may be shown: an index's address can carry a user and a password.
+fn without_password(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let host_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    match rest[..host_end].rfind('@') {
+        Some(at) => format!("{scheme}://{}", &rest[at + 1..]),
+        None => url.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{HubError, without_password};
+
+    #[test]
+    fn passwords_are_not_shown() {
+        assert_eq!(without_password("https://me:p@ss@host:1/a@b?c"), "https://host:1/a@b?c");
+        assert_eq!(without_password("https://host/a@b"), "https://host/a@b");
+        assert_eq!(without_password("/a/path@1"), "/a/path@1");
+        let error = HubError::Status { url: "https://me:secret@host/x".into(), status: 500, hint: "later".into() };
+        assert_eq!(error.to_string(), "https://host/x answered 500: later");
     }
 }

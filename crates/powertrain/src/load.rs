@@ -50,6 +50,12 @@ impl EngineFlags {
         if !model.unused_tensors().is_empty() {
             notes.push(format!("the checkpoint has tensors that are not used: {}", model.unused_tensors().join(", ")));
         }
+        if text.tokenizer.vocab_size() > model.spec().vocab_size {
+            notes.push(format!(
+                "the tokenizer has {} tokens and the model {vocab_size}: text with tokens that the model lacks will be refused",
+                text.tokenizer.vocab_size()
+            ));
+        }
         let (limits, executor) = self.executor(&model, &summary, &mut notes)?;
         let engine = Engine::start(
             EngineConfig {

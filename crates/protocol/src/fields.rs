@@ -53,6 +53,12 @@ impl Fields {
         self.problems.0.push(Problem { field: field.into(), message: message.into() });
     }
 
+    /// Whether the field is given, and not null.
+    #[must_use]
+    pub fn has(&self, field: &str) -> bool {
+        self.map.get(field).is_some_and(|value| !value.is_null())
+    }
+
     /// Whether a problem was noted for this very field.
     #[must_use]
     pub fn has_problem(&self, field: &str) -> bool {

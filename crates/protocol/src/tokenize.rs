@@ -73,7 +73,12 @@ impl TokenizeRequest {
         let mut fields = Fields::parse(body)?;
         let model = fields.string("model");
         let input = match fields.string("prompt") {
-            Some(text) => TokenizeInput::Text(text),
+            Some(text) => {
+                if fields.has("messages") {
+                    fields.problem("messages", "cannot be given beside prompt; send one of them");
+                }
+                TokenizeInput::Text(text)
+            }
             None if fields.has_problem("prompt") => TokenizeInput::Text(String::new()),
             None => {
                 let turn = crate::chat::Turn::read(&mut fields);

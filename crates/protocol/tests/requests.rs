@@ -190,6 +190,8 @@ fn tokenize_takes_text_or_messages() {
     let message = |body: &[u8]| TokenizeRequest::parse(body).expect_err("bad").to_string();
     assert_eq!(message(b"{}"), "messages: is missing");
     assert_eq!(message(br#"{"prompt": 1}"#), "prompt: 1 is not a string");
+    let both = br#"{"prompt": "a", "messages": [{"role": "user", "content": "a"}]}"#;
+    assert_eq!(message(both), "messages: cannot be given beside prompt; send one of them");
     let detokenize = |body: &[u8]| DetokenizeRequest::parse(body).map(|request| request.tokens);
     assert_eq!(detokenize(br#"{"tokens": [1, 2]}"#), Ok(vec![1, 2]));
     assert_eq!(detokenize(b"{}"), Err(ApiError::field("tokens", "is missing")));

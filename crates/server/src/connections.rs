@@ -43,14 +43,14 @@ pub enum BindError {
         port: u16,
     },
     /// The host has no such address, or its name is unknown.
-    #[error("cannot listen on {host}:{port}: {source}; --host must be an address of this machine")]
+    #[error("cannot listen on {host}:{port}: {reason}; --host must be an address of this machine")]
     Other {
         /// `--host`.
         host: String,
         /// `--port`.
         port: u16,
         /// The system's words.
-        source: io::Error,
+        reason: String,
     },
     /// An origin that is none.
     #[error("--allowed-origin {origin}: not an origin such as https://example.com, nor *")]
@@ -68,7 +68,7 @@ pub(crate) async fn listen(config: &ServerConfig) -> Result<TcpListener, BindErr
         match source.kind() {
             io::ErrorKind::AddrInUse => BindError::Taken { host, port },
             io::ErrorKind::PermissionDenied => BindError::Denied { host, port },
-            _ => BindError::Other { host, port, source },
+            _ => BindError::Other { host, port, reason: source.to_string() },
         }
     })
 }

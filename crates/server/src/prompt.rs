@@ -3,7 +3,7 @@
 use crate::state::App;
 use powertrain_protocol::{ApiError, ChatMessage, Prompt};
 use powertrain_step::TokenId;
-use powertrain_text::{AddSpecial, Chat, ParseSpecial};
+use powertrain_text::{AddSpecial, Chat, ChatTemplateError, ParseSpecial};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
@@ -72,10 +72,22 @@ fn render(app: &App, prompt: &ChatPrompt) -> Result<String, ApiError> {
         continue_final_message: prompt.continue_final_message,
         variables: Some(&prompt.chat_template_kwargs),
     };
-    template.render(&chat).map_err(|error| ApiError::Template(error.to_string()))
+    template.render(&chat).map_err(|error| match &error {
+        ChatTemplateError::ReservedVariable { name } => {
+            ApiError::field("chat_template_kwargs", format!("must not set {name:?}: it has a field of its own"))
+        }
+        _ => ApiError::Template(error.to_string()),
+    })
 }
 
 fn encode(app: &App, text: &str, add_special: bool) -> Result<Arc<[TokenId]>, ApiError> {
+    let (len, most) = (text.len(), app.prompt_bytes_max());
+    if len > most {
+        let max_model_len = app.engine.limits().max_model_len;
+        return Err(ApiError::ContextLengthExceeded(format!(
+            "the prompt has {len} bytes of text; the {max_model_len} tokens of --max-model-len are at most {most}"
+        )));
+    }
     let add = if add_special { AddSpecial::Yes } else { AddSpecial::No };
     let ids = app.model.tokenizer.encode(text, add, ParseSpecial::Yes);
     Ok(ids.map_err(|error| ApiError::field("prompt", error.to_string()))?.into())

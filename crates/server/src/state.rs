@@ -23,6 +23,8 @@ pub(crate) struct State {
     pub(crate) report: EngineReport,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) pool: TextPool,
+    /// Bytes of the longest token's text.
+    token_bytes_max: usize,
     /// Unix seconds.
     pub(crate) started: u64,
     /// The signal to stop came.
@@ -35,7 +37,10 @@ impl State {
         let name = config.served_model_names.first().map_or("default", String::as_str);
         let metrics = Metrics::new(name, &report);
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let ids = 0..model.vocab_size;
+        let token_bytes_max = ids.map(|id| model.tokenizer.token_bytes(id).len()).max().unwrap_or(0).max(1);
         Arc::new(Self {
+            token_bytes_max,
             keys: Keys::new(config.api_keys.clone()),
             config,
             model,
@@ -46,6 +51,13 @@ impl State {
             started: unix_seconds(),
             stopping: AtomicBool::new(false),
         })
+    }
+
+    /// Text longer than this has more tokens than a sequence may: said before it is encoded, which takes time. Normalisation
+    /// may make text shorter, seldom by more than this allows.
+    pub(crate) fn prompt_bytes_max(&self) -> usize {
+        const NORMALISATION: usize = 4;
+        (self.engine.limits().max_model_len as usize).saturating_mul(NORMALISATION * self.token_bytes_max)
     }
 
     /// Whether new requests are taken.

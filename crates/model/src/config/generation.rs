@@ -60,7 +60,7 @@ impl GenerationConfig {
             top_k: count("top_k")?,
             top_p: number("top_p", 0.0, 1.0)?,
             min_p: number("min_p", 0.0, 1.0)?,
-            repetition_penalty: number("repetition_penalty", 0.0, 100.0)?,
+            repetition_penalty: number("repetition_penalty", 0.01, 100.0)?,
             max_new_tokens: count("max_new_tokens")?,
         })
     }
