@@ -78,7 +78,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "REQUESTS", value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
     warmup: Option<u64>,
 
-    /// Prompt tokens as the server counts them: 512, 128-1024, or normal:MEAN:DEVIATION[:MIN:MAX]
+    /// Prompt tokens as the server counts them: 512, 128-1024, or normal:MEAN:DEVIATION, which may go on with :MIN:MAX
     #[arg(long, visible_alias = "random-input-len", default_value = "256", value_name = "LENGTHS")]
     input_tokens: Lengths,
     /// Most tokens of an answer, likewise

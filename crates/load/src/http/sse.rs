@@ -21,7 +21,7 @@ impl SseParser {
     /// Takes the next piece and hands over the data of each event it completes.
     ///
     /// # Errors
-    /// When an event or line is longer than [`EVENT_BYTES_MAX`].
+    /// When an event or line is longer than 4 MiB.
     pub fn push(&mut self, mut piece: &[u8], mut event: impl FnMut(&[u8])) -> Result<(), &'static str> {
         while !piece.is_empty() {
             if self.after_return {
