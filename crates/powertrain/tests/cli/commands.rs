@@ -51,7 +51,7 @@ fn what_does_not_fit_names_the_number_to_change() {
     refused(&["--kv-cache-memory", "900TiB"], &["--kv-cache-memory 900 TiB", "set it to at most"]);
     refused(
         &["--max-num-seqs", "64", "--max-num-batched-tokens", "8"],
-        &["--max-num-batched-tokens 8", "raise the first"],
+        &["--max-num-batched-tokens 8", "set it to at least 64"],
     );
     refused(&["--block-size", "0"], &["--block-size is 0"]);
 }
