@@ -54,7 +54,7 @@ async fn bad_requests_are_told_what_is_wrong() {
             CHAT,
             chat_body("x", json!({"chat_template_kwargs": {"messages": 1}})),
             400,
-            "chat_template_kwargs must not set \"messages\": it has a field of its own",
+            "chat_template_kwargs: must not set \"messages\": it has a field of its own",
         ),
         (
             COMPLETIONS,
