@@ -205,7 +205,7 @@ fn ln_factorial(n: u64) -> f64 {
 
 /// The two-sided 95 % point of Student's t, by Hill's expansion around the normal (error below 1 % from 3 degrees on);
 /// exact for 1 and 2.
-fn student_95(degrees: u32) -> f64 {
+pub fn student_95(degrees: u32) -> f64 {
     match degrees {
         0 => f64::INFINITY,
         1 => 12.706_204_736,

@@ -1,0 +1,73 @@
+//! What can go wrong before there is a report.
+
+use crate::document::known_formats;
+use std::io;
+
+/// Why there is no report.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file cannot be read.
+    #[error("{path}: cannot be read: {source}")]
+    Unreadable {
+        /// The file.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file is larger than any result.
+    #[error("{path}: {size} bytes, more than the {most} that a result may have; give the result, not its raw events")]
+    TooLarge {
+        /// The file.
+        path: String,
+        /// Its bytes.
+        size: u64,
+        /// The limit.
+        most: u64,
+    },
+    /// A file is no JSON.
+    #[error("{path}: not JSON: {source}")]
+    NotJson {
+        /// The file.
+        path: String,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// A file is of no kind that a report knows.
+    #[error("{path}: {found}; a report reads {}", known_formats())]
+    UnknownFormat {
+        /// The file.
+        path: String,
+        /// What it says of itself.
+        found: String,
+    },
+    /// The scenario is not understood.
+    #[error("{path}: {reason}")]
+    Scenario {
+        /// The file.
+        path: String,
+        /// What, where.
+        reason: String,
+    },
+    /// A side has no measurement of speed.
+    #[error("--{side} has no result of `powertrain bench`; give at least one")]
+    NoRun {
+        /// `before` or `after`.
+        side: &'static str,
+    },
+    /// A template does not render.
+    #[error("the template {name} does not render: {source:#}")]
+    Template {
+        /// Which.
+        name: String,
+        /// Where and why.
+        source: minijinja::Error,
+    },
+    /// A file cannot be written.
+    #[error("{path}: cannot be written: {source}")]
+    Unwritable {
+        /// The file.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+}

@@ -1,0 +1,22 @@
+//! Results to a case study: charts, tables, comparison, cost.
+//!
+//! In reading order: `figure.rs` (a number and where it comes from), `sentence.rs`, `format.rs`; what is read: `document.rs`
+//! (a file), `scenario.rs` (the client), `metric.rs`, `run.rs` (a result), `events.rs` (its raw events), `side.rs` (several
+//! runs); what follows: `change.rs` (before against after), `requirement.rs`, `sweet_spot.rs`.
+#![forbid(unsafe_code)]
+
+pub mod change;
+pub mod document;
+mod error;
+pub mod events;
+pub mod figure;
+mod format;
+pub mod metric;
+pub mod requirement;
+pub mod run;
+pub mod scenario;
+pub mod sentence;
+pub mod side;
+pub mod sweet_spot;
+
+pub use error::Error;
