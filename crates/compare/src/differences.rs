@@ -1,0 +1,157 @@
+//! What else was not alike on the two sides: flags, versions, the machine, clocks. A verdict names a difference, not its cause.
+
+use crate::side::{Run, Side};
+use serde::Serialize;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What is measured, or is different in every run: no cause of a difference.
+const MEASURED: &[&str] = &[
+    "format",
+    "began_at",
+    "command",
+    "definitions",
+    "events_file",
+    "series_file",
+    "complete",
+    "capacity",
+    "work.seed",
+    "machine.load_average",
+    "server.engine.now",
+    "server.engine.load_seconds",
+];
+/// Of a level, what may explain its numbers; all else there is a number to explain.
+const EXPLAINING: &[&str] = &["gpus", "gauges", "machine"];
+/// Numbers of levels that differ by less are alike.
+const ALIKE: f64 = 0.03;
+/// Longest value that is shown.
+const SHOWN_CHARACTERS: usize = 120;
+/// Most different values of one side that are shown.
+const SHOWN_VALUES: usize = 4;
+
+/// One thing that was not alike.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Difference {
+    /// Where it stands in the results.
+    pub what: String,
+    /// A's value, or values.
+    pub a: String,
+    /// B's.
+    pub b: String,
+    /// The two sides were asked different things: verdicts compare more than the servers.
+    pub is_work: bool,
+}
+
+/// All of them, the work's first.
+pub fn differences(a: &Side, b: &Side) -> Vec<Difference> {
+    let (facts_a, facts_b) = (facts(a), facts(b));
+    let names: BTreeSet<&String> = facts_a.keys().chain(facts_b.keys()).collect();
+    let mut all: Vec<Difference> = names
+        .into_iter()
+        .filter_map(|name| {
+            let (of_a, of_b) = (facts_a.get(name), facts_b.get(name));
+            let alike = of_a == of_b || of_a.zip(of_b).is_some_and(|(a, b)| name.starts_with("levels.") && near(a, b));
+            (!alike).then(|| Difference {
+                what: name.clone(),
+                a: shown(of_a),
+                b: shown(of_b),
+                is_work: name.starts_with("work."),
+            })
+        })
+        .collect();
+    all.sort_by_key(|difference| !difference.is_work);
+    all
+}
+
+/// Every fact of a side by its path, with the values its runs have.
+fn facts(side: &Side) -> BTreeMap<String, BTreeSet<String>> {
+    let mut facts = BTreeMap::new();
+    for run in &side.runs {
+        let mut add = |path: &str, value: &Value| {
+            facts.entry(path.to_owned()).or_insert_with(BTreeSet::new).insert(text(value));
+        };
+        walk("", &run.json, &mut add);
+        for flag in flags(run) {
+            add(&format!("flag {}", flag.0), &Value::String(flag.1));
+        }
+    }
+    facts
+}
+
+/// Walks over what may explain a difference.
+fn walk(path: &str, value: &Value, add: &mut impl FnMut(&str, &Value)) {
+    if MEASURED.contains(&path) {
+        return;
+    }
+    let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+    match value {
+        Value::Object(fields) => {
+            for (name, field) in fields {
+                // `created` is the moment of the question in many servers.
+                if name != "created" && (path != "levels" || EXPLAINING.contains(&name.as_str())) {
+                    walk(&below(name), field, add);
+                }
+            }
+        }
+        // Levels are taken together: their values form a set.
+        Value::Array(levels) if path == "levels" => levels.iter().for_each(|level| walk(path, level, add)),
+        Value::Array(items) if items.iter().any(|item| item.is_object()) => {
+            items.iter().enumerate().for_each(|(number, item)| walk(&below(&number.to_string()), item, add));
+        }
+        _ => add(path, value),
+    }
+}
+
+/// The command's flags with their values; addresses and files are different by nature and left out.
+fn flags(run: &Run) -> Vec<(String, String)> {
+    const NOT_OF_THE_WORK: &[&str] = &["--output", "-o", "--csv", "--config", "--seed"];
+    let mut flags: Vec<(String, String)> = Vec::new();
+    for word in run.result.command.iter().skip(2) {
+        match word.strip_prefix("--").and_then(|rest| rest.split_once('=')) {
+            Some((name, value)) => flags.push((format!("--{name}"), value.to_owned())),
+            None if word.starts_with('-') => flags.push((word.clone(), String::new())),
+            None => {
+                if let Some((_, value)) = flags.last_mut() {
+                    *value = if value.is_empty() { word.clone() } else { format!("{value} {word}") };
+                }
+            }
+        }
+    }
+    flags.retain(|(name, _)| !NOT_OF_THE_WORK.contains(&name.as_str()));
+    flags
+}
+
+/// Numbers whose means hardly differ.
+fn near(a: &BTreeSet<String>, b: &BTreeSet<String>) -> bool {
+    let mean = |values: &BTreeSet<String>| {
+        let numbers: Option<Vec<f64>> = values.iter().map(|value| value.parse().ok()).collect();
+        let numbers = numbers?;
+        Some(numbers.iter().sum::<f64>() / numbers.len() as f64)
+    };
+    let (Some(a), Some(b)) = (mean(a), mean(b)) else { return false };
+    (a - b).abs() <= ALIKE * a.abs().max(b.abs())
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn shown(values: Option<&BTreeSet<String>>) -> String {
+    let Some(values) = values else { return "absent".to_owned() };
+    let mut shown: Vec<String> = values.iter().take(SHOWN_VALUES).map(|value| shortened(value)).collect();
+    if values.len() > SHOWN_VALUES {
+        shown.push(format!("{} more", values.len() - SHOWN_VALUES));
+    }
+    shown.join(", ")
+}
+
+fn shortened(value: &str) -> String {
+    if value.chars().count() <= SHOWN_CHARACTERS {
+        return value.to_owned();
+    }
+    let kept: String = value.chars().take(SHOWN_CHARACTERS).collect();
+    format!("{kept}…")
+}
