@@ -28,7 +28,9 @@ enum Subject {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GateError {
     /// Its form.
-    #[error("`{0}` is no limit; write METRIC>+5% or METRIC<-5%, e.g. ttft_p95>+5%, output_tokens_per_s<-3%, failed_share>+1%")]
+    #[error(
+        "`{0}` is no limit; write METRIC>+5% or METRIC<-5%, e.g. ttft_p95>+5%, output_tokens_per_s<-3%, failed_share>+1%"
+    )]
     Form(String),
     /// Its metric.
     #[error(transparent)]
@@ -134,7 +136,11 @@ impl fmt::Display for GateOutcome {
                 least * 100.0
             ),
             Self::NotDetectable { change, detectable: None } => {
-                write!(formatter, "not failed: {} is beyond the limit but may be chance; more runs tell", percent(*change))
+                write!(
+                    formatter,
+                    "not failed: {} is beyond the limit but may be chance; more runs tell",
+                    percent(*change)
+                )
             }
             Self::Absent => formatter.write_str("absent: a side lacks this number, or has too few requests for it"),
         }

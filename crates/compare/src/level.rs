@@ -5,11 +5,7 @@ use crate::{
     sample::{Measure, Numbers, Rate, Sample},
     side::Side,
 };
-use powertrain_load::{
-    Nanos, RequestRecord, Summary, definitions,
-    result::LoadResult,
-    table,
-};
+use powertrain_load::{Nanos, RequestRecord, Summary, definitions, result::LoadResult, table};
 
 /// Slices of a run's time, to see how its rates vary.
 const SLICES: usize = 20;

@@ -112,7 +112,8 @@ impl Run {
         }
         let result: RunResult = serde_json::from_value(json.clone()).map_err(|error| no_result(error.to_string()))?;
         // A name, not a path: a result says nothing about files elsewhere.
-        let events = result.events_file.as_ref().and_then(|name| Some(path.with_file_name(Path::new(name).file_name()?)));
+        let events =
+            result.events_file.as_ref().and_then(|name| Some(path.with_file_name(Path::new(name).file_name()?)));
         let events = events.filter(|events| events.exists()).map(|events| read_events(&events)).transpose()?;
         Ok(Self { path: path.to_owned(), result, json, events })
     }

@@ -6,6 +6,7 @@
 mod banner;
 mod bench;
 mod capacity;
+mod compare;
 mod engine_flags;
 mod eval;
 mod inspect;
@@ -41,6 +42,7 @@ enum Command {
     Models(models::Arguments),
     Inspect(inspect::Arguments),
     Bench(Box<bench::Arguments>),
+    Compare(compare::Arguments),
     Eval(eval::Arguments),
 }
 
@@ -51,10 +53,15 @@ fn main() -> ExitCode {
         Command::Models(arguments) => models::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Compare(arguments) => return ended(compare::run(&arguments)),
         Command::Eval(arguments) => eval::run(arguments),
     };
+    ended(done.map(|()| ExitCode::SUCCESS))
+}
+
+fn ended(done: anyhow::Result<ExitCode>) -> ExitCode {
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             // One line: what was tried, then why it failed.
             eprintln!("error: {error:#}");
