@@ -20,7 +20,11 @@ use powertrain_sampling::{NonFinite, SampledToken, Sampler, TokenLogprobs, logpr
 use powertrain_step::{
     Executor, ExecutorFacts, RowError, RowId, RowOutput, StepError, StepLimits, StepPlan, StepResult,
 };
-use std::{cell::UnsafeCell, sync::Mutex};
+use std::{
+    cell::UnsafeCell,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
 
 const NAME: &str = "cpu";
 /// What the KV cache takes at most when nobody says.
@@ -43,6 +47,16 @@ pub struct CpuExecutor {
     samplers: Vec<Mutex<Sampler>>,
     outcomes: Vec<Outcome>,
     finished: Option<StepResult>,
+    build_times: BuildTimes,
+}
+
+/// What building an executor took.
+#[derive(Clone, Copy, Debug)]
+pub struct BuildTimes {
+    /// Packing the weights for this machine.
+    pub weights: Duration,
+    /// KV cache, workspace and threads.
+    pub memory: Duration,
 }
 
 /// What became of one row of logits; written by the one thread that took it.
@@ -80,8 +94,10 @@ impl CpuExecutor {
         check_sizes(spec, &limits, threads)?;
         let kv_blocks = plan_kv_blocks(spec, &limits, &config)?;
 
+        let begun = Instant::now();
         let tensors: &Tensors<'a> = tensors;
         let weights = Weights::load(spec, tensors, &kernels, config.activations, threads)?;
+        let packed = Instant::now();
         let layouts = spec.layers.iter().map(|layer| KvLayout {
             dtype: config.kv_dtype,
             block_size: limits.block_size as usize,
@@ -122,12 +138,18 @@ impl CpuExecutor {
             limits,
             facts,
             finished: None,
+            build_times: BuildTimes { weights: packed - begun, memory: packed.elapsed() },
         })
     }
 
     /// Bytes of the memory a step works in, beside weights and KV cache.
     pub fn workspace_bytes(&self) -> u64 {
         self.workspace.bytes() as u64
+    }
+
+    /// What [`new`](Self::new) spent its time on.
+    pub fn build_times(&self) -> BuildTimes {
+        self.build_times
     }
 
     fn error(plan: &StepPlan, reason: impl Into<String>) -> StepError {

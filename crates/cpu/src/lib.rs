@@ -25,6 +25,6 @@ mod weights;
 mod workspace;
 
 pub use config::{Activations, CpuConfig, CpuError};
-pub use executor::CpuExecutor;
+pub use executor::{BuildTimes, CpuExecutor};
 pub use kv::KvDtype;
 pub use simd::SimdLevel;

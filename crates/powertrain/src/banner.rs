@@ -18,6 +18,9 @@ fn text(report: &EngineReport, address: SocketAddr) -> String {
     line("max model length", format!("{} tokens", report.max_model_len));
     line("weights memory", Bytes(report.weights_bytes).to_string());
     line("KV cache memory", format!("{} ({})", Bytes(report.kv_cache_bytes), report.kv_cache_dtype));
+    if let Some(bytes) = report.workspace_bytes {
+        line("workspace memory", Bytes(bytes).to_string());
+    }
     line("KV bytes per token", report.kv_bytes_per_token.to_string());
     line("KV cache tokens", report.kv_cache_tokens.to_string());
     let (concurrency, length) = (report.max_concurrency_at_max_model_len, report.max_model_len);
@@ -25,7 +28,9 @@ fn text(report: &EngineReport, address: SocketAddr) -> String {
     line("executor", format!("{}: {}", report.executor, report.device));
     line("threads", report.threads.to_string());
     line("SIMD level", report.simd.clone());
-    line("loaded in", format!("{:.2} s", report.load_seconds));
+    let stages: Vec<_> =
+        report.load_stages.iter().map(|stage| format!("{} {:.3} s", stage.name, stage.seconds)).collect();
+    line("loaded in", format!("{:.3} s ({})", report.load_seconds, stages.join(", ")));
     line("listening on", format!("http://{address}"));
     text
 }
@@ -33,6 +38,7 @@ fn text(report: &EngineReport, address: SocketAddr) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use powertrain_server::LoadStage;
 
     #[test]
     fn says_every_fact() {
@@ -51,12 +57,14 @@ mod tests {
             block_size: 16,
             weights_bytes: 100 << 20,
             kv_cache_bytes: 3 << 30,
+            workspace_bytes: Some(17 << 20),
             kv_cache_dtype: "f16",
             kv_bytes_per_token: 23_040,
             kv_cache_tokens: 139_808,
             kv_blocks: 8738,
             max_concurrency_at_max_model_len: 17.07,
-            load_seconds: 0.314,
+            load_seconds: 0.3141,
+            load_stages: vec![LoadStage { name: "text", seconds: 0.021 }, LoadStage { name: "weights", seconds: 0.27 }],
         };
         assert_eq!(
             text(&report, "127.0.0.1:8000".parse().unwrap()),
@@ -67,13 +75,14 @@ mod tests {
   max model length      8192 tokens
   weights memory        100 MiB
   KV cache memory       3.00 GiB (f16)
+  workspace memory      17.0 MiB
   KV bytes per token    23040
   KV cache tokens       139808
   max concurrency       17.1 sequences of 8192 tokens
   executor              cpu: CPU, 2 threads
   threads               2
   SIMD level            avx2
-  loaded in             0.31 s
+  loaded in             0.314 s (text 0.021 s, weights 0.270 s)
   listening on          http://127.0.0.1:8000
 "
         );

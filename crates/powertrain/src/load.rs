@@ -11,6 +11,7 @@ use powertrain_cuda::{CudaError, CudaOptions};
 use powertrain_engine::{Engine, EngineConfig};
 use powertrain_hub::{Hub, ModelReference, Settings};
 use powertrain_model::{Model, reference::Reference, summary::Summary};
+use powertrain_server::LoadStage;
 use powertrain_step::{Executor, StepLimits};
 use std::time::{Duration, Instant};
 
@@ -27,8 +28,20 @@ pub(crate) struct Loaded {
     pub(crate) vocab_size: u32,
     /// From the first look at the files to an engine that takes requests; fetching them is not counted.
     pub(crate) load_seconds: f64,
+    /// What they went into.
+    pub(crate) load_stages: Vec<LoadStage>,
+    /// Memory a step works in; `None` where the executor does not say.
+    pub(crate) workspace_bytes: Option<u64>,
     /// What the user should know but did not ask for.
     pub(crate) notes: Vec<String>,
+}
+
+/// An executor, and what is said about it once.
+struct Built {
+    limits: StepLimits,
+    executor: Box<dyn Executor>,
+    workspace_bytes: Option<u64>,
+    stages: Vec<LoadStage>,
 }
 
 impl EngineFlags {
@@ -44,9 +57,21 @@ impl EngineFlags {
             LoadFormat::Auto => Model::open(&resolved.path)?,
             LoadFormat::Dummy => Model::dummy(&resolved.path)?,
         };
-        let text = TextSide::open(&model, self.chat_template.as_deref())?;
+        let opened = started.elapsed();
         let (summary, vocab_size) = (model.summary(), u32::try_from(model.spec().vocab_size)?);
         let mut notes = Vec::new();
+        // The tokenizer is made on one core beside the executor, which has phases of its own that take one core.
+        let chat_template = self.chat_template.as_deref();
+        let (text, built) = std::thread::scope(|scope| {
+            let text = scope.spawn(|| {
+                let begun = Instant::now();
+                TextSide::open(&model, chat_template).map(|text| (text, begun.elapsed()))
+            });
+            let built = self.executor(&model, &summary, &mut notes);
+            (text.join(), built)
+        });
+        let (text, text_took) = text.map_err(|_| anyhow::anyhow!("making the tokenizer panicked; this is a bug"))??;
+        let Built { limits, executor, workspace_bytes, stages } = built?;
         if !model.unused_tensors().is_empty() {
             notes.push(format!("the checkpoint has tensors that are not used: {}", model.unused_tensors().join(", ")));
         }
@@ -56,7 +81,6 @@ impl EngineFlags {
                 text.tokenizer.vocab_size()
             ));
         }
-        let (limits, executor) = self.executor(&model, &summary, &mut notes)?;
         let engine = Engine::start(
             EngineConfig {
                 limits,
@@ -76,16 +100,13 @@ impl EngineFlags {
             dtype: formats(&summary),
             vocab_size,
             load_seconds: started.elapsed().as_secs_f64(),
+            load_stages: [stage("files", opened), stage("text", text_took)].into_iter().chain(stages).collect(),
+            workspace_bytes,
             notes,
         })
     }
 
-    fn executor(
-        &self,
-        model: &Model,
-        summary: &Summary,
-        notes: &mut Vec<String>,
-    ) -> anyhow::Result<(StepLimits, Box<dyn Executor>)> {
+    fn executor(&self, model: &Model, summary: &Summary, notes: &mut Vec<String>) -> anyhow::Result<Built> {
         if let Some(ordinal) = self.gpu(notes)? {
             return self.cuda_executor(model, ordinal);
         }
@@ -124,7 +145,10 @@ impl EngineFlags {
             block_size: self.block_size,
         };
         if is_reference {
-            return Ok((limits, Box::new(Reference::new(model, limits, capacity.kv_blocks))));
+            let begun = Instant::now();
+            let executor = Box::new(Reference::new(model, limits, capacity.kv_blocks));
+            let stages = vec![stage("weights", begun.elapsed())];
+            return Ok(Built { limits, executor, workspace_bytes: None, stages });
         }
         let config = CpuConfig {
             threads: self.threads,
@@ -134,7 +158,14 @@ impl EngineFlags {
             simd: self.simd,
             ..CpuConfig::default()
         };
-        Ok((limits, Box::new(CpuExecutor::new(model, limits, config)?)))
+        let executor = CpuExecutor::new(model, limits, config)?;
+        let times = executor.build_times();
+        Ok(Built {
+            limits,
+            workspace_bytes: Some(executor.workspace_bytes()),
+            stages: vec![stage("weights", times.weights), stage("memory", times.memory)],
+            executor: Box::new(executor),
+        })
     }
 
     /// The number of the GPU to use, if one is. `auto` takes the first where there is one, and says why where a build for GPUs
@@ -154,7 +185,7 @@ impl EngineFlags {
         }
     }
 
-    fn cuda_executor(&self, model: &Model, ordinal: u32) -> anyhow::Result<(StepLimits, Box<dyn Executor>)> {
+    fn cuda_executor(&self, model: &Model, ordinal: u32) -> anyhow::Result<Built> {
         let limits = StepLimits {
             max_num_seqs: self.max_num_seqs.unwrap_or(256),
             max_num_batched_tokens: self.max_num_batched_tokens.unwrap_or(8192),
@@ -167,8 +198,14 @@ impl EngineFlags {
             kv_cache_bytes: self.kv_cache_memory.map(|bytes| bytes.0),
             enforce_eager: self.enforce_eager,
         };
-        Ok((limits, powertrain_cuda::load(model, &limits, &options)?))
+        let begun = Instant::now();
+        let executor = powertrain_cuda::load(model, &limits, &options)?;
+        Ok(Built { limits, executor, workspace_bytes: None, stages: vec![stage("device", begun.elapsed())] })
     }
+}
+
+fn stage(name: &'static str, took: Duration) -> LoadStage {
+    LoadStage { name, seconds: took.as_secs_f64() }
 }
 
 /// The formats of the weights, the one with most bytes first.

@@ -100,8 +100,15 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
     for note in &loaded.notes {
         tracing::warn!("{note}");
     }
-    let Loaded { engine, text, name, architecture, dtype, vocab_size, load_seconds, notes: _ } = loaded;
-    let facts = ModelFacts { source: name, architecture, dtype, load_seconds };
+    let Loaded { engine, text, vocab_size, .. } = loaded;
+    let facts = ModelFacts {
+        source: loaded.name,
+        architecture: loaded.architecture,
+        dtype: loaded.dtype,
+        load_seconds: loaded.load_seconds,
+        load_stages: loaded.load_stages,
+        workspace_bytes: loaded.workspace_bytes,
+    };
     banner::print(&EngineReport::new(&facts, &engine.handle()), address)?;
     let model = ServedModel {
         tokenizer: text.tokenizer,

@@ -48,6 +48,19 @@ pub struct ModelFacts {
     pub dtype: String,
     /// Seconds from the start of loading to ready.
     pub load_seconds: f64,
+    /// What they went into.
+    pub load_stages: Vec<LoadStage>,
+    /// Memory a step works in, beside weights and KV cache; `None` where the executor does not say.
+    pub workspace_bytes: Option<u64>,
+}
+
+/// A part of loading. Parts may run beside each other, so their sum may exceed the whole.
+#[derive(Clone, Debug, Serialize)]
+pub struct LoadStage {
+    /// What was done: `weights`, `text`.
+    pub name: &'static str,
+    /// By the wall's clock.
+    pub seconds: f64,
 }
 
 /// `GET /v1/engine`, and what `serve` prints at start.
@@ -81,7 +94,10 @@ pub struct EngineReport {
     pub weights_bytes: u64,
     /// KV cache in memory.
     pub kv_cache_bytes: u64,
-    /// Its element type.
+    /// Memory a step works in, sized for the largest; absent where the executor does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workspace_bytes: Option<u64>,
+    /// The KV cache's element type.
     pub kv_cache_dtype: &'static str,
     /// Bytes of it that one token takes.
     pub kv_bytes_per_token: u64,
@@ -93,6 +109,8 @@ pub struct EngineReport {
     pub max_concurrency_at_max_model_len: f64,
     /// Seconds from the start of loading to ready.
     pub load_seconds: f64,
+    /// What they went into.
+    pub load_stages: Vec<LoadStage>,
 }
 
 impl EngineReport {
@@ -116,12 +134,14 @@ impl EngineReport {
             block_size: limits.block_size,
             weights_bytes: executor.weights_bytes,
             kv_cache_bytes: executor.kv_cache_bytes,
+            workspace_bytes: facts.workspace_bytes,
             kv_cache_dtype: executor.kv_dtype,
             kv_bytes_per_token: executor.kv_bytes_per_token,
             kv_cache_tokens,
             kv_blocks: executor.kv_blocks,
             max_concurrency_at_max_model_len: kv_cache_tokens as f64 / f64::from(limits.max_model_len.max(1)),
             load_seconds: facts.load_seconds,
+            load_stages: facts.load_stages.clone(),
         }
     }
 }

@@ -40,6 +40,8 @@ async fn a_server_says_what_it_is() {
         ("max_concurrency_at_max_model_len", json!(4.0)),
         ("kv_bytes_per_token", json!(8)),
         ("load_seconds", json!(0.5)),
+        ("load_stages", json!([{"name": "weights", "seconds": 0.25}])),
+        ("workspace_bytes", json!(4096)),
     ] {
         assert_eq!(engine[field], value, "{field}");
     }

@@ -2,7 +2,7 @@
 
 use crate::client::{Answer, Client};
 use powertrain_engine::{Drained, Engine, EngineConfig, Handle};
-use powertrain_server::{ModelFacts, SamplingDefaults, ServedModel, Server, ServerConfig};
+use powertrain_server::{LoadStage, ModelFacts, SamplingDefaults, ServedModel, Server, ServerConfig};
 use powertrain_step::{
     StepLimits, TokenId,
     mock::{Gate, MockExecutor, expected_tokens},
@@ -101,6 +101,8 @@ impl Setup {
                 architecture: "toy".into(),
                 dtype: "none".into(),
                 load_seconds: 0.5,
+                load_stages: vec![LoadStage { name: "weights", seconds: 0.25 }],
+                workspace_bytes: Some(4096),
             },
         };
         let server = Server::bind(self.config).await.expect("a free port");
