@@ -63,10 +63,10 @@ def speed_bars(ours: Row, peers: list[Row], same_file: Row | None, best_format: 
     found.append(at_least("prefill of 512, against the best of all", "prefill", 2.0, ours, peers))
     for clients in LEVELS:
         factor = 2.5 if clients == 32 else 1.8
-        found.append(at_least(f"{clients} clients, output", f"output_{clients}", factor, ours, peers))
+        found.append(at_least(f"{named(clients)}, output", f"output_{clients}", factor, ours, peers))
     for clients in LEVELS:
-        found.append(below_all(f"{clients} clients, TTFT p50", f"ttft_p50_{clients}", ours, peers))
-        found.append(below_all(f"{clients} clients, TTFT p95", f"ttft_p95_{clients}", ours, peers))
+        found.append(below_all(f"{named(clients)}, TTFT p50", f"ttft_p50_{clients}", ours, peers))
+        found.append(below_all(f"{named(clients)}, TTFT p95", f"ttft_p95_{clients}", ours, peers))
     return found
 
 
@@ -82,3 +82,7 @@ def own_bars(ours: Row, kv_cache_mib: float) -> list[Bar]:
         at_most("RSS after all the work", ours.median("rss_mib_after_work"), limit_mib, "MiB"),
         at_most("idle CPU", idle, IDLE_PERCENT_MAX, "%", 1),
     ]
+
+
+def named(clients: int) -> str:
+    return "1 client" if clients == 1 else f"{clients} clients"

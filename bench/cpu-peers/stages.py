@@ -19,14 +19,14 @@ class Stage:
 
 def load_stage(clients: int, quick: bool) -> Stage:
     """128 tokens in, 64 out; at least two waves, so that answers and new prompts mix as they do in service."""
-    requests = {1: 5, 4: 12, 8: 16, 16: 32, 32: 64}[clients]
+    requests = {1: 5, 4: 8, 8: 16, 16: 32, 32: 64}[clients]
     if quick:
         requests = {1: 2, 4: 4, 8: 8, 16: 16, 32: 32}[clients]
     return Stage(f"clients_{clients}", clients, 128, 64, requests, warmup=1 if clients == 1 else 0)
 
 
 def prefill_stage(quick: bool) -> Stage:
-    return Stage("prefill_512", 1, 512, 1, 2 if quick else 5, warmup=1)
+    return Stage("prefill_512", 1, 512, 1, 2 if quick else 4, warmup=1)
 
 
 def long_stage(quick: bool) -> Stage:

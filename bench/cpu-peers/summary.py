@@ -34,6 +34,8 @@ class Row:
     errors: list[str]
     complaints: list[str]
     disturbed: list[str]
+    tokens_per_chunk: float
+    """The most of any stage: above 1 the server joins tokens, and gaps between chunks are no gaps between tokens."""
     command: str
     answer: str
     llama_bench: list[dict[str, Any]]
@@ -98,7 +100,7 @@ def rows(units: list[dict[str, Any]]) -> dict[str, Row]:
 
 def row(name: str, units: list[dict[str, Any]]) -> Row:
     values: dict[str, list[float]] = {}
-    complaints, disturbed = [], []
+    complaints, disturbed, tokens_per_chunk = [], [], 1.0
     for unit in units:
         for quantity, value in quantities(unit).items():
             values.setdefault(quantity, []).append(value)
@@ -107,6 +109,7 @@ def row(name: str, units: list[dict[str, Any]]) -> Row:
                 complaints.append(f"round {unit['round']}, {stage}: {found['complaint']}")
             if found["attempts"][-1]["disturbed"]:
                 disturbed.append(f"round {unit['round']}, {stage}")
+            tokens_per_chunk = max(tokens_per_chunk, found["attempts"][-1].get("tokens_per_chunk") or 1.0)
     found = {quantity: Value.of(all_values) for quantity, all_values in values.items()}
     return Row(
         name=name,
@@ -114,6 +117,7 @@ def row(name: str, units: list[dict[str, Any]]) -> Row:
         errors=[f"round {unit['round']}: {unit['error']}" for unit in units if unit["error"]],
         complaints=complaints,
         disturbed=disturbed,
+        tokens_per_chunk=tokens_per_chunk,
         command=next((unit["command"] for unit in units if "command" in unit), ""),
         answer=next((unit["answer"] for unit in units if "answer" in unit), ""),
         llama_bench=next((unit["llama_bench"] for unit in units if unit.get("llama_bench")), []),
