@@ -5,7 +5,7 @@ use crate::{
     clock::Clock,
     definitions::{DEFINITIONS, Objectives},
     exchange::Target,
-    http::{Limits, Url},
+    http::{Limits, Trust, Url},
     live::Live,
     machine::Machine,
     openai::{Api, Part, Prompt, RequestOptions},
@@ -66,6 +66,8 @@ pub struct Plan {
     pub timeout: Duration,
     /// Longest time to make a connection.
     pub connect_timeout: Duration,
+    /// Whom to believe over https.
+    pub trust: Trust,
     /// A new connection for every request.
     pub no_keep_alive: bool,
     /// What makes a request good.
@@ -169,7 +171,7 @@ pub fn bench(plan: &Plan, stop: &Stop, mut tell: impl FnMut(Event<'_>)) -> Resul
             interrupted: run.interrupted,
             wall_s: run.wall.as_secs_f64(),
             summary: Summary::of(&run.records, &plan.objectives),
-            client: ClientHealth::of(&run),
+            client: ClientHealth::of(&run, &target.live),
             metrics,
             load_average_after: Machine::now().load_average,
         };
@@ -202,7 +204,8 @@ fn target(plan: &Plan, session: &Session) -> Result<Target, BenchError> {
         path if path.ends_with("/v1") => plan.url.join(route),
         _ => plan.url.join("/v1").join(route),
     };
-    let connector = session.connector(&url, Limits { connect: plan.connect_timeout }).map_err(BenchError::Server)?;
+    let limits = Limits { connect: plan.connect_timeout, trust: plan.trust.clone() };
+    let connector = session.connector(&url, &limits).map_err(BenchError::Server)?;
     Ok(Target {
         connector,
         url,

@@ -2,6 +2,7 @@
 
 use crate::{
     definitions,
+    live::Live,
     record::{FailureClass, RequestRecord},
     run::LevelRun,
     statistics::interpolated,
@@ -10,6 +11,8 @@ use serde::{Deserialize, Serialize};
 
 /// Above this 99th percentile of the event loops' lag, arrival times are not to be trusted to the millisecond.
 const LAG_P99_MS_MAX: f64 = 5.0;
+/// Above this 99th percentile of the time that bytes lay in sockets, chunks may have been read together.
+const SOCKET_WAIT_P99_MS_MAX: f64 = 10.0;
 /// Above this share of a CPU, a client thread has no reserve left.
 const CPU_SHARE_MAX: f64 = 0.85;
 /// Above this 99th percentile, requests were not sent when they were due.
@@ -28,6 +31,18 @@ pub struct ClientHealth {
     pub lag_ms_p99: Option<f64>,
     /// Longest.
     pub lag_ms_max: Option<f64>,
+    /// Who took the time of arrivals: `kernel`, or `loop` where the kernel does not tell.
+    #[serde(default)]
+    pub receive_times: String,
+    /// From the kernel's receipt to the client's read: median, to one part in eight.
+    #[serde(default)]
+    pub socket_wait_ms_p50: Option<f64>,
+    /// 99th percentile. Chunks of one stream that come meanwhile are read together and have one time.
+    #[serde(default)]
+    pub socket_wait_ms_p99: Option<f64>,
+    /// Longest.
+    #[serde(default)]
+    pub socket_wait_ms_max: Option<f64>,
     /// How late requests were begun after they were due: 99th percentile.
     pub lateness_ms_p99: Option<f64>,
     /// Of the busiest thread: its share of a CPU.
@@ -44,7 +59,9 @@ pub struct ClientHealth {
 
 impl ClientHealth {
     /// Judges a level.
-    pub fn of(run: &LevelRun) -> Self {
+    pub fn of(run: &LevelRun, live: &Live) -> Self {
+        let waits = &live.waits;
+        let waited = |q| waits.quantile(q).map(|nanos| nanos as f64 / 1e6);
         let mut lags: Vec<f64> =
             run.threads.iter().flat_map(|thread| &thread.lags).map(|&lag| lag as f64 / 1e6).collect();
         lags.sort_unstable_by(f64::total_cmp);
@@ -62,6 +79,10 @@ impl ClientHealth {
             lag_ms_p50: at(&lags, 0.5),
             lag_ms_p99: at(&lags, 0.99),
             lag_ms_max: at(&lags, 1.0),
+            receive_times: if waits.count() > 0 { "kernel" } else { "loop" }.to_owned(),
+            socket_wait_ms_p50: waited(0.5),
+            socket_wait_ms_p99: waited(0.99),
+            socket_wait_ms_max: (waits.count() > 0).then(|| waits.longest() as f64 / 1e6),
             lateness_ms_p99: at(&late, 0.99),
             cpu_share_max: share(|thread| thread.cpu),
             cpu_wait_share_max: share(|thread| thread.cpu_wait),
@@ -75,7 +96,15 @@ impl ClientHealth {
 
     fn reasons(&self, records: &[RequestRecord]) -> Vec<String> {
         let mut reasons = Vec::new();
-        if let Some(lag) = self.lag_ms_p99.filter(|&lag| lag > LAG_P99_MS_MAX) {
+        // With the kernel's times a late loop still reads the right ones, until it falls behind by whole gaps.
+        if let Some(wait) = self.socket_wait_ms_p99.filter(|&wait| wait > SOCKET_WAIT_P99_MS_MAX) {
+            reasons.push(format!(
+                "p99 of the time that bytes lay in sockets is {wait:.1} ms, over {SOCKET_WAIT_P99_MS_MAX} ms: chunks that came \
+                 meanwhile have one time"
+            ));
+        }
+        let by_loop = self.socket_wait_ms_p99.is_none();
+        if let Some(lag) = self.lag_ms_p99.filter(|&lag| by_loop && lag > LAG_P99_MS_MAX) {
             reasons.push(format!(
                 "p99 of the event loops' lag is {lag:.1} ms, over {LAG_P99_MS_MAX} ms; client threads waited for a CPU {:.0} % \
                  of the time",

@@ -9,7 +9,7 @@ use crate::record::{Nanos, Outcome, RequestRecord};
 pub const DEFINITIONS: &[(&str, &str)] = &[
     (
         "scheduled",
-        "when a request was due: its time in the schedule (open loop) or when its client became free (closed loop)",
+        "when a request was due: its time in the schedule (open loop), or when its client was connected and free (closed loop)",
     ),
     ("ttft_ms", "scheduled send to first chunk with content (text, reasoning or tool call; a role-only chunk is none)"),
     (
@@ -22,6 +22,10 @@ pub const DEFINITIONS: &[(&str, &str)] = &[
     ("e2e_ms", "scheduled send to last chunk with content or finish reason (non-streamed: end of the body)"),
     ("first_event_ms", "scheduled send to first chunk of any kind, role-only included: some tools call this TTFT"),
     ("send_delay_ms", "scheduled send to first byte handed to the socket: connecting, and the client's own lateness"),
+    (
+        "arrival",
+        "a chunk's time is when the kernel received the packet that completed it; where it does not tell, when the read returned",
+    ),
     ("output_tokens", "the server's usage.completion_tokens; where absent, content chunks, marked as estimated"),
     ("percentiles", "linear interpolation between order statistics; intervals 95 %, requests taken as independent"),
 ];

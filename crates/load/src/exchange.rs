@@ -41,6 +41,15 @@ pub struct Target {
 pub struct Client {
     target: Arc<Target>,
     connection: Option<Connection>,
+    /// The connection has carried a request.
+    carried: bool,
+    /// Why a connection could not be made before a request needed it.
+    unconnected: Option<Unconnected>,
+}
+
+struct Unconnected {
+    began: Nanos,
+    failure: Failure,
 }
 
 /// A request as bytes, ready to be due.
@@ -81,7 +90,20 @@ impl Target {
 impl Client {
     /// A client without a connection yet.
     pub fn new(target: Arc<Target>) -> Self {
-        Self { target, connection: None }
+        Self { target, connection: None, carried: false, unconnected: None }
+    }
+
+    /// Makes the connection before anything is due. Where that fails it is not tried again: the failure is the result of
+    /// the next request, which counts from this attempt.
+    pub async fn connect_ahead(&mut self) {
+        if self.target.no_keep_alive {
+            return;
+        }
+        let began = self.target.clock.now();
+        match self.target.connector.connect(&self.target.clock).await {
+            Ok(connection) => self.connection = Some(connection),
+            Err(failure) => self.unconnected = Some(Unconnected { began, failure }),
+        }
     }
 
     /// Sends a request that is due and notes everything up to its end. Nothing is ever sent twice: an idle connection
@@ -94,6 +116,13 @@ impl Client {
         record.streamed = request.streamed;
         record.started = target.clock.now();
         target.live.started();
+        if let Some(Unconnected { began, failure }) = self.unconnected.take() {
+            (record.scheduled, record.started) = (began, began);
+            record.ended = target.clock.now();
+            record.failure = Some(failure);
+            target.live.ended(record);
+            return;
+        }
         let done = tokio::time::timeout(target.timeout, self.exchange(&target, request, record)).await;
         let failure = match done {
             Ok(Ok(())) => None,
@@ -117,25 +146,33 @@ impl Client {
         let kept = self.connection.take().filter(|_| !target.no_keep_alive);
         let mut connection = match kept.and_then(|mut kept| (!kept.is_closed()).then_some(kept)) {
             Some(kept) => {
-                record.reused_connection = true;
+                record.reused_connection = std::mem::replace(&mut self.carried, true);
                 kept
             }
-            None => target.connector.connect().await?,
+            None => target.connector.connect(&target.clock).await?,
         };
         record.sent = Some(target.clock.now());
         connection.write(&request.bytes).await?;
-        let (head, mut decoder) = connection.read_head(&target.clock).await?;
+        let (head, mut decoder) = connection.read_head().await?;
         record.first_byte = Some(head.first_byte);
         record.status = Some(head.status);
 
         let mut answer = Answer::new(&head, record, &target.live);
-        while !connection.read_body(&target.clock, &mut decoder, |bytes, at| answer.take(bytes, at)).await? {
+        loop {
+            let done = connection.read_body(&mut decoder, |bytes, at| answer.take(bytes, at)).await?;
+            if let Some(waited) = connection.take_wait() {
+                target.live.waits.add(waited);
+            }
+            if done {
+                break;
+            }
             answer.failed()?;
         }
         let whole = !decoder.ends_with_connection();
         let at = target.clock.now();
         answer.finish(whole, at)?;
         self.connection = Some(connection).filter(|_| head.keep_alive);
+        self.carried = true;
         Ok(())
     }
 }

@@ -29,6 +29,7 @@ mod stop;
 mod subject;
 mod summary;
 pub mod table;
+mod waits;
 pub mod work;
 
 pub use bench::{BenchError, Event, Plan, PromptPlan, bench};

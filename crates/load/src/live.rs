@@ -1,8 +1,9 @@
-//! Counters that the progress line reads while clients run. Nothing in a result comes from here.
+//! Counters that all clients fill while they run: what the progress line shows, and how long bytes waited to be read.
 
 use crate::{
     definitions::{chunk_gaps, ttft},
     record::{Nanos, Outcome, RequestRecord},
+    waits::Waits,
 };
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -18,6 +19,8 @@ pub struct Live {
     ttft_nanos: AtomicU64,
     gaps: AtomicU64,
     gap_nanos: AtomicU64,
+    /// From the kernel's receipt of bytes to the read that took them, where the kernel tells.
+    pub(crate) waits: Waits,
 }
 
 /// The counters at one moment.

@@ -8,7 +8,7 @@ use serde::{
     de::{self, Deserializer, IgnoredAny, Visitor},
 };
 use serde_json::{Map, Value, json};
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 /// Which of the two routes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,20 +119,23 @@ impl Part {
     /// # Errors
     /// When it is not JSON of the API's shape.
     pub fn parse(bytes: &[u8]) -> Result<Self, serde_json::Error> {
-        let wire: Wire = serde_json::from_slice(bytes)?;
-        let mut part = Self { usage: wire.usage.map(UsageWire::counts), ..Self::default() };
+        let wire: Wire<'_> = serde_json::from_slice(bytes)?;
+        let mut part = wire.choices;
+        part.usage = wire.usage.map(UsageWire::counts);
         if let Some(error) = wire.error {
             part.error = Some(error_message(&error));
         } else if wire.object.as_deref() == Some("error") {
-            part.error = Some(wire.message.unwrap_or_else(|| "an error without a message".to_owned()));
-        }
-        for choice in wire.choices.into_iter().flatten() {
-            part.has_choice = true;
-            part.finish_reason = part.finish_reason.or(choice.finish_reason);
-            let delta = choice.delta.or(choice.message);
-            part.characters += choice.text.0 + delta.map_or(0, |delta| delta.characters());
+            let message = wire.message.map(Cow::into_owned);
+            part.error = Some(message.unwrap_or_else(|| "an error without a message".to_owned()));
         }
         Ok(part)
+    }
+
+    fn add(&mut self, choice: Choice) {
+        self.has_choice = true;
+        self.finish_reason = self.finish_reason.take().or(choice.finish_reason);
+        let delta = choice.delta.or(choice.message);
+        self.characters += choice.text.0 + delta.map_or(0, |delta| delta.characters());
     }
 }
 
@@ -143,18 +146,44 @@ pub fn error_message(error: &Value) -> String {
     message.as_str().map_or_else(|| message.to_string(), str::to_owned)
 }
 
+/// A chunk as it is written; reading one of content copies nothing.
 #[derive(Deserialize)]
-struct Wire {
-    #[serde(default)]
-    choices: Option<Vec<Choice>>,
+struct Wire<'a> {
+    #[serde(default, deserialize_with = "choices")]
+    choices: Part,
     #[serde(default)]
     usage: Option<UsageWire>,
     #[serde(default)]
     error: Option<Value>,
-    #[serde(default)]
-    object: Option<String>,
-    #[serde(default)]
-    message: Option<String>,
+    #[serde(default, borrow)]
+    object: Option<Cow<'a, str>>,
+    #[serde(default, borrow)]
+    message: Option<Cow<'a, str>>,
+}
+
+/// Adds up the choices of a chunk, null as none.
+fn choices<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Part, D::Error> {
+    struct Choices;
+    impl<'de> Visitor<'de> for Choices {
+        type Value = Part;
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("a list of choices")
+        }
+
+        fn visit_unit<E: de::Error>(self) -> Result<Part, E> {
+            Ok(Part::default())
+        }
+
+        fn visit_seq<A: de::SeqAccess<'de>>(self, mut sequence: A) -> Result<Part, A::Error> {
+            let mut part = Part::default();
+            while let Some(choice) = sequence.next_element()? {
+                part.add(choice);
+            }
+            Ok(part)
+        }
+    }
+    deserializer.deserialize_any(Choices)
 }
 
 #[derive(Deserialize)]

@@ -171,6 +171,11 @@ async fn closed_loop(shared: &Arc<Shared>, clients: usize) {
         let shared = shared.clone();
         tasks.spawn(async move {
             let mut client = Client::new(shared.target.clone());
+            tokio::select! {
+                biased;
+                () = client.connect_ahead() => {}
+                () = shared.stop.requested() => {}
+            }
             while let Some(Due { request, mut record }) = shared.next_turn() {
                 shared.send(&mut client, &request, &mut record).await;
                 lock(&shared.records).push(record);

@@ -30,7 +30,7 @@ impl Session {
     }
 
     /// Looks the server up.
-    pub(crate) fn connector(&self, url: &Url, limits: Limits) -> Result<Connector, Failure> {
+    pub(crate) fn connector(&self, url: &Url, limits: &Limits) -> Result<Connector, Failure> {
         self.runtime.block_on(Connector::new(url, limits))
     }
 
@@ -39,15 +39,11 @@ impl Session {
     pub(crate) fn ask(&self, target: &Target, method: &str, url: &Url, body: Option<&[u8]>) -> Option<Reply> {
         let request = target.request(method, url, body);
         let exchange = async {
-            let mut connection = target.connector.connect().await.ok()?;
+            let mut connection = target.connector.connect(&target.clock).await.ok()?;
             connection.write(&request).await.ok()?;
-            let (head, mut decoder) = connection.read_head(&target.clock).await.ok()?;
+            let (head, mut decoder) = connection.read_head().await.ok()?;
             let mut body = Vec::new();
-            while !connection
-                .read_body(&target.clock, &mut decoder, |part, _| body.extend_from_slice(part))
-                .await
-                .ok()?
-            {
+            while !connection.read_body(&mut decoder, |part, _| body.extend_from_slice(part)).await.ok()? {
                 if body.len() > ANSWER_BYTES_MAX {
                     return None;
                 }

@@ -169,6 +169,15 @@ fn client(text: &mut String, level: &LevelResult) -> std::fmt::Result {
         client.cpu_share_max * 100.0,
         client.cpu_wait_share_max * 100.0
     )?;
+    if client.socket_wait_ms_p99.is_some() {
+        writeln!(
+            text,
+            "  arrivals      stamped by the kernel; read p50 {} p99 {} max {} ms later",
+            ms(client.socket_wait_ms_p50),
+            ms(client.socket_wait_ms_p99),
+            ms(client.socket_wait_ms_max)
+        )?;
+    }
     if let (Some(own), Some(others)) = (client.own_cpu_s, client.others_cpu_s) {
         writeln!(text, "  this machine  {own:.1} CPU s by this client, {others:.1} CPU s by all else")?;
     }

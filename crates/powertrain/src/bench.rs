@@ -6,7 +6,7 @@ use powertrain_load::{
     Event, Plan, PromptPlan, Stop, bench,
     definitions::Objectives,
     files::{self, EventsFile},
-    http::{Url, UrlError},
+    http::{Trust, Url, UrlError},
     openai::Api,
     proof::{self, Verdict},
     result::RunResult,
@@ -110,10 +110,16 @@ pub(crate) struct Arguments {
     /// Seconds after which making a connection is given up
     #[arg(long, default_value_t = 10.0, value_name = "SECONDS")]
     connect_timeout: f64,
+    /// Believe servers whose certificates the authorities in this PEM file vouch for, in place of this machine's own
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+    /// Believe any certificate: whoever stands between can read everything, the key too
+    #[arg(long, conflicts_with = "ca_file")]
+    insecure: bool,
     /// Open a connection for each request
     #[arg(long)]
     no_keep_alive: bool,
-    /// Threads of this client [default: one per CPU, at most 4]
+    /// Threads of this client [default: one for every two CPUs, at most 4]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
     client_threads: Option<u16>,
     /// Write the result as JSON here, raw events beside it as FILE.events.jsonl
@@ -300,6 +306,11 @@ impl Arguments {
             threads: self.client_threads.map_or_else(default_threads, usize::from),
             timeout: seconds(self.timeout, "--timeout")?,
             connect_timeout: seconds(self.connect_timeout, "--connect-timeout")?,
+            trust: match (&self.ca_file, self.insecure) {
+                (Some(path), _) => Trust::Authorities(path.clone()),
+                (None, true) => Trust::Anyone,
+                (None, false) => Trust::Machine,
+            },
             no_keep_alive: self.no_keep_alive,
             objectives: objectives(&self.goodput)?,
             config: self.config.clone(),
@@ -405,7 +416,8 @@ fn command(arguments: impl Iterator<Item = String>) -> Vec<String> {
 }
 
 fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |count| count.get().min(4))
+    // The other CPUs are for the system's share of each packet, and for a server on this machine.
+    std::thread::available_parallelism().map_or(1, |count| (count.get() / 2).clamp(1, 4))
 }
 
 /// A seed no earlier run had: the time.

@@ -1,6 +1,6 @@
-//! One connection to the server: made, written, and read with the time of every read.
+//! One connection to the server: made, written, and read with the time at which each read's bytes had come.
 
-use super::{BodyDecoder, BodyState, Scheme, Url};
+use super::{BodyDecoder, BodyState, ReadTimes, Scheme, Socket, Trust, Url};
 use crate::{
     clock::Clock,
     record::{Failure, FailureClass, Nanos},
@@ -8,7 +8,6 @@ use crate::{
 use std::{
     io,
     net::SocketAddr,
-    sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -25,11 +24,13 @@ const HEADERS_MAX: usize = 128;
 /// Large enough for whatever a stream of tokens brings at once; small enough for thousands of connections.
 const READ_BYTES: usize = 16 << 10;
 
-/// How long a connection may take to be made.
-#[derive(Clone, Copy, Debug)]
+/// How connections are made.
+#[derive(Clone, Debug)]
 pub struct Limits {
-    /// TCP and TLS together.
+    /// How long one may take, TCP and TLS together.
     pub connect: Duration,
+    /// Whom to believe over https.
+    pub trust: Trust,
 }
 
 /// Makes connections to one server, whose name was looked up once: the resolver's speed is no property of the server.
@@ -37,7 +38,7 @@ pub struct Limits {
 pub struct Connector {
     addresses: Vec<SocketAddr>,
     tls: Option<(TlsConnector, rustls::pki_types::ServerName<'static>)>,
-    limits: Limits,
+    time_max: Duration,
 }
 
 /// An open connection with its read buffer.
@@ -47,13 +48,13 @@ pub struct Connection {
     /// The bytes read and not yet used.
     start: usize,
     end: usize,
-    /// When the last read returned.
-    read_at: Nanos,
+    /// When the bytes of the last read came.
+    read: ReadTimes,
 }
 
 enum Transport {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Plain(Socket),
+    Tls(Box<TlsStream<Socket>>),
 }
 
 /// A response's status and what its headers say about the body.
@@ -65,7 +66,7 @@ pub struct Head {
     pub content_type: String,
     /// The connection can carry another request after the body.
     pub keep_alive: bool,
-    /// When the read returned that brought the first byte.
+    /// When the first byte came.
     pub first_byte: Nanos,
 }
 
@@ -77,7 +78,7 @@ impl Connector {
     ///
     /// # Errors
     /// When the name has no address or the certificates cannot be used.
-    pub async fn new(url: &Url, limits: Limits) -> Result<Self, Failure> {
+    pub async fn new(url: &Url, limits: &Limits) -> Result<Self, Failure> {
         let failure = |class, message: String| Failure { class, message };
         let found = tokio::net::lookup_host((url.host.as_str(), url.port)).await;
         let addresses: Vec<SocketAddr> = found
@@ -88,30 +89,32 @@ impl Connector {
         }
         let tls = match url.scheme {
             Scheme::Http => None,
-            Scheme::Https => Some(tls(&url.host).map_err(|message| failure(FailureClass::Tls, message))?),
+            Scheme::Https => {
+                Some(limits.trust.connector(&url.host).map_err(|message| failure(FailureClass::Tls, message))?)
+            }
         };
-        Ok(Self { addresses, tls, limits })
+        Ok(Self { addresses, tls, time_max: limits.connect })
     }
 
     /// Opens a connection, trying the addresses in order, each once.
     ///
     /// # Errors
     /// The last address's.
-    pub async fn connect(&self) -> Result<Connection, Failure> {
-        match tokio::time::timeout(self.limits.connect, self.try_connect()).await {
+    pub async fn connect(&self, clock: &Clock) -> Result<Connection, Failure> {
+        match tokio::time::timeout(self.time_max, self.try_connect(clock)).await {
             Ok(done) => done,
             Err(_) => {
-                let message = format!("no connection within {:?}", self.limits.connect);
+                let message = format!("no connection within {:?}", self.time_max);
                 Err(Failure { class: FailureClass::Unreachable, message })
             }
         }
     }
 
-    async fn try_connect(&self) -> Result<Connection, Failure> {
+    async fn try_connect(&self, clock: &Clock) -> Result<Connection, Failure> {
         let mut last = None;
         for &address in &self.addresses {
             match TcpStream::connect(address).await {
-                Ok(stream) => return self.secure(stream).await,
+                Ok(stream) => return self.secure(stream, clock).await,
                 Err(error) => last = Some(connect_failure(&error, address)),
             }
         }
@@ -119,9 +122,10 @@ impl Connector {
         Err(last.unwrap_or_else(|| Failure { class: FailureClass::Unreachable, message: "no address".to_owned() }))
     }
 
-    async fn secure(&self, stream: TcpStream) -> Result<Connection, Failure> {
+    async fn secure(&self, stream: TcpStream, clock: &Clock) -> Result<Connection, Failure> {
         // Without it small writes may wait for acknowledgements; where it fails the socket works all the same.
         _ = stream.set_nodelay(true);
+        let stream = Socket::new(stream, *clock);
         let transport = match &self.tls {
             None => Transport::Plain(stream),
             Some((connector, name)) => {
@@ -130,7 +134,7 @@ impl Connector {
                 Transport::Tls(Box::new(stream.map_err(|error| Failure { class, message: error.to_string() })?))
             }
         };
-        Ok(Connection { transport, buffer: vec![0; READ_BYTES], start: 0, end: 0, read_at: 0 })
+        Ok(Connection { transport, buffer: vec![0; READ_BYTES], start: 0, end: 0, read: ReadTimes::default() })
     }
 }
 
@@ -138,8 +142,8 @@ impl Connection {
     /// Whether the server has closed this idle connection, as far as this side knows by now.
     pub fn is_closed(&mut self) -> bool {
         let (stream, plain) = match &self.transport {
-            Transport::Plain(stream) => (stream, true),
-            Transport::Tls(stream) => (stream.get_ref().0, false),
+            Transport::Plain(socket) => (socket.stream(), true),
+            Transport::Tls(stream) => (stream.get_ref().0.stream(), false),
         };
         let mut byte = [0];
         match stream.poll_peek(&mut Context::from_waker(Waker::noop()), &mut ReadBuf::new(&mut byte)) {
@@ -169,31 +173,31 @@ impl Connection {
     ///
     /// # Errors
     /// When the connection ends, or what arrives is no HTTP/1.1.
-    pub async fn read_head(&mut self, clock: &Clock) -> Result<Response, Failure> {
+    pub async fn read_head(&mut self) -> Result<Response, Failure> {
         let mut first_byte = None;
         loop {
             if self.start < self.end {
-                first_byte.get_or_insert(self.read_at);
-                if let Some((head, decoder, used)) = parse_head(&self.buffer[self.start..self.end], self.read_at)? {
+                first_byte.get_or_insert(self.read.received);
+                if let Some((head, decoder, used)) = parse_head(&self.buffer[self.start..self.end], self.read.received)?
+                {
                     self.start += used;
                     if head.status >= 200 {
-                        return Ok((Head { first_byte: first_byte.unwrap_or(self.read_at), ..head }, decoder));
+                        return Ok((Head { first_byte: first_byte.unwrap_or(self.read.received), ..head }, decoder));
                     }
                     continue;
                 }
                 self.make_room()?;
             }
-            self.fill(clock).await?;
+            self.fill().await?;
         }
     }
 
-    /// Hands over the next piece of the body with the time its read returned; waits for one if none is buffered.
+    /// Hands over the next piece of the body with the time at which it came; waits for one if none is buffered.
     ///
     /// # Errors
     /// When the connection ends before the body does, or its framing is wrong.
     pub async fn read_body(
         &mut self,
-        clock: &Clock,
         decoder: &mut BodyDecoder,
         mut content: impl FnMut(&[u8], Nanos),
     ) -> Result<bool, Failure> {
@@ -201,14 +205,14 @@ impl Connection {
             return Ok(true);
         }
         if self.start == self.end {
-            match self.fill(clock).await {
+            match self.fill().await {
                 Err(failure) if failure.class == FailureClass::Closed && decoder.ends_with_connection() => {
                     return Ok(true);
                 }
                 other => other?,
             }
         }
-        let at = self.read_at;
+        let at = self.read.received;
         let state = decoder.decode(&self.buffer[self.start..self.end], |part| content(part, at));
         match state.map_err(malformed)? {
             BodyState::Open => {
@@ -222,16 +226,31 @@ impl Connection {
         }
     }
 
-    async fn fill(&mut self, clock: &Clock) -> Result<(), Failure> {
+    /// How long the bytes of the last read lay in the socket, told once; none where the kernel did not tell.
+    pub fn take_wait(&mut self) -> Option<Nanos> {
+        self.read.waited.take()
+    }
+
+    async fn fill(&mut self) -> Result<(), Failure> {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
         }
         let space = &mut self.buffer[self.end..];
         let read = match &mut self.transport {
-            Transport::Plain(stream) => stream.read(space).await,
-            Transport::Tls(stream) => stream.read(space).await,
+            Transport::Plain(socket) => {
+                let read = socket.read(space).await;
+                self.read = socket.times();
+                read
+            }
+            Transport::Tls(stream) => {
+                let read = stream.read(space).await;
+                // What an earlier read brought and nobody asked for yet was not waited for anew.
+                let times = stream.get_ref().0.times();
+                let waited = times.waited.filter(|_| times.received != self.read.received);
+                self.read = ReadTimes { waited, ..times };
+                read
+            }
         };
-        self.read_at = clock.now();
         match read {
             Ok(0) => {
                 Err(Failure { class: FailureClass::Closed, message: "the server closed the connection".to_owned() })
@@ -256,18 +275,6 @@ impl Connection {
         }
         Ok(())
     }
-}
-
-fn tls(host: &str) -> Result<(TlsConnector, rustls::pki_types::ServerName<'static>), String> {
-    use rustls_platform_verifier::BuilderVerifierExt;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .and_then(|builder| builder.with_platform_verifier())
-        .map_err(|error| format!("cannot use this machine's certificates: {error}"))?
-        .with_no_client_auth();
-    let name = host.to_owned().try_into().map_err(|_| format!("`{host}` is no name a certificate can hold"))?;
-    Ok((TlsConnector::from(Arc::new(config)), name))
 }
 
 /// The head at the start of `bytes`, its body's decoder and its length; none while it is incomplete.

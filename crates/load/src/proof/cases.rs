@@ -1,28 +1,21 @@
 //! The traps, each a server's script and what a right measurement of it says.
 
-use super::{Ending, Script, Truth, TruthServer};
+use super::{Ending, Script, TruthServer, errors::Errors};
 use crate::{
     client_health::ClientHealth,
     clock::Clock,
-    definitions::{Objectives, chunk_gaps},
+    definitions::Objectives,
     exchange::Target,
-    http::{Connector, Limits, Url},
+    http::{Connector, Limits, Trust, Url},
     live::Live,
-    openai::{Api, Prompt, RequestOptions},
-    record::RequestRecord,
+    openai::{Api, RequestOptions},
     run::{Level, LevelRun, run_level},
     schedule::{Load, Until},
-    statistics::interpolated,
     stop::Stop,
     summary::Summary,
     work::{Calibration, Lengths, Prompts, Synthetic, WORDS, Work},
 };
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
-
-/// Highest error of a TTFT at the 99th percentile, in milliseconds.
-const TTFT_ERROR_P99_MS_MAX: f64 = 5.0;
-/// Highest error of a gap at the 99th percentile, in milliseconds.
-const GAP_ERROR_P99_MS_MAX: f64 = 1.0;
 
 /// One trap.
 #[derive(Clone, Debug)]
@@ -80,11 +73,11 @@ pub struct CaseResult {
 /// All cases; the last is the load of `streams` streams at `rate` tokens per second each, for `duration`.
 pub fn cases(streams: u32, rate: f64, duration: Duration) -> Vec<Case> {
     let ms = Duration::from_millis;
-    let steady = Script { ttft: ms(50), gap: ms(10), chunks: 40, spread: true, ..Script::default() };
+    let steady = Script { ttft: ms(50), gap: ms(10), chunks: 40, spread: ms(10), ..Script::default() };
     let few = |name, script, expected| Case { name, script, concurrency: 8, requests: 32, expected };
     let gap = Duration::from_secs_f64(1.0 / rate);
-    let loaded =
-        Script { ttft: ms(50), gap, chunks: (duration.as_secs_f64() * rate) as u32, spread: true, ..steady.clone() };
+    let chunks = (duration.as_secs_f64() * rate) as u32;
+    let loaded = Script { gap, chunks, spread: ms(1000), chunks_vary: 0.3, ..steady.clone() };
     vec![
         few("role chunk at once, first token after 50 ms", Some(steady.clone()), Expected::Instants),
         few(
@@ -143,9 +136,10 @@ pub fn prove(case: &Case, threads: usize, stop: &Stop) -> io::Result<CaseResult>
         warmup: 0,
         first_number: 0,
     };
-    let run = run_level(&Arc::new(target(address, clock)?), &work, level, threads, stop)?;
+    let target = Arc::new(target(address, clock)?);
+    let run = run_level(&target, &work, level, threads, stop)?;
     let (verdict, found) = judge(case, &run, &work, server.as_ref());
-    Ok(CaseResult { name: case.name, verdict, found, client: ClientHealth::of(&run) })
+    Ok(CaseResult { name: case.name, verdict, found, client: ClientHealth::of(&run, &target.live) })
 }
 
 /// Short prompts of words, no two alike: the server's notes are found by them.
@@ -160,8 +154,8 @@ pub(super) fn work() -> Work {
 pub(super) fn target(address: SocketAddr, clock: Clock) -> io::Result<Target> {
     let url: Url = format!("http://{address}/v1/chat/completions").parse().map_err(io::Error::other)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let limits = Limits { connect: Duration::from_secs(10) };
-    let connector = runtime.block_on(Connector::new(&url, limits));
+    let limits = Limits { connect: Duration::from_secs(10), trust: Trust::Machine };
+    let connector = runtime.block_on(Connector::new(&url, &limits));
     Ok(Target {
         connector: connector.map_err(|failure| io::Error::other(failure.message))?,
         url,
@@ -219,65 +213,4 @@ fn judge(case: &Case, run: &LevelRun, work: &Work, server: Option<&TruthServer>)
         (true, true) => Verdict::Right,
     };
     (verdict, found)
-}
-
-/// What the client got wrong, in milliseconds, ascending.
-#[derive(Default)]
-pub(super) struct Errors {
-    /// From the server's write of the first content to the client's stamp of it.
-    pub(super) ttft: Vec<f64>,
-    /// Between a gap as measured and as written.
-    pub(super) gap: Vec<f64>,
-    /// Records without the server's note, or of another number of chunks.
-    pub(super) unmatched: u64,
-    /// Chunks stamped before they were written: impossible, so the two were mixed up.
-    pub(super) before_written: u64,
-}
-
-impl Errors {
-    pub(super) fn of(
-        records: &[RequestRecord],
-        work: &Work,
-        truths: &std::collections::HashMap<String, Vec<Truth>>,
-    ) -> Self {
-        let mut errors = Self::default();
-        for record in records {
-            let Prompt::Text(prompt) = work.item(record.index).prompt else { continue };
-            let truth = truths.get(&prompt).and_then(|truths| truths.first());
-            let Some(truth) =
-                truth.filter(|truth| truth.written.len() == record.chunks.len() && !truth.written.is_empty())
-            else {
-                errors.unmatched += 1;
-                continue;
-            };
-            let late = record.chunks.iter().zip(&truth.written).filter(|(chunk, written)| chunk.at < **written);
-            errors.before_written += late.count() as u64;
-            errors.ttft.push(record.chunks[0].at.saturating_sub(truth.written[0]) as f64 / 1e6);
-            let written = truth.written.windows(2).map(|pair| pair[1] - pair[0]);
-            errors.gap.extend(
-                chunk_gaps(record).zip(written).map(|(measured, written)| measured.abs_diff(written) as f64 / 1e6),
-            );
-        }
-        errors.ttft.sort_unstable_by(f64::total_cmp);
-        errors.gap.sort_unstable_by(f64::total_cmp);
-        errors
-    }
-
-    fn are_small(&self) -> bool {
-        let within = |errors: &[f64], limit| !errors.is_empty() && interpolated(errors, 0.99) <= limit;
-        within(&self.ttft, TTFT_ERROR_P99_MS_MAX) && within(&self.gap, GAP_ERROR_P99_MS_MAX)
-    }
-
-    fn text(&self) -> String {
-        let of = |errors: &[f64]| match errors {
-            [] => "unknown".to_owned(),
-            errors => format!(
-                "p50 {:.3} p99 {:.3} max {:.3} ms",
-                interpolated(errors, 0.5),
-                interpolated(errors, 0.99),
-                interpolated(errors, 1.0)
-            ),
-        };
-        format!("error of TTFT {}, of gaps {}", of(&self.ttft), of(&self.gap))
-    }
 }

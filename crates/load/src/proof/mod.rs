@@ -1,13 +1,18 @@
 //! The client's proof of itself: a server whose every write is known, measured by the same code as any other.
 //!
-//! Both sides run in one process under one clock, so the error of each instant is known, not estimated: the time from the
-//! server's write to the client's stamp.
+//! Both sides run in one process under one clock, so the error of each number is known, not estimated: a TTFT or gap as the
+//! client measured it against the one that the server made.
 
 mod cases;
+mod errors;
+mod script;
 mod server;
+mod wire;
+mod writer;
 
 pub use cases::{Case, CaseResult, Verdict, cases, prove};
-pub use server::{Ending, Script, Truth, TruthServer};
+pub use script::{Ending, Script, Truth};
+pub use server::TruthServer;
 
 #[cfg(test)]
 mod tests;

@@ -1,75 +1,32 @@
 //! The ground-truth server: answers by script and notes when it wrote what.
+//!
+//! A thread with an event loop reads requests and begins their answers; another writes the chunks ([`super::writer`]).
 
-use crate::{clock::Clock, record::Nanos};
+use super::{
+    Ending, Script, Truth,
+    script::Plan,
+    wire,
+    writer::{self, Ended, Stream},
+};
+use crate::{clock::Clock, http::Socket, record::Nanos};
 use serde_json::Value;
 use std::{
     collections::HashMap,
     io,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    sync::{Arc, Mutex, PoisonError, mpsc::Sender},
+    thread::JoinHandle,
+    time::{Duration, Instant},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     runtime::Builder,
     sync::oneshot,
-    time::{Instant, sleep_until},
 };
 
 /// Longest request it reads.
 const REQUEST_BYTES_MAX: usize = 1 << 20;
-/// Ends a body in chunks.
-const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
-
-/// How every request is answered.
-#[derive(Clone, Debug)]
-pub struct Script {
-    /// From the request to the first content.
-    pub ttft: Duration,
-    /// Between content chunks.
-    pub gap: Duration,
-    /// Content chunks.
-    pub chunks: u32,
-    /// Tokens counted for each.
-    pub tokens_per_chunk: u32,
-    /// Send a chunk with only the role at once.
-    pub role_first: bool,
-    /// Begin each answer at another phase of the gap, so that streams do not write in one burst.
-    pub spread: bool,
-    /// Wait so long before the chunk of this number.
-    pub stall: Option<(u32, Duration)>,
-    /// How it ends.
-    pub ending: Ending,
-    /// Report usage at the end.
-    pub usage: bool,
-    /// Write this many bytes at a time, to split events anywhere; all at once where none.
-    pub write_bytes: Option<usize>,
-}
-
-/// How an answer ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// Finish reason, usage, end mark.
-    Complete,
-    /// The connection is closed after so many chunks.
-    Closed(u32),
-    /// The body is ended properly after so many chunks, without finish reason or end mark.
-    Early(u32),
-    /// An error event after so many chunks.
-    Error(u32),
-    /// This status in place of an answer.
-    Status(u16),
-}
-
-/// When the server did what for one request.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Truth {
-    /// The request had been read.
-    pub received: Nanos,
-    /// Just before each content chunk was written.
-    pub written: Vec<Nanos>,
-}
 
 /// A running server; ends when dropped.
 pub struct TruthServer {
@@ -77,28 +34,11 @@ pub struct TruthServer {
     clock: Clock,
     truths: Arc<Truths>,
     end: Option<oneshot::Sender<()>>,
-    thread: Option<std::thread::JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 /// By prompt. Requests of one prompt are answered alike, each with its own entry.
 type Truths = Mutex<HashMap<String, Vec<Truth>>>;
-
-impl Default for Script {
-    fn default() -> Self {
-        Self {
-            ttft: Duration::ZERO,
-            gap: Duration::ZERO,
-            chunks: 4,
-            tokens_per_chunk: 1,
-            role_first: true,
-            spread: false,
-            stall: None,
-            ending: Ending::Complete,
-            usage: true,
-            write_bytes: None,
-        }
-    }
-}
 
 impl TruthServer {
     /// Starts one on a free port of this machine.
@@ -116,7 +56,8 @@ impl TruthServer {
         let address = listener.local_addr()?;
         let (end, ended) = oneshot::channel();
         let truths = Arc::new(Truths::default());
-        let shared = Arc::new(Shared { script, clock, truths: truths.clone() });
+        let (streams, writer) = writer::start(script.clone(), clock)?;
+        let shared = Arc::new(Shared { script, clock, truths: truths.clone(), streams });
         let serve = move || {
             runtime.block_on(async {
                 tokio::select! {
@@ -125,8 +66,8 @@ impl TruthServer {
                 }
             });
         };
-        let thread = std::thread::Builder::new().name("truth".to_owned()).spawn(serve)?;
-        Ok(Self { address, clock, truths, end: Some(end), thread: Some(thread) })
+        let reader = std::thread::Builder::new().name("truth".to_owned()).spawn(serve)?;
+        Ok(Self { address, clock, truths, end: Some(end), threads: vec![reader, writer] })
     }
 
     /// Where it listens.
@@ -150,7 +91,7 @@ impl Drop for TruthServer {
         if let Some(end) = self.end.take() {
             _ = end.send(());
         }
-        if let Some(thread) = self.thread.take() {
+        for thread in self.threads.drain(..) {
             _ = thread.join();
         }
     }
@@ -160,11 +101,14 @@ struct Shared {
     script: Script,
     clock: Clock,
     truths: Arc<Truths>,
+    streams: Sender<Stream>,
 }
 
 struct Request {
     prompt: String,
     stream: bool,
+    /// When its last byte had come.
+    received: Nanos,
 }
 
 async fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
@@ -173,18 +117,45 @@ async fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         let shared = shared.clone();
         _ = stream.set_nodelay(true);
         number += 1;
+        let socket = Socket::new(stream, shared.clock);
         // A client that goes away is no concern of this server.
-        tokio::spawn(async move { _ = serve(stream, &shared, number).await });
+        tokio::spawn(async move { _ = serve(socket, &shared, number).await });
     }
 }
 
-async fn serve(mut stream: TcpStream, shared: &Shared, number: u32) -> io::Result<()> {
+async fn serve(mut socket: Socket, shared: &Shared, number: u32) -> io::Result<()> {
     let mut buffer = Vec::new();
-    while let Some(request) = read_request(&mut stream, &mut buffer).await? {
-        let mut truth = Truth { received: shared.clock.now(), written: Vec::new() };
-        let done = answer(&mut stream, shared, number, &request, &mut truth).await;
+    let mut answered = 0;
+    while let Some(request) = read_request(&mut socket, &mut buffer).await? {
+        let script = &shared.script;
+        let prompt_tokens = request.prompt.split(' ').count();
+        let mut truth = Truth { received: request.received, ..Truth::default() };
+        // Only the first answer of a connection has a phase: the others begin where it ended.
+        let plan = match answered {
+            0 => script.plan(number),
+            _ => Plan { phase: Duration::ZERO, ..script.plan(number + 1000 * answered) },
+        };
+        answered += 1;
+        let mut open = true;
+        if let Ending::Status(status) = script.ending {
+            socket.write_all(&wire::failed(status)).await?;
+        } else if !request.stream {
+            socket.write_all(&wire::unstreamed(script, &plan, prompt_tokens)).await?;
+        } else {
+            let beginning = wire::beginning(script);
+            for part in beginning.chunks(script.write_bytes.unwrap_or(beginning.len())) {
+                socket.write_all(part).await?;
+            }
+            let (ended, end) = oneshot::channel();
+            let due = Instant::now() + script.ttft + plan.phase;
+            let stream = Stream { socket, due, plan, prompt_tokens, truth, ended };
+            let gone = |_| io::Error::other("the writer has ended");
+            shared.streams.send(stream).map_err(|_| io::Error::other("the writer has ended"))?;
+            let stream: Ended = end.await.map_err(gone)?;
+            (socket, truth, open) = (stream.socket, stream.truth, stream.whole);
+        }
         shared.truths.lock().unwrap_or_else(PoisonError::into_inner).entry(request.prompt).or_default().push(truth);
-        if !done? {
+        if !open {
             return Ok(());
         }
     }
@@ -192,8 +163,7 @@ async fn serve(mut stream: TcpStream, shared: &Shared, number: u32) -> io::Resul
 }
 
 /// Reads one request and takes it out of the buffer; none when the client has gone.
-async fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Option<Request>> {
-    let bad = |what: &'static str| io::Error::new(io::ErrorKind::InvalidData, what);
+async fn read_request(socket: &mut Socket, buffer: &mut Vec<u8>) -> io::Result<Option<Request>> {
     loop {
         let mut headers = [httparse::EMPTY_HEADER; 64];
         let mut head = httparse::Request::new(&mut headers);
@@ -207,112 +177,15 @@ async fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Resul
                 return Ok(Some(Request {
                     prompt: prompt.and_then(Value::as_str).unwrap_or_default().to_owned(),
                     stream: body.get("stream").and_then(Value::as_bool).unwrap_or(false),
+                    received: socket.times().received,
                 }));
             }
         }
         if buffer.len() > REQUEST_BYTES_MAX {
-            return Err(bad("a request is too long"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a request is too long"));
         }
-        if stream.read_buf(buffer).await? == 0 {
+        if socket.read_buf(buffer).await? == 0 {
             return Ok(None);
         }
     }
-}
-
-/// Answers by the script; tells whether the connection stays open.
-async fn answer(
-    stream: &mut TcpStream,
-    shared: &Shared,
-    number: u32,
-    request: &Request,
-    truth: &mut Truth,
-) -> io::Result<bool> {
-    let script = &shared.script;
-    let tokens = script.chunks * script.tokens_per_chunk;
-    let usage = format!("{{\"prompt_tokens\":{},\"completion_tokens\":{tokens}}}", request.prompt.split(' ').count());
-    if let Ending::Status(status) = script.ending {
-        let body = "{\"error\":{\"message\":\"by script\"}}";
-        let head = format!(
-            "HTTP/1.1 {status} Scripted\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
-            body.len()
-        );
-        stream.write_all(&[head.as_bytes(), body.as_bytes()].concat()).await?;
-        return Ok(true);
-    }
-    if !request.stream {
-        let usage = if script.usage { format!(",\"usage\":{usage}") } else { String::new() };
-        let body =
-            format!("{{\"choices\":[{{\"message\":{{\"content\":\"all\"}},\"finish_reason\":\"length\"}}]{usage}}}");
-        let head =
-            format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
-        stream.write_all(&[head.as_bytes(), body.as_bytes()].concat()).await?;
-        return Ok(true);
-    }
-    let mut begin =
-        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n".to_vec();
-    if script.role_first {
-        event(&mut begin, &choice("\"role\":\"assistant\",\"content\":\"\"", "null"));
-    }
-    write(stream, script, &begin).await?;
-
-    let mut content = Vec::new();
-    event(&mut content, &choice("\"content\":\" token\"", "null"));
-    // A prime stride puts neighbours far apart.
-    let phase = if script.spread { script.gap * (number * 617 % 1000) / 1000 } else { Duration::ZERO };
-    let mut due = Instant::now() + script.ttft + phase;
-    for chunk in 0..script.chunks {
-        match script.ending {
-            Ending::Closed(after) if chunk == after => return Ok(false),
-            Ending::Early(after) if chunk == after => {
-                stream.write_all(LAST_CHUNK).await?;
-                return Ok(true);
-            }
-            Ending::Error(after) if chunk == after => {
-                let mut error = Vec::new();
-                event(&mut error, "{\"error\":{\"message\":\"by script\"}}");
-                error.extend_from_slice(LAST_CHUNK);
-                stream.write_all(&error).await?;
-                return Ok(true);
-            }
-            _ => {}
-        }
-        if let Some((_, pause)) = script.stall.filter(|&(before, _)| before == chunk) {
-            due += pause;
-        }
-        if due > Instant::now() {
-            sleep_until(due).await;
-        }
-        truth.written.push(shared.clock.now());
-        write(stream, script, &content).await?;
-        due += script.gap;
-    }
-    let mut end = Vec::new();
-    event(&mut end, &choice("", "\"length\""));
-    if script.usage {
-        event(&mut end, &format!("{{\"choices\":[],\"usage\":{usage}}}"));
-    }
-    event(&mut end, "[DONE]");
-    end.extend_from_slice(LAST_CHUNK);
-    write(stream, script, &end).await?;
-    Ok(true)
-}
-
-async fn write(stream: &mut TcpStream, script: &Script, bytes: &[u8]) -> io::Result<()> {
-    for part in bytes.chunks(script.write_bytes.unwrap_or(bytes.len())) {
-        stream.write_all(part).await?;
-    }
-    Ok(())
-}
-
-fn choice(delta: &str, finish_reason: &str) -> String {
-    format!(
-        "{{\"id\":\"chatcmpl-0123456789abcdef\",\"object\":\"chat.completion.chunk\",\"created\":1700000000,\"model\":\"truth\",\
-         \"choices\":[{{\"index\":0,\"delta\":{{{delta}}},\"logprobs\":null,\"finish_reason\":{finish_reason}}}]}}"
-    )
-}
-
-/// Appends an event as one chunk of the body.
-fn event(bytes: &mut Vec<u8>, data: &str) {
-    let event = format!("data: {data}\n\n");
-    bytes.extend_from_slice(format!("{:x}\r\n{event}\r\n", event.len()).as_bytes());
 }

@@ -3,13 +3,15 @@
 
 use super::{
     Ending, Script, TruthServer,
-    cases::{Errors, target, work},
+    cases::{target, work},
+    errors::Errors,
 };
 use crate::{
     Clock, Event, Level, LevelRun, Outcome, Plan, PromptPlan, RequestRecord, Stop, Summary, bench,
     definitions::{self, Objectives},
     exchange::Target,
     files::{self, EventsFile},
+    http::Trust,
     openai::Api,
     result::RunResult,
     run_level,
@@ -197,6 +199,7 @@ fn plan(server: &TruthServer) -> Plan {
         threads: 1,
         timeout: Duration::from_secs(60),
         connect_timeout: Duration::from_secs(10),
+        trust: Trust::Machine,
         no_keep_alive: false,
         objectives: Objectives { ttft_ms: Some(1e9), ..Objectives::default() },
         config: "a, b".to_owned(),

@@ -1,0 +1,98 @@
+//! What the client got wrong of what the ground-truth server did.
+
+use super::Truth;
+use crate::{
+    definitions::{self, chunk_gaps},
+    openai::Prompt,
+    record::{Nanos, RequestRecord},
+    statistics::interpolated,
+    work::Work,
+};
+use std::collections::HashMap;
+
+/// Highest error of a TTFT at the 99th percentile, in milliseconds.
+const TTFT_ERROR_P99_MS_MAX: f64 = 5.0;
+/// Highest error of a gap at the 99th percentile, in milliseconds.
+const GAP_ERROR_P99_MS_MAX: f64 = 1.0;
+/// Two clocks are read one after the other where the kernel's time is put on the run's clock.
+const CLOCKS_APART_MAX: Nanos = 10_000;
+
+/// A write that takes longer was interrupted.
+const TOOK_MAX: Nanos = 100_000;
+
+/// Errors in milliseconds, ascending.
+#[derive(Default)]
+pub(super) struct Errors {
+    /// Of a TTFT: as measured, from the scheduled send to the first content's arrival, less as made, from the request's
+    /// arrival at the server to the write of the first content.
+    pub(super) ttft: Vec<f64>,
+    /// Between a gap as measured and as written.
+    pub(super) gap: Vec<f64>,
+    /// Records without the server's note, or of another number of chunks.
+    pub(super) unmatched: u64,
+    /// Chunks stamped before they were written: impossible, so the two were mixed up.
+    pub(super) before_written: u64,
+    /// Chunks written.
+    writes: u64,
+    /// Of those, the ones whose time is known less well, because the server lost its CPU while it wrote.
+    interrupted_writes: u64,
+}
+
+/// By how many milliseconds a value lies outside of bounds.
+fn outside(value: Nanos, least: Nanos, most: Nanos) -> f64 {
+    least.saturating_sub(value).max(value.saturating_sub(most)) as f64 / 1e6
+}
+
+impl Errors {
+    pub(super) fn of(records: &[RequestRecord], work: &Work, truths: &HashMap<String, Vec<Truth>>) -> Self {
+        let mut errors = Self::default();
+        for record in records {
+            let Prompt::Text(prompt) = work.item(record.index).prompt else { continue };
+            let truth = truths.get(&prompt).and_then(|truths| truths.first());
+            let Some(truth) =
+                truth.filter(|truth| truth.written.len() == record.chunks.len() && !truth.written.is_empty())
+            else {
+                errors.unmatched += 1;
+                continue;
+            };
+            let early = |at: Nanos, written: Nanos| at + CLOCKS_APART_MAX < written;
+            let pairs = record.chunks.iter().zip(&truth.written);
+            errors.before_written += pairs.filter(|(chunk, written)| early(chunk.at, **written)).count() as u64;
+            errors.writes += truth.took.len() as u64;
+            errors.interrupted_writes += truth.took.iter().filter(|&&took| took > TOOK_MAX).count() as u64;
+            if let Some(ttft) = definitions::ttft(record) {
+                let least = truth.written[0].saturating_sub(truth.received);
+                errors.ttft.push(outside(ttft, least, least + truth.took[0]));
+            }
+            // The packet left between the two times of its write, so a gap is known to lie between two bounds.
+            let left = |place: usize| (truth.written[place], truth.written[place] + truth.took[place]);
+            errors.gap.extend(chunk_gaps(record).enumerate().map(|(place, gap)| {
+                let (before, after) = (left(place), left(place + 1));
+                outside(gap, after.0.saturating_sub(before.1), after.1 - before.0)
+            }));
+        }
+        errors.ttft.sort_unstable_by(f64::total_cmp);
+        errors.gap.sort_unstable_by(f64::total_cmp);
+        errors
+    }
+
+    pub(super) fn are_small(&self) -> bool {
+        let within = |errors: &[f64], limit| !errors.is_empty() && interpolated(errors, 0.99) <= limit;
+        within(&self.ttft, TTFT_ERROR_P99_MS_MAX) && within(&self.gap, GAP_ERROR_P99_MS_MAX)
+    }
+
+    pub(super) fn text(&self) -> String {
+        let of = |errors: &[f64]| match errors {
+            [] => "unknown".to_owned(),
+            errors => format!(
+                "p50 {:.3} p99 {:.3} max {:.3} ms",
+                interpolated(errors, 0.5),
+                interpolated(errors, 0.99),
+                interpolated(errors, 1.0)
+            ),
+        };
+        let unsure = 100.0 * self.interrupted_writes as f64 / self.writes.max(1) as f64;
+        let unsure = if unsure > 0.0 { format!(" ({unsure:.2} % of writes took over 0.1 ms)") } else { String::new() };
+        format!("error of TTFT {}, of gaps {}{unsure}", of(&self.ttft), of(&self.gap))
+    }
+}
