@@ -110,8 +110,8 @@ def heading(units: list[dict[str, Any]], facts: dict[str, Any]) -> list[str]:
         "Server against server, all with 2 threads and 32 sequences of 768 tokens of KV cache, measured by one client (`powertrain "
         "bench`, closed loop, 128 tokens in, 64 out, temperature 0, `ignore_eos`, a connection for each request) on the same CPUs. "
         "Each round starts and measures every server once, in another order. Numbers are medians over the rounds, with the smallest "
-        "and the largest in brackets; a row with fewer rounds says so. Prefill: 512 over the TTFT of a lone prompt. Decode: one over the median TPOT of one "
-        "client. RSS: the server's whole tree of processes. A run during which others took more than "
+        "and the largest in brackets; a row with fewer rounds says so. Prefill: 512 over the TTFT of a lone prompt. Decode: one over "
+        "the median TPOT of one client. RSS: the server's whole tree of processes. A run during which others took more than "
         f"{OTHERS_SHARE_MAX:.0%} of the CPUs (`/proc/stat` less server, client and harness; hypervisor's steal included) was "
         "repeated, at most twice, and the least disturbed one counts.",
         "",
@@ -156,8 +156,9 @@ def table_part(table: Table, found: dict[str, Row]) -> list[str]:
     if table.ours not in found or len(subjects) < 2:
         return []
     text = [f"## {table.title}", ""]
-    text += ["| | start to first answer, s | RSS after load, MiB | RSS after work | prefill 512, tok/s | decode, tok/s | idle CPU, % | rounds |"]
-    text.append("| --- " * 8 + "|")
+    columns: tuple[str, ...] = ("start to first answer, s", "RSS after load, MiB", "RSS after work", "prefill 512, tok/s", "decode, tok/s")
+    columns += ("idle CPU, %", "rounds")
+    text += [f"| | {' | '.join(columns)} |", "| --- " * (len(columns) + 1) + "|"]
     for subject in subjects:
         row = found[subject.name]
         cells = [
@@ -169,7 +170,7 @@ def table_part(table: Table, found: dict[str, Row]) -> list[str]:
             shown(row.quantities.get("idle_percent"), 1),
             str(max((value.rounds for value in row.quantities.values()), default=0)),
         ]
-        text.append(f"| {label(subject)} | {' | '.join(cells)} |")
+        text.append(f"| {label(subject)}{note(subject)} | {' | '.join(cells)} |")
     text += ["", "Output tokens per second, all clients together:", ""]
     text += level_table("output_{}", subjects, found)
     text += ["", "TTFT p50, ms:", "", *level_table("ttft_p50_{}", subjects, found)]
@@ -242,8 +243,11 @@ def facts_part(facts: dict[str, Any]) -> list[str]:
 
 def label(subject: Subject) -> str:
     name = f"{subject.engine}, {subject.weights}"
-    name = f"**{name}**" if subject.is_ours() else name
-    return f"{name} ({subject.note})" if subject.note else name
+    return f"**{name}**" if subject.is_ours() else name
+
+
+def note(subject: Subject) -> str:
+    return f" ({subject.note})" if subject.note else ""
 
 
 def by_name(name: str) -> Subject:
