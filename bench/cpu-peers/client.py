@@ -16,7 +16,7 @@ def measure(binary: Path, port: int, stage: Stage, prompts: Path, seed: int, out
     """Runs one stage. One connection for each request: llama.cpp promises to keep one open and then closes it."""
     command = [
         *(str(binary), "bench", f"http://127.0.0.1:{port}", "--endpoint", "completions", "--model", "model"),
-        *("--prompts", str(prompts / stage.prompts_file), "--max-tokens", str(stage.output_tokens), "--ignore-eos"),
+        *("--prompts", str(prompts), "--max-tokens", str(stage.output_tokens), "--ignore-eos"),
         *("--concurrency", str(stage.clients), "--num-requests", str(stage.requests), "--warmup", str(stage.warmup)),
         *("--no-keep-alive", "--client-threads", "1", "--seed", str(seed), "--timeout", "300", "--output", str(output)),
     ]

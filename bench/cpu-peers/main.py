@@ -13,7 +13,7 @@ import report
 from prepare import prepare
 from scratch import REPOSITORY, Scratch
 from server import Server, free_port
-from stages import all_stages
+from stages import ATTEMPTS_MAX, all_stages
 from subjects import SUBJECTS, subjects_named
 from unit import Unit
 
@@ -52,9 +52,9 @@ def make_prompts(scratch: Scratch, binary: Path) -> None:
             count = prompts.tokenize_by(port)
             words, overhead = prompts.one_token_words(count)
             for stage in all_stages():
-                # Attempts after the first begin elsewhere in the file.
-                number = 3 * (stage.requests + stage.warmup) + 8
-                prompts.write(partial / stage.prompts_file, words, overhead, stage.prompt_tokens, number, count)
+                for attempt in range(ATTEMPTS_MAX):
+                    path = partial / stage.prompts_file(attempt)
+                    prompts.write(path, words, overhead, stage.prompt_tokens, stage.requests + stage.warmup, count)
         partial.rename(folder)
 
 

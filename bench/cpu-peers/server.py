@@ -83,7 +83,8 @@ class Server:
                 break
             except (OSError, http.client.HTTPException, ValueError) as error:
                 last = str(error)
-            time.sleep(POLL_S)
+            # To within a hundredth: asking a server that takes minutes to start must not slow it down.
+            time.sleep(max(POLL_S, wall_s / 100))
         wall_s = time.monotonic() - self._spawned
         if not answer["choices"][0]["text"]:
             raise ServerError(f"the first answer is empty: {answer}")

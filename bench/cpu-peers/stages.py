@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+ATTEMPTS_MAX = 3
+"""A disturbed run is repeated until it was the last of these."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -12,9 +15,9 @@ class Stage:
     requests: int
     warmup: int = 0
 
-    @property
-    def prompts_file(self) -> str:
-        return f"{self.prompt_tokens}-{self.name}.jsonl"
+    def prompts_file(self, attempt: int) -> str:
+        """Each attempt has its own prompts: none may be in a cache that the one before left."""
+        return f"{self.prompt_tokens}-{self.name}-{attempt}.jsonl"
 
 
 def load_stage(clients: int, quick: bool) -> Stage:

@@ -127,7 +127,7 @@ SUBJECTS: list[Subject] = [
         environment=vllm_environment,
         start_timeout_s=400.0,
         venv="vllm",
-        note="reads no GGUF: bf16 folder of the same weights; compiled code cached by an earlier start",
+        note="reads no GGUF: bf16 folder of the same weights",
     ),
     Subject(
         *("xllamacpp", "xllamacpp", "Q4_1", "smollm2", "q4_1.gguf", xllamacpp_command),

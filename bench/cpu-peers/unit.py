@@ -11,11 +11,10 @@ import client
 import processes
 from scratch import Scratch
 from server import Server, ServerError, complete, free_port
-from stages import Stage, load_stage, long_stage, prefill_stage, short_stage
+from stages import ATTEMPTS_MAX, Stage, load_stage, long_stage, prefill_stage, short_stage
 from subjects import THREADS, Subject
 
 FORMAT = "powertrain-cpu-peers/1"
-ATTEMPTS_MAX = 3
 SETTLE_S = 1.0
 IDLE_S = 2.0
 PROMPT = "The capital of France is"
@@ -123,14 +122,13 @@ class Unit:
         attempts: list[dict[str, Any]] = []
         folder = self.path.parent / "client"
         folder.mkdir(exist_ok=True)
-        for _ in range(1 if self.quick else ATTEMPTS_MAX):
+        for attempt in range(1 if self.quick else ATTEMPTS_MAX):
             self._clients += 1
             output = folder / f"{self.subject.name}.{self.number}.{self._clients}.{stage.name}.json"
-            # Everyone gets the same prompts in the same order in one round, and others in the next attempt.
-            seed = 1000 * self.number + len(attempts)
+            prompts = self.scratch.prompts / self.subject.prompts / stage.prompts_file(attempt)
             watch = processes.Watch(server.pid)
-            prompts = self.scratch.prompts / self.subject.prompts
-            kept = client.measure(self.binary, server.port, stage, prompts, seed, output)
+            # The round is the seed: everyone gets the same prompts in the same order.
+            kept = client.measure(self.binary, server.port, stage, prompts, self.number, output)
             kept["watch"] = watch.end()
             kept["disturbed"] = processes.disturbed(kept["watch"])
             attempts.append(kept)
