@@ -1,9 +1,12 @@
 """Where everything lies: peers, models, prompts and results, below one folder the user names."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+# Of two levels or more, such as a peer's build left in its messages.
+ABSOLUTE_FOLDERS = re.compile(r"(?<![\w$./])/(?:[\w.+@-]+/){2,}")
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent.parent
 
@@ -47,9 +50,9 @@ class Scratch:
         return next((self.venv(name) / "lib").glob("python3.*")) / "site-packages"
 
     def redacted(self, text: str) -> str:
-        """Without this machine's paths."""
+        """Without paths of this machine, or of the one a peer was built on."""
         places = [(str(self.root), "$SCRATCH"), (str(REPOSITORY), "$REPOSITORY"), (str(Path.home()), "$HOME")]
         places += [(str(Path(path).resolve()), name) for path, name in places]
         for path, name in sorted(set(places), key=lambda place: -len(place[0])):
             text = text.replace(path, name)
-        return text
+        return ABSOLUTE_FOLDERS.sub("…/", text)

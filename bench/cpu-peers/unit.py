@@ -49,10 +49,10 @@ class Unit:
             if self.subject.engine == "llama.cpp" and self.number == 1:
                 self.result["llama_bench"] = self._llama_bench()
         except (ServerError, client.ClientError) as error:
-            self.result["error"] = self.scratch.redacted(str(error))
+            self.result["error"] = str(error)
         self.result["unit_wall_s"] = round(time.monotonic() - began, 1)
         partial = self.path.with_suffix(".partial")
-        partial.write_text(written(self.result), encoding="utf-8")
+        partial.write_text(self.scratch.redacted(written(self.result)), encoding="utf-8")
         partial.rename(self.path)
         return self.result
 
