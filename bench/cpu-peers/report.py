@@ -217,7 +217,7 @@ def trouble_part(found: dict[str, Row]) -> list[str]:
         for what, lines in (("", row.errors), ("", row.complaints), ("still disturbed after the last attempt: ", row.disturbed)):
             text += [f"- {row.name}: {what}{line}" for line in lines]
         if row.answer and ANSWER not in row.answer:
-            text.append(f"- {row.name}: answers {row.answer!r}, without {ANSWER}; its speed stands, its weights do not serve as well")
+            text.append(f"- {row.name}: answers {row.answer!r}, without {ANSWER}: see whether another server says the same of its file")
         if row.tokens_per_chunk > TOKENS_PER_CHUNK_MAX:
             text.append(f"- {row.name}: up to {row.tokens_per_chunk:.2f} tokens in a chunk on average: it joins some")
     missing = [subject.name for subject in SUBJECTS if subject.name not in found]

@@ -1,4 +1,4 @@
-"""mistral.rs behind HTTP: mistralrs_server.py PORT MODEL_FOLDER SEQUENCES.
+"""mistral.rs behind HTTP: mistralrs_server.py PORT MODEL_FOLDER SEQUENCES TEMPLATE_FILE.
 
 Only its chat requests stream, so prompts go through a chat template that is nothing but the message.
 """
@@ -24,18 +24,21 @@ def main() -> None:
         jinja_explicit=template,
     )
 
+    # Two requests handed over at once end with "Already borrowed".
+    handing_over = threading.Lock()
+
     def answer(request: Request) -> None:
         try:
-            chunks = runner.send_chat_completion_request(
-                ChatCompletionRequest(
-                    model="default",
-                    messages=[{"role": "user", "content": request.prompt}],
-                    max_tokens=request.max_tokens,
-                    temperature=0.0,
-                    ignore_eos=request.ignore_eos,
-                    stream=True,
-                )
+            question = ChatCompletionRequest(
+                model="default",
+                messages=[{"role": "user", "content": request.prompt}],
+                max_tokens=request.max_tokens,
+                temperature=0.0,
+                ignore_eos=request.ignore_eos,
+                stream=True,
             )
+            with handing_over:
+                chunks = runner.send_chat_completion_request(question)
             for chunk in chunks:
                 text = chunk.choices[0].delta.content or ""
                 request.send(text, 1 if text else 0)
