@@ -556,25 +556,8 @@ unsafe fn unpack_row(matrix: &PackedMatrix, row: usize, out: *mut f32) {
                 }
             }
             PanelKind::Integer(layout) => {
-                let zero = layout.zero_point() as f32;
                 for column in 0..matrix.columns {
-                    let (block, column_in) = (panel.add(column / 32 * layout.block_bytes()), column % 32);
-                    let quad = column_in / 4;
-                    let q = match (layout.bits, quad % 2) {
-                        (4, 0) => *block.add(quad / 2 * 64 + lane * 4 + column % 4) & 15,
-                        (4, _) => *block.add(quad / 2 * 64 + lane * 4 + column % 4) >> 4,
-                        _ => *block.add(quad * 64 + lane * 4 + column % 4),
-                    };
-                    let group = block.add(layout.quant_bytes() + column_in / layout.group * layout.group_bytes());
-                    let scale_at = |index: usize| {
-                        if layout.wide_scales {
-                            *group.cast::<f32>().add(index)
-                        } else {
-                            f16_to_f32(*group.cast::<u16>().add(index))
-                        }
-                    };
-                    let minimum = if layout.minima { scale_at(LANES + lane) } else { 0.0 };
-                    *out.add(column) = scale_at(lane).mul_add(f32::from(q) - zero, minimum);
+                    *out.add(column) = layout.weight(panel, lane, column);
                 }
             }
         }

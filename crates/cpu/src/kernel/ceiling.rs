@@ -37,7 +37,7 @@ pub(crate) unsafe fn dots<S: Lanes>(x: *const i8, rounds: usize, out: *mut f32) 
         for _ in 0..rounds {
             let x = std::hint::black_box(x);
             for chain in 0..CHAINS {
-                sums[chain] = S::dot_u4(sums[chain], weights, x.add(4 * chain));
+                sums[chain] = S::dot_u6(sums[chain], weights, x.add(4 * chain));
             }
         }
         for sum in sums {

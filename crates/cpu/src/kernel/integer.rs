@@ -15,7 +15,7 @@
 use super::Epilogue;
 use crate::{
     activations::{QuantBlock, TILE_ROWS},
-    packed::IntegerLayout,
+    packed::{FACTOR_BLOCKS, FACTOR_BYTES, IntegerLayout},
     simd::{LANES, Lanes},
 };
 use std::sync::atomic::{Ordering, compiler_fence};
@@ -23,7 +23,7 @@ use std::sync::atomic::{Ordering, compiler_fence};
 /// One panel of an integer-packed matrix.
 #[derive(Clone, Copy)]
 pub(crate) struct IntegerPanel {
-    /// Block after block: lines of quants, then per group 16 scales and, if the layout has them, 16 minima.
+    /// Block after block, as [`packed`](crate::packed) says.
     pub(crate) data: *const u8,
     pub(crate) layout: IntegerLayout,
     /// 32-column blocks.
@@ -44,26 +44,32 @@ pub(crate) unsafe fn multiply<S: Lanes>(
     stride: usize,
     epilogue: Epilogue,
 ) {
-    let IntegerLayout { bits, group, minima, .. } = panel.layout;
-    // SAFETY: the caller's promises are passed on.
-    unsafe {
-        match (bits, group, minima) {
-            (4, 32, false) => multiply_layout::<S, 4, 32, false>(panel, x, rows, out, stride, epilogue),
-            (4, 32, true) => multiply_layout::<S, 4, 32, true>(panel, x, rows, out, stride, epilogue),
-            (4, 16, false) => multiply_layout::<S, 4, 16, false>(panel, x, rows, out, stride, epilogue),
-            (4, 16, true) => multiply_layout::<S, 4, 16, true>(panel, x, rows, out, stride, epilogue),
-            (8, 32, false) => multiply_layout::<S, 8, 32, false>(panel, x, rows, out, stride, epilogue),
-            (8, 32, true) => multiply_layout::<S, 8, 32, true>(panel, x, rows, out, stride, epilogue),
-            (8, 16, false) => multiply_layout::<S, 8, 16, false>(panel, x, rows, out, stride, epilogue),
-            other => unreachable!("no format is packed as {other:?}"),
-        }
+    let IntegerLayout { bits, group, minima, factored } = panel.layout;
+    macro_rules! layout {
+        ($bits:literal, $group:literal, $minima:literal, $factored:literal) => {
+            // SAFETY: the caller's promises are passed on.
+            unsafe { multiply_layout::<S, $bits, $group, $minima, $factored>(panel, x, rows, out, stride, epilogue) }
+        };
+    }
+    match (bits, group, minima, factored) {
+        (4, 32, false, false) => layout!(4, 32, false, false),
+        (4, 32, true, false) => layout!(4, 32, true, false),
+        (5, 32, false, false) => layout!(5, 32, false, false),
+        (5, 32, true, false) => layout!(5, 32, true, false),
+        (8, 32, false, false) => layout!(8, 32, false, false),
+        (4, 16, true, true) => layout!(4, 16, true, true),
+        (4, 16, false, true) => layout!(4, 16, false, true),
+        (4, 32, true, true) => layout!(4, 32, true, true),
+        (5, 32, true, true) => layout!(5, 32, true, true),
+        (6, 16, false, true) => layout!(6, 16, false, true),
+        other => unreachable!("no format is packed as {other:?}"),
     }
 }
 
 /// # Safety
 /// As [`multiply`].
 #[inline(always)]
-unsafe fn multiply_layout<S: Lanes, const BITS: u32, const GROUP: usize, const MINIMA: bool>(
+unsafe fn multiply_layout<S: Lanes, const BITS: u32, const GROUP: usize, const MINIMA: bool, const FACTORED: bool>(
     panel: IntegerPanel,
     x: *const QuantBlock,
     rows: usize,
@@ -81,7 +87,7 @@ unsafe fn multiply_layout<S: Lanes, const BITS: u32, const GROUP: usize, const M
             let out = out.add(row * stride);
             macro_rules! tile {
                 ($m:literal) => {{
-                    let sums = tile::<S, BITS, GROUP, MINIMA, $m>(panel, x, in_tile, row == 0);
+                    let sums = tile::<S, BITS, GROUP, MINIMA, FACTORED, $m>(panel, x, in_tile, row == 0);
                     epilogue.write::<S>(&sums[..count], out, stride)
                 }};
             }
@@ -103,72 +109,91 @@ unsafe fn multiply_layout<S: Lanes, const BITS: u32, const GROUP: usize, const M
 /// As [`multiply`], for rows `first..first + M` of the tile at `x`; `first + M <= 8`. `from_memory`: the panel is read for the
 /// first time in this step.
 #[inline(always)]
-unsafe fn tile<S: Lanes, const BITS: u32, const GROUP: usize, const MINIMA: bool, const M: usize>(
+unsafe fn tile<
+    S: Lanes,
+    const BITS: u32,
+    const GROUP: usize,
+    const MINIMA: bool,
+    const FACTORED: bool,
+    const M: usize,
+>(
     panel: IntegerPanel,
     x: *const QuantBlock,
     first: usize,
     from_memory: bool,
 ) -> [S::F; M] {
-    let lines = BITS as usize * GROUP / 32;
     let groups = 32 / GROUP;
-    let scale_bytes = LANES * if panel.layout.wide_scales { 4 } else { 2 };
     // SAFETY: all offsets stay inside the panel and the tile.
     unsafe {
         let mut sums = [S::splat(0.0); M];
+        let mut factors = [S::splat(1.0); 2];
         let mut quants = panel.data;
         for block in 0..panel.blocks {
+            if FACTORED && block % FACTOR_BLOCKS == 0 {
+                factors = [S::load_f16(quants.cast()), S::load_f16(quants.add(FACTOR_BYTES / 2).cast())];
+                quants = quants.add(FACTOR_BYTES);
+            }
             let x = &*x.add(block);
-            let mut scales = quants.add(64 * lines * groups);
+            let mut scales = quants.add(64 * BITS as usize);
             // With one or two rows the machine's own prefetchers do better; with more there is time to ask.
             if M >= 4 && from_memory {
-                for line in 0..=lines * groups {
+                for line in 0..=BITS as usize {
                     S::prefetch(quants.wrapping_add(PREFETCH_BYTES + 64 * line));
                 }
             }
-            for half in 0..groups {
-                let zero = |m: usize| match (GROUP, half) {
+            for group in 0..groups {
+                let zero = |m: usize| match (GROUP, group) {
                     (32, _) => x.zero[first + m],
                     (_, 0) => x.zero_first[first + m],
                     _ => x.zero[first + m] - x.zero_first[first + m],
                 };
                 let mut dots = [S::splat_i32(0); M];
                 for (m, dot) in dots.iter_mut().enumerate() {
-                    if BITS == 8 {
-                        *dot = S::start_i8(zero(m));
-                    } else if !MINIMA {
-                        *dot = S::splat_i32(zero(m));
+                    match BITS {
+                        8 => *dot = S::start_i8(zero(m)),
+                        // The zero point is 8 with 4 bits, 16 with 5, 32 with 6.
+                        _ if !MINIMA => *dot = S::splat_i32(zero(m) << (BITS - 4)),
+                        _ => {}
                     }
                 }
-                for line in 0..lines {
-                    let packed = S::load_line(quants.add(64 * line));
-                    let column = half * 16 + line * if BITS == 4 { 8 } else { 4 };
-                    if BITS == 4 {
-                        let low = S::shift_right_and::<0>(packed, 0x0f0f_0f0f);
-                        let high = S::shift_right_and::<4>(packed, 0x0f0f_0f0f);
-                        for (m, dot) in dots.iter_mut().enumerate() {
-                            let q = x.q[first + m].as_ptr().add(column);
-                            *dot = S::dot_u4(*dot, low, q);
-                            *dot = S::dot_u4(*dot, high, q.add(4));
-                        }
-                    } else {
+                if BITS == 8 {
+                    for quad in group * GROUP / 4..(group + 1) * GROUP / 4 {
+                        let line = S::load_line(quants.add(64 * quad));
                         // Keeps each line's loads with it: else the compiler loads the activations of all lines ahead, runs out of
                         // registers, and half the speed is gone.
                         compiler_fence(Ordering::SeqCst);
                         for (m, dot) in dots.iter_mut().enumerate() {
-                            *dot = S::dot_i8(*dot, packed, x.q[first + m].as_ptr().add(column));
+                            *dot = S::dot_i8(*dot, line, x.q[first + m].as_ptr().add(4 * quad));
+                        }
+                    }
+                } else {
+                    // The bits above the fourth of all quads of the group.
+                    let above = match BITS {
+                        4 => S::splat_i32(0),
+                        _ => S::load_line(quants.add(64 * (4 + group))),
+                    };
+                    for pair in group * GROUP / 8..(group + 1) * GROUP / 8 {
+                        let line = S::load_line(quants.add(64 * pair));
+                        let mut low = S::shift_right_and::<0>(line, 0x0f0f_0f0f);
+                        let mut high = S::shift_right_and::<4>(line, 0x0f0f_0f0f);
+                        if BITS > 4 {
+                            low = S::or(low, above_fourth::<S, BITS>(above, 2 * pair));
+                            high = S::or(high, above_fourth::<S, BITS>(above, 2 * pair + 1));
+                        }
+                        for (m, dot) in dots.iter_mut().enumerate() {
+                            let q = x.q[first + m].as_ptr().add(8 * pair);
+                            *dot = S::dot_u6(*dot, low, q);
+                            *dot = S::dot_u6(*dot, high, q.add(4));
                         }
                     }
                 }
-                quants = quants.add(64 * lines);
-                let scale = load_scales::<S>(scales, panel.layout.wide_scales);
-                scales = scales.add(scale_bytes);
+                let scale = next_scales::<S, FACTORED>(&mut scales, factors[0]);
                 for m in 0..M {
                     let both = S::mul(scale, S::splat(x.scale[first + m]));
                     sums[m] = S::fma(both, S::to_f32(dots[m]), sums[m]);
                 }
                 if MINIMA {
-                    let minimum = load_scales::<S>(scales, panel.layout.wide_scales);
-                    scales = scales.add(scale_bytes);
+                    let minimum = next_scales::<S, FACTORED>(&mut scales, factors[1]);
                     for (m, sum) in sums.iter_mut().enumerate() {
                         let scaled_sum =
                             if GROUP == 32 { x.sum[first + m] } else { zero(m) as f32 * -0.125 * x.scale[first + m] };
@@ -182,15 +207,53 @@ unsafe fn tile<S: Lanes, const BITS: u32, const GROUP: usize, const MINIMA: bool
     }
 }
 
+/// The bits of quad `quad` above its lowest four, in their places, from the line that holds those of its group.
+///
+/// # Safety
+/// The level's instructions.
+#[inline(always)]
+unsafe fn above_fourth<S: Lanes, const BITS: u32>(line: S::I, quad: usize) -> S::I {
+    const FIFTH: i32 = 0x1010_1010;
+    const FIFTH_AND_SIXTH: i32 = 0x3030_3030;
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (BITS, quad) {
+            (5, 0) => S::shift_left_and::<4>(line, FIFTH),
+            (5, 1) => S::shift_left_and::<3>(line, FIFTH),
+            (5, 2) => S::shift_left_and::<2>(line, FIFTH),
+            (5, 3) => S::shift_left_and::<1>(line, FIFTH),
+            (5, 4) => S::shift_right_and::<0>(line, FIFTH),
+            (5, 5) => S::shift_right_and::<1>(line, FIFTH),
+            (5, 6) => S::shift_right_and::<2>(line, FIFTH),
+            (5, _) => S::shift_right_and::<3>(line, FIFTH),
+            (_, 0 | 4) => S::shift_left_and::<4>(line, FIFTH_AND_SIXTH),
+            (_, 1 | 5) => S::shift_left_and::<2>(line, FIFTH_AND_SIXTH),
+            (_, 2 | 6) => S::shift_right_and::<0>(line, FIFTH_AND_SIXTH),
+            _ => S::shift_right_and::<2>(line, FIFTH_AND_SIXTH),
+        }
+    }
+}
+
 /// How far ahead of the first rows of a larger batch the weights are asked for.
 const PREFETCH_BYTES: usize = 2048;
 
+/// The 16 scales (or minima) at `from`, which is moved past them.
+///
 /// # Safety
 /// The level's instructions; 16 scales at `from`.
 #[inline(always)]
-unsafe fn load_scales<S: Lanes>(from: *const u8, wide: bool) -> S::F {
+unsafe fn next_scales<S: Lanes, const FACTORED: bool>(from: &mut *const u8, factor: S::F) -> S::F {
     // SAFETY: the caller's promise.
-    unsafe { if wide { S::load(from.cast()) } else { S::load_f16(from.cast()) } }
+    unsafe {
+        let here = *from;
+        if FACTORED {
+            *from = here.add(LANES);
+            S::mul(factor, S::to_f32(S::load_i8(here.cast())))
+        } else {
+            *from = here.add(2 * LANES);
+            S::load_f16(here.cast())
+        }
+    }
 }
 
 /// Unpacks `panel` to f32, `[columns][16]`.
@@ -199,31 +262,45 @@ unsafe fn load_scales<S: Lanes>(from: *const u8, wide: bool) -> S::F {
 /// The level's instructions; `panel` as described; `out` has room for `32 * panel.blocks * 16` elements.
 #[inline(always)]
 pub(crate) unsafe fn expand<S: Lanes>(panel: IntegerPanel, out: *mut f32) {
-    let IntegerLayout { bits, group, minima, wide_scales } = panel.layout;
+    let IntegerLayout { bits, group, minima, factored } = panel.layout;
     let zero = panel.layout.zero_point() as f32;
-    let scale_bytes = LANES * if wide_scales { 4 } else { 2 };
     let mut quants = panel.data;
     // SAFETY: all offsets stay inside the panel and `out`.
     unsafe {
+        let mut factors = [S::splat(1.0); 2];
         for block in 0..panel.blocks {
+            if factored && block % FACTOR_BLOCKS == 0 {
+                factors = [S::load_f16(quants.cast()), S::load_f16(quants.add(FACTOR_BYTES / 2).cast())];
+                quants = quants.add(FACTOR_BYTES);
+            }
             let mut scales = quants.add(panel.layout.quant_bytes());
+            let mut next = |factor: S::F| match factored {
+                true => next_scales::<S, true>(&mut scales, factor),
+                false => next_scales::<S, false>(&mut scales, factor),
+            };
             for first in (0..32).step_by(group) {
-                let scale = load_scales::<S>(scales, wide_scales);
-                scales = scales.add(scale_bytes);
-                let mut minimum = S::splat(0.0);
-                if minima {
-                    minimum = load_scales::<S>(scales, wide_scales);
-                    scales = scales.add(scale_bytes);
-                }
-                for column in first..first + group {
-                    let quad = column / 4;
-                    let q = match (bits, quad % 2) {
-                        (4, 0) => S::shift_right_and::<0>(S::load_line(quants.add(quad / 2 * 64)), 0x0f0f_0f0f),
-                        (4, _) => S::shift_right_and::<4>(S::load_line(quants.add(quad / 2 * 64)), 0x0f0f_0f0f),
+                let scale = next(factors[0]);
+                let minimum = if minima { next(factors[1]) } else { S::splat(0.0) };
+                for quad in first / 4..(first + group) / 4 {
+                    let nibbles = || {
+                        let line = S::load_line(quants.add(quad / 2 * 64));
+                        match quad % 2 {
+                            0 => S::shift_right_and::<0>(line, 0x0f0f_0f0f),
+                            _ => S::shift_right_and::<4>(line, 0x0f0f_0f0f),
+                        }
+                    };
+                    let q = match bits {
+                        4 => nibbles(),
+                        5 => S::or(nibbles(), above_fourth::<S, 5>(S::load_line(quants.add(4 * 64)), quad)),
+                        6 => {
+                            S::or(nibbles(), above_fourth::<S, 6>(S::load_line(quants.add((4 + quad / 4) * 64)), quad))
+                        }
                         _ => S::load_line(quants.add(quad * 64)),
                     };
-                    let q = S::sub(S::to_f32(byte_of_lane::<S>(q, column % 4)), S::splat(zero));
-                    S::store(out.add((block * 32 + column) * LANES), S::fma(scale, q, minimum));
+                    for byte in 0..4 {
+                        let q = S::sub(S::to_f32(byte_of_lane::<S>(q, byte)), S::splat(zero));
+                        S::store(out.add((block * 32 + quad * 4 + byte) * LANES), S::fma(scale, q, minimum));
+                    }
                 }
             }
             quants = scales;

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     activations::{ActivationBuffers, Encoding, Encodings, TILE_ROWS},
     memory::Buffer,
-    packed::{IntegerLayout, PackedMatrix, PanelKind},
+    packed::{FACTOR_BLOCKS, FACTOR_BYTES, IntegerLayout, PackedMatrix, PanelKind},
     simd::{LANES, scalar::f32_to_f16},
 };
 use powertrain_model::{spec::Activation, weights::WeightFormat};
@@ -34,21 +34,30 @@ fn scalar() -> Kernels {
 
 /// A panel of random quants with scales around a hundredth.
 fn random_panel(random: &mut Random, layout: IntegerLayout, columns: usize) -> Buffer<u8> {
-    let bytes = columns / 32 * layout.block_bytes();
+    let bytes = layout.panel_bytes(columns);
     let panel = Buffer::<u8>::zeroed(bytes);
     // SAFETY: the buffer is this long and ours alone.
-    let out = unsafe { std::slice::from_raw_parts_mut(panel.as_mut_ptr(), bytes) };
-    for block in out.chunks_exact_mut(layout.block_bytes()) {
-        let (quants, scales) = block.split_at_mut(layout.quant_bytes());
+    let mut out = unsafe { std::slice::from_raw_parts_mut(panel.as_mut_ptr(), bytes) };
+    let halves = |out: &mut [u8], random: &mut Random| {
+        for half in out.as_chunks_mut::<2>().0 {
+            *half = f32_to_f16(random.float() * 0.01).to_le_bytes();
+        }
+    };
+    for block in 0..columns / 32 {
+        if layout.factored && block % FACTOR_BLOCKS == 0 {
+            let factors = out.split_off_mut(..FACTOR_BYTES).unwrap();
+            halves(factors, random);
+        }
+        let quants = out.split_off_mut(..layout.quant_bytes()).unwrap();
         quants.fill_with(|| random.bits() as u8);
-        for scale in scales.chunks_exact_mut(layout.scale_bytes()) {
-            let value = random.float() * 0.01;
-            match scale.len() {
-                2 => scale.copy_from_slice(&f32_to_f16(value).to_le_bytes()),
-                _ => scale.copy_from_slice(&value.to_le_bytes()),
-            }
+        let scales = out.split_off_mut(..layout.block_bytes() - layout.quant_bytes()).unwrap();
+        if layout.factored {
+            scales.fill_with(|| (random.bits() % 127) as u8 ^ 0xc0);
+        } else {
+            halves(scales, random);
         }
     }
+    assert!(out.is_empty());
     panel
 }
 

@@ -2,7 +2,8 @@
 
 use super::{
     IntegerLayout, PackedMatrix, PanelKind,
-    block::{Block, Scale, unpack},
+    block::{Quads, factors, unpack_32, unpack_256},
+    layout::{FACTOR_BLOCKS, FACTOR_BYTES},
 };
 use crate::simd::LANES;
 use powertrain_model::weights::{TensorView, WeightFormat};
@@ -26,68 +27,172 @@ pub(crate) unsafe fn pack_panel(
         let row = &tensor.data[source(first + lane) * row_bytes..][..row_bytes];
         match matrix.kind {
             PanelKind::Integer(layout) => pack_integers(tensor.format, layout, row, lane, out),
-            PanelKind::F32 => pack_plain::<4>(row, lane, out),
-            PanelKind::F16 => pack_plain::<2>(row, lane, out),
+            PanelKind::F32 => pack_units::<4>(row, lane, out),
+            PanelKind::F16 => pack_units::<2>(row, lane, out),
             PanelKind::Bf16 => {
-                for (column, bytes) in row.as_chunks::<2>().0.iter().enumerate() {
-                    let at = (column / 2 * 2 * LANES + lane * 2 + column % 2) * 2;
-                    out[at..at + 2].copy_from_slice(bytes);
+                // A unit is a pair of columns; the last may want its second.
+                pack_units::<4>(row, lane, out);
+                if let [low, high] = *row.as_chunks::<4>().1 {
+                    put(out, row.len() / 4 * 4 * LANES + lane * 4, [low, high]);
                 }
             }
         }
     }
 }
 
-fn pack_plain<const BYTES: usize>(row: &[u8], lane: usize, out: &mut [u8]) {
-    for (column, bytes) in row.as_chunks::<BYTES>().0.iter().enumerate() {
-        let at = (column * LANES + lane) * BYTES;
-        out[at..at + BYTES].copy_from_slice(bytes);
+/// Spreads a row over its lane, some bytes at a time.
+fn pack_units<const BYTES: usize>(row: &[u8], lane: usize, out: &mut [u8]) {
+    for (index, &unit) in row.as_chunks::<BYTES>().0.iter().enumerate() {
+        put(out, (index * LANES + lane) * BYTES, unit);
     }
 }
 
 fn pack_integers(format: WeightFormat, layout: IntegerLayout, row: &[u8], lane: usize, out: &mut [u8]) {
     // One loop per format, so that the format is known inside it.
-    macro_rules! formats {
-        ($($format:ident),*) => {
-            match format {
-                $(WeightFormat::$format => pack_row(layout, lane, out, |i| unpack(WeightFormat::$format, row, i)),)*
-                other => unreachable!("{other:?} is not made of blocks"),
-            }
+    macro_rules! with {
+        ($pack:ident, $format:ident) => {
+            $pack(WeightFormat::$format, layout, row, lane, out)
         };
     }
-    formats!(Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K)
+    match format {
+        WeightFormat::Q4_0 => with!(pack_blocks, Q4_0),
+        WeightFormat::Q4_1 => with!(pack_blocks, Q4_1),
+        WeightFormat::Q5_0 => with!(pack_blocks, Q5_0),
+        WeightFormat::Q5_1 => with!(pack_blocks, Q5_1),
+        WeightFormat::Q8_0 => with!(pack_blocks, Q8_0),
+        WeightFormat::Q2K => with!(pack_factored, Q2K),
+        WeightFormat::Q3K => with!(pack_factored, Q3K),
+        WeightFormat::Q4K => with!(pack_factored, Q4K),
+        WeightFormat::Q5K => with!(pack_factored, Q5K),
+        WeightFormat::Q6K => with!(pack_factored, Q6K),
+        WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16 => unreachable!("{format:?} is not made of blocks"),
+    }
 }
 
 #[inline(always)]
-fn pack_row(layout: IntegerLayout, lane: usize, out: &mut [u8], block: impl Fn(usize) -> Block) {
-    let each = layout.scale_bytes();
-    for (index, out) in out.chunks_exact_mut(layout.block_bytes()).enumerate() {
-        let block = block(index);
-        let (quants, scales) = out.split_at_mut(layout.quant_bytes());
-        let (quads, _) = block.q.as_chunks::<4>();
-        if layout.bits == 4 {
-            for (line, pair) in quads.as_chunks::<2>().0.iter().enumerate() {
-                let packed = u32::from_le_bytes(pair[0]) | u32::from_le_bytes(pair[1]) << 4;
-                quants[line * 64 + lane * 4..][..4].copy_from_slice(&packed.to_le_bytes());
-            }
-        } else {
-            for (line, quad) in quads.iter().enumerate() {
-                quants[line * 64 + lane * 4..][..4].copy_from_slice(quad);
-            }
-        }
-        for (group, scales) in scales.chunks_exact_mut(layout.group_bytes()).enumerate() {
-            write_scale(block.scales[group], &mut scales[lane * each..][..each]);
-            if layout.minima {
-                write_scale(block.minima[group], &mut scales[(LANES + lane) * each..][..each]);
-            }
+fn pack_blocks(format: WeightFormat, layout: IntegerLayout, row: &[u8], lane: usize, out: &mut [u8]) {
+    let blocks = row.chunks_exact(format.block_bytes());
+    for (block, out) in blocks.zip(out.chunks_exact_mut(layout.block_bytes())) {
+        let (quads, scale, minimum) = unpack_32(format, block);
+        put_quads(layout, quads, lane, out);
+        let scales = layout.quant_bytes();
+        put(out, scales + 2 * lane, scale.to_le_bytes());
+        if layout.minima {
+            put(out, scales + 2 * (LANES + lane), minimum.to_le_bytes());
         }
     }
 }
 
 #[inline(always)]
-fn write_scale(scale: Scale, to: &mut [u8]) {
-    match scale {
-        Scale::F16(bits) => to.copy_from_slice(&bits.to_le_bytes()),
-        Scale::F32(value) => to.copy_from_slice(&value.to_le_bytes()),
+fn pack_factored(format: WeightFormat, layout: IntegerLayout, row: &[u8], lane: usize, out: &mut [u8]) {
+    let blocks = row.chunks_exact(format.block_bytes());
+    for (block, out) in blocks.zip(out.chunks_exact_mut(FACTOR_BYTES + FACTOR_BLOCKS * layout.block_bytes())) {
+        let (out_factors, out) = out.split_at_mut(FACTOR_BYTES);
+        let (scale, minimum) = factors(format, block);
+        put(out_factors, 2 * lane, scale.to_le_bytes());
+        put(out_factors, 2 * (LANES + lane), minimum.to_le_bytes());
+        for (slice, out) in out.chunks_exact_mut(layout.block_bytes()).enumerate() {
+            let (quads, scales, minima) = unpack_256(format, block, slice);
+            put_quads(layout, quads, lane, out);
+            for group in 0..32 / layout.group {
+                let at = layout.quant_bytes() + group * layout.group_bytes() + lane;
+                out[at] = scales[group] as u8;
+                if layout.minima {
+                    out[at + LANES] = minima[group] as u8;
+                }
+            }
+        }
+    }
+}
+
+/// A block's quants of one lane: see [`packed`](super).
+#[inline(always)]
+fn put_quads(layout: IntegerLayout, quads: Quads, lane: usize, out: &mut [u8]) {
+    let mut line = |index: usize, four: u32| put(out, index * 64 + lane * 4, four.to_le_bytes());
+    if layout.bits == 8 {
+        quads.into_iter().enumerate().for_each(|(index, quad)| line(index, quad));
+        return;
+    }
+    for (index, &[low, high]) in quads.as_chunks::<2>().0.iter().enumerate() {
+        line(index, low & 0x0f0f_0f0f | (high & 0x0f0f_0f0f) << 4);
+    }
+    // What is above the four bits, the quads beside each other in every byte.
+    let above = |quads: &[u32], mask: u32, width: usize| {
+        quads.iter().enumerate().fold(0, |line, (index, quad)| line | (quad >> 4 & mask) << (index * width))
+    };
+    match layout.bits {
+        5 => line(4, above(&quads, 0x0101_0101, 1)),
+        6 => {
+            line(4, above(&quads[..4], 0x0303_0303, 2));
+            line(5, above(&quads[4..], 0x0303_0303, 2));
+        }
+        _ => {}
+    }
+}
+
+#[inline(always)]
+fn put<const BYTES: usize>(out: &mut [u8], at: usize, bytes: [u8; BYTES]) {
+    out[at..at + BYTES].copy_from_slice(&bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{activations::Encoding, memory::Buffer};
+    use powertrain_model::format::dequantize;
+
+    /// Scales that are numbers: random bytes would be NaN here and there.
+    fn tame(format: WeightFormat, row: &mut [u8]) {
+        let halves: &[usize] = match format {
+            WeightFormat::Q4_0 | WeightFormat::Q5_0 | WeightFormat::Q8_0 => &[0],
+            WeightFormat::Q4_1 | WeightFormat::Q5_1 | WeightFormat::Q4K | WeightFormat::Q5K => &[0, 2],
+            WeightFormat::Q2K => &[80, 82],
+            WeightFormat::Q3K => &[108],
+            WeightFormat::Q6K => &[208],
+            _ => &[],
+        };
+        for block in row.chunks_exact_mut(format.block_bytes()) {
+            // Below 2 in magnitude, either sign.
+            halves.iter().for_each(|&at| block[at + 1] &= 0xbf);
+        }
+    }
+
+    #[test]
+    fn packed_weights_are_the_files() {
+        const SEED: u64 = 41;
+        let mut state = SEED;
+        let mut random = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 56) as u8
+        };
+        for format in WeightFormat::ALL {
+            let PanelKind::Integer(layout) = PanelKind::of(format) else { continue };
+            let (rows, columns) = (LANES + 3, 512);
+            let row_bytes = format.row_bytes(columns).unwrap();
+            let mut data: Vec<u8> = (0..rows * row_bytes).map(|_| random()).collect();
+            tame(format, &mut data);
+            let tensor = TensorView { format, rows, columns, data: &data };
+            let mut matrix = PackedMatrix::describe(PanelKind::of(format), rows, columns, Encoding::Int8);
+            let memory = Buffer::<u8>::zeroed(matrix.bytes());
+            matrix.data = memory.as_mut_ptr();
+            // Rows in reverse, to see that the source is asked.
+            for panel in 0..matrix.panels() {
+                // SAFETY: the matrix has its memory, which is ours alone.
+                unsafe { pack_panel(&matrix, panel, tensor, &|row| rows - 1 - row) };
+            }
+            let mut expected = vec![0.0; columns];
+            for row in 0..rows {
+                dequantize(format, &data[(rows - 1 - row) * row_bytes..][..row_bytes], &mut expected);
+                for (column, &expected) in expected.iter().enumerate() {
+                    let panel = matrix.panel(row / LANES).cast_const();
+                    // SAFETY: the panel has the column.
+                    let weight = unsafe { layout.weight(panel, row % LANES, column) };
+                    // Only the last rounding may differ: of a product and a sum, or of both at once.
+                    let error = (weight - expected).abs();
+                    let close = error <= 1e-5 * (1.0 + expected.abs());
+                    assert!(close, "{format} [{row}, {column}]: {weight}, not {expected}, seed {SEED}");
+                }
+            }
+        }
     }
 }

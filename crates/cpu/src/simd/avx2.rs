@@ -135,6 +135,11 @@ impl Lanes for Avx2 {
         unsafe { [_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast())] }
     }
     #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self::I {
+        // SAFETY: the trait's contract.
+        unsafe { [0, 8].map(|at| _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.add(at).cast()))) }
+    }
+    #[inline(always)]
     unsafe fn to_f32(x: Self::I) -> Self::F {
         both!(_mm256_cvtepi32_ps(x))
     }
@@ -147,9 +152,16 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn times_16(x: Self::I) -> Self::I {
+    unsafe fn shift_left_and<const SHIFT: u32>(x: Self::I, mask: i32) -> Self::I {
         // SAFETY: the trait's contract.
-        unsafe { [_mm256_slli_epi32::<4>(x[0]), _mm256_slli_epi32::<4>(x[1])] }
+        unsafe {
+            let (mask, shift) = (_mm256_set1_epi32(mask), _mm_cvtsi32_si128(SHIFT as i32));
+            [0, 1].map(|i| _mm256_and_si256(_mm256_sll_epi32(x[i], shift), mask))
+        }
+    }
+    #[inline(always)]
+    unsafe fn or(a: Self::I, b: Self::I) -> Self::I {
+        both!(_mm256_or_si256(a, b))
     }
     #[inline(always)]
     unsafe fn bits_to_f32(x: Self::I) -> Self::F {
@@ -188,8 +200,8 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn dot_u4(sum: Self::I, line: Self::I, x: *const i8) -> Self::I {
-        // SAFETY: the trait's contract; 4 bytes are read. Pair sums stay within 2 * 15 * 127.
+    unsafe fn dot_u6(sum: Self::I, line: Self::I, x: *const i8) -> Self::I {
+        // SAFETY: the trait's contract; 4 bytes are read. Pair sums stay within 2 * 63 * 127.
         unsafe {
             let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
             let ones = _mm256_set1_epi16(1);

@@ -119,6 +119,11 @@ impl<const BF16: bool> Lanes for Avx512<BF16> {
         unsafe { _mm512_loadu_si512(from.cast()) }
     }
     #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self::I {
+        // SAFETY: the trait's contract.
+        unsafe { _mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast())) }
+    }
+    #[inline(always)]
     unsafe fn to_f32(x: Self::I) -> Self::F {
         // SAFETY: the trait's contract.
         unsafe { _mm512_cvtepi32_ps(x) }
@@ -129,9 +134,14 @@ impl<const BF16: bool> Lanes for Avx512<BF16> {
         unsafe { _mm512_and_si512(_mm512_srli_epi32::<SHIFT>(x), _mm512_set1_epi32(mask)) }
     }
     #[inline(always)]
-    unsafe fn times_16(x: Self::I) -> Self::I {
+    unsafe fn shift_left_and<const SHIFT: u32>(x: Self::I, mask: i32) -> Self::I {
         // SAFETY: the trait's contract.
-        unsafe { _mm512_slli_epi32::<4>(x) }
+        unsafe { _mm512_and_si512(_mm512_slli_epi32::<SHIFT>(x), _mm512_set1_epi32(mask)) }
+    }
+    #[inline(always)]
+    unsafe fn or(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: the trait's contract.
+        unsafe { _mm512_or_si512(a, b) }
     }
     #[inline(always)]
     unsafe fn bits_to_f32(x: Self::I) -> Self::F {
@@ -162,7 +172,7 @@ impl<const BF16: bool> Lanes for Avx512<BF16> {
     }
 
     #[inline(always)]
-    unsafe fn dot_u4(sum: Self::I, line: Self::I, x: *const i8) -> Self::I {
+    unsafe fn dot_u6(sum: Self::I, line: Self::I, x: *const i8) -> Self::I {
         // SAFETY: the trait's contract; 4 bytes are read.
         unsafe { _mm512_dpbusd_epi32(sum, line, _mm512_set1_epi32(x.cast::<i32>().read_unaligned())) }
     }

@@ -69,12 +69,15 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     unsafe fn splat_i32(x: i32) -> Self::I;
     /// 64 bytes.
     unsafe fn load_line(from: *const u8) -> Self::I;
+    /// Sixteen signed bytes.
+    unsafe fn load_i8(from: *const i8) -> Self::I;
     /// Exact below 2^24 in magnitude.
     unsafe fn to_f32(x: Self::I) -> Self::F;
     /// `(x >> SHIFT) & mask` in each 32-bit lane.
     unsafe fn shift_right_and<const SHIFT: u32>(x: Self::I, mask: i32) -> Self::I;
-    /// `(x << 4)` in each 32-bit lane.
-    unsafe fn times_16(x: Self::I) -> Self::I;
+    /// `(x << SHIFT) & mask` in each 32-bit lane.
+    unsafe fn shift_left_and<const SHIFT: u32>(x: Self::I, mask: i32) -> Self::I;
+    unsafe fn or(a: Self::I, b: Self::I) -> Self::I;
     /// The same 32 bits as f32.
     unsafe fn bits_to_f32(x: Self::I) -> Self::F;
     /// Lane-wise maximum of the bit patterns of `|x|`: that of the magnitudes, and NaN above all.
@@ -83,8 +86,8 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// Rounds (halves to even) sixteen values of magnitude up to 127 to bytes; returns their sum. NaN gives any bytes.
     unsafe fn quantize(x: Self::F, to: *mut i8) -> i32;
 
-    /// Adds to each lane the dot of its 4 bytes, each 0 to 15, with the 4 at `x`.
-    unsafe fn dot_u4(sum: Self::I, line: Self::I, x: *const i8) -> Self::I;
+    /// Adds to each lane the dot of its 4 bytes, each 0 to 63, with the 4 at `x`, whose magnitudes are at most 127.
+    unsafe fn dot_u6(sum: Self::I, line: Self::I, x: *const i8) -> Self::I;
     /// The sum to start [`dot_i8`](Lanes::dot_i8) from, where `zero` is -8 times the sum of the activations to come.
     unsafe fn start_i8(zero: i32) -> Self::I;
     /// Adds to each lane the dot of its 4 bytes less 128 with the 4 at `x`, whose magnitudes are at most 127.

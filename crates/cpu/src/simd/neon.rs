@@ -123,6 +123,15 @@ impl Lanes for Neon {
         unsafe { [0, 1, 2, 3].map(|i| vreinterpretq_s32_u8(vld1q_u8(from.add(16 * i)))) }
     }
     #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self::I {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let [low, high] = [0, 8].map(|at| vmovl_s8(vld1_s8(from.add(at))));
+            let wide = |half| vmovl_s16(half);
+            [wide(vget_low_s16(low)), wide(vget_high_s16(low)), wide(vget_low_s16(high)), wide(vget_high_s16(high))]
+        }
+    }
+    #[inline(always)]
     unsafe fn to_f32(x: Self::I) -> Self::F {
         four!(vcvtq_f32_s32(x))
     }
@@ -135,9 +144,17 @@ impl Lanes for Neon {
         }
     }
     #[inline(always)]
-    unsafe fn times_16(x: Self::I) -> Self::I {
+    unsafe fn shift_left_and<const SHIFT: u32>(x: Self::I, mask: i32) -> Self::I {
         // SAFETY: the trait's contract.
-        unsafe { x.map(|part| vshlq_n_s32::<4>(part)) }
+        unsafe {
+            let (left, mask) = (vdupq_n_s32(SHIFT as i32), vdupq_n_s32(mask));
+            x.map(|part| vandq_s32(vshlq_s32(part, left), mask))
+        }
+    }
+    #[inline(always)]
+    unsafe fn or(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: the trait's contract.
+        unsafe { [0, 1, 2, 3].map(|i| vorrq_s32(a[i], b[i])) }
     }
     #[inline(always)]
     unsafe fn bits_to_f32(x: Self::I) -> Self::F {
@@ -167,7 +184,7 @@ impl Lanes for Neon {
     }
 
     #[inline(always)]
-    unsafe fn dot_u4(sum: Self::I, line: Self::I, x: *const i8) -> Self::I {
+    unsafe fn dot_u6(sum: Self::I, line: Self::I, x: *const i8) -> Self::I {
         // SAFETY: the trait's contract; 4 bytes are read.
         unsafe {
             let x = vreinterpretq_s8_s32(vdupq_n_s32(x.cast::<i32>().read_unaligned()));

@@ -109,6 +109,11 @@ impl Lanes for Scalar {
         unsafe { from.cast::<[i32; LANES]>().read_unaligned() }
     }
     #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self::I {
+        // SAFETY: the trait's contract.
+        unsafe { from.cast::<[i8; LANES]>().read_unaligned() }.map(i32::from)
+    }
+    #[inline(always)]
     unsafe fn to_f32(x: Self::I) -> Self::F {
         each(|i| x[i] as f32)
     }
@@ -117,8 +122,12 @@ impl Lanes for Scalar {
         each_i32(|i| ((x[i] as u32) >> SHIFT) as i32 & mask)
     }
     #[inline(always)]
-    unsafe fn times_16(x: Self::I) -> Self::I {
-        each_i32(|i| x[i] << 4)
+    unsafe fn shift_left_and<const SHIFT: u32>(x: Self::I, mask: i32) -> Self::I {
+        each_i32(|i| (x[i] << SHIFT) & mask)
+    }
+    #[inline(always)]
+    unsafe fn or(a: Self::I, b: Self::I) -> Self::I {
+        each_i32(|i| a[i] | b[i])
     }
     #[inline(always)]
     unsafe fn bits_to_f32(x: Self::I) -> Self::F {
@@ -141,7 +150,7 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
-    unsafe fn dot_u4(sum: Self::I, line: Self::I, x: *const i8) -> Self::I {
+    unsafe fn dot_u6(sum: Self::I, line: Self::I, x: *const i8) -> Self::I {
         // SAFETY: the trait's contract.
         let x = unsafe { x.cast::<[i8; 4]>().read_unaligned() };
         each_i32(|i| sum[i] + dot(line[i], x, 0))
