@@ -2,12 +2,12 @@
 
 use crate::{
     differences::{Difference, differences},
+    estimate::share_interval,
     interval::{Interval, Intervals, Resampling, between_runs, within_runs},
     level::{LevelRuns, levels},
     metric::{Latency, Metric, Statistic},
     sample::Measure,
     side::Side,
-    student,
 };
 use serde::{Serialize, Serializer};
 
@@ -294,9 +294,10 @@ fn compare_metric(
 
 impl Failed {
     fn of(a: (u64, u64), b: (u64, u64), confidence: f64) -> Self {
-        let z = student::two_sided(confidence, u32::MAX);
-        let (share_a, low_a, high_a) = wilson(a, z);
-        let (share_b, low_b, high_b) = wilson(b, z);
+        let share = |(count, of): (u64, u64)| if of == 0 { 0.0 } else { count as f64 / of as f64 };
+        let (share_a, share_b) = (share(a), share(b));
+        let (low_a, high_a) = share_interval(a.0, a.1, confidence);
+        let (low_b, high_b) = share_interval(b.0, b.1, confidence);
         let difference = share_b - share_a;
         let low = difference - ((share_b - low_b).powi(2) + (high_a - share_a).powi(2)).sqrt();
         let high = difference + ((high_b - share_b).powi(2) + (share_a - low_a).powi(2)).sqrt();
@@ -312,17 +313,6 @@ fn verdict(low: f64, high: f64, equal: f64, higher_is_better: bool) -> Verdict {
         (_, true) => Verdict::Better,
         _ => Verdict::NoDetectableDifference,
     }
-}
-
-/// A share and Wilson's interval around it.
-fn wilson((count, of): (u64, u64), z: f64) -> (f64, f64, f64) {
-    if of == 0 {
-        return (0.0, 0.0, 1.0);
-    }
-    let (n, share) = (of as f64, count as f64 / of as f64);
-    let middle = (share + z * z / (2.0 * n)) / (1.0 + z * z / n);
-    let reach = z / (1.0 + z * z / n) * (share * (1.0 - share) / n + z * z / (4.0 * n * n)).sqrt();
-    (share, (middle - reach).max(0.0).min(share), (middle + reach).min(1.0).max(share))
 }
 
 fn as_text<S: Serializer>(metric: &Metric, serializer: S) -> Result<S::Ok, S::Error> {

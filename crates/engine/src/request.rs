@@ -25,7 +25,8 @@ pub struct Request {
     pub deadline: Option<Instant>,
     /// Prefix-cache blocks are shared only between equal salts (tenants).
     pub cache_salt: Option<Arc<str>>,
-    /// Report every prompt token's log-probability with this many alternatives.
+    /// Report every prompt token's log-probability with this many alternatives; `powertrain_sampling::WHOLE_VOCABULARY` of them
+    /// are all there are.
     pub prompt_logprobs: Option<u8>,
 }
 

@@ -380,7 +380,7 @@ impl Arguments {
 }
 
 /// Limits as vLLM's users write them: `ttft:200 tpot:50`.
-fn objectives(limits: &[String]) -> anyhow::Result<Objectives> {
+pub(crate) fn objectives(limits: &[String]) -> anyhow::Result<Objectives> {
     let mut objectives = Objectives::default();
     for limit in limits.iter().flat_map(|limit| limit.split(',')) {
         let (name, ms) =
@@ -401,7 +401,7 @@ fn objectives(limits: &[String]) -> anyhow::Result<Objectives> {
 }
 
 /// The command line as it may be kept: what follows a flag that holds a secret is left out.
-fn command(arguments: impl Iterator<Item = String>) -> Vec<String> {
+pub(crate) fn command(arguments: impl Iterator<Item = String>) -> Vec<String> {
     let (mut kept, mut hide_next) = (Vec::new(), false);
     for argument in arguments {
         let secret = ["--api-key", "--header"].into_iter().find(|flag| argument.split('=').next() == Some(flag));

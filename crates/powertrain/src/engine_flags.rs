@@ -5,7 +5,7 @@ use powertrain_cpu::{Activations, KvDtype, SimdLevel};
 use std::path::PathBuf;
 
 /// Which model, how much of it at once, in how much memory, on what.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub(crate) struct EngineFlags {
     /// A GGUF file, a Hugging Face folder, `smollm2`, or a repository: org/repo, org/repo@revision, org/repo:file.gguf
     #[arg(default_value = "smollm2")]

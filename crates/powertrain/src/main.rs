@@ -7,18 +7,23 @@ mod banner;
 mod bench;
 mod capacity;
 mod compare;
+mod divergence;
 mod engine_flags;
 mod eval;
 mod inspect;
+mod interrupt;
 mod load;
 mod memory;
 mod models;
 mod perplexity;
 mod progress;
 mod pull;
+mod questions;
 mod serve;
 mod size;
+mod sweep;
 mod text_side;
+mod tune;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -42,8 +47,10 @@ enum Command {
     Models(models::Arguments),
     Inspect(inspect::Arguments),
     Bench(Box<bench::Arguments>),
-    Compare(compare::Arguments),
-    Eval(eval::Arguments),
+    Compare(Box<compare::Arguments>),
+    Sweep(sweep::Arguments),
+    Tune(tune::Arguments),
+    Eval(Box<eval::Arguments>),
 }
 
 fn main() -> ExitCode {
@@ -54,7 +61,9 @@ fn main() -> ExitCode {
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Compare(arguments) => return ended(compare::run(&arguments)),
-        Command::Eval(arguments) => eval::run(arguments),
+        Command::Sweep(arguments) => sweep::run(&arguments),
+        Command::Tune(arguments) => tune::run(&arguments),
+        Command::Eval(arguments) => eval::run(*arguments),
     };
     ended(done.map(|()| ExitCode::SUCCESS))
 }

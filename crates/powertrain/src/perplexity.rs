@@ -7,29 +7,13 @@
 
 use anyhow::{Context, bail, ensure};
 use powertrain_engine::{Event, EventStream, Handle, Request, StopConditions};
+use powertrain_eval::Likelihood;
 use powertrain_sampling::{SamplingParams, TokenId};
+use powertrain_step::TokenLogprobs;
 use std::{collections::VecDeque, sync::Arc};
 
 /// Windows computed at a time; they share the engine's steps.
 const WINDOWS_IN_FLIGHT: usize = 4;
-
-/// What came out.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Perplexity {
-    /// Windows computed.
-    pub(crate) windows: usize,
-    /// Tokens scored.
-    pub(crate) tokens: u64,
-    /// Sum of their negative natural log-probabilities.
-    pub(crate) negative_log_likelihood: f64,
-}
-
-impl Perplexity {
-    /// `exp` of the mean negative log-likelihood.
-    pub(crate) fn value(&self) -> f64 {
-        (self.negative_log_likelihood / self.tokens as f64).exp()
-    }
-}
 
 /// Computes it; `progress` gets windows done.
 pub(crate) fn measure(
@@ -38,31 +22,34 @@ pub(crate) fn measure(
     bos: Option<TokenId>,
     context: usize,
     progress: &mut dyn FnMut(usize),
-) -> anyhow::Result<Perplexity> {
-    let mut sum = Perplexity::default();
+) -> anyhow::Result<Likelihood> {
+    let mut likelihood = Likelihood::default();
     let mut running: VecDeque<EventStream> = VecDeque::new();
     let mut windows = windows(tokens, bos, context).enumerate();
     loop {
         while running.len() < WINDOWS_IN_FLIGHT {
             let Some((number, window)) = windows.next() else { break };
-            running.extend(engine.blocking_submit(vec![request(number, window)])?);
+            running.extend(engine.blocking_submit(vec![request(number, window, 0)])?);
         }
         let Some(stream) = running.pop_front() else { break };
-        let scored = scored(stream, context).with_context(|| format!("window {}", sum.windows))?;
-        sum.windows += 1;
-        sum.tokens += scored.len() as u64;
-        sum.negative_log_likelihood -= scored.iter().map(|&logprob| f64::from(logprob)).sum::<f64>();
-        progress(sum.windows);
+        let scored = scored(stream, context).with_context(|| format!("window {}", likelihood.windows.len()))?;
+        likelihood.push(&scored.iter().map(|position| f64::from(position.logprob)).collect::<Vec<_>>());
+        progress(likelihood.windows.len());
     }
     ensure!(
-        sum.tokens > 0,
+        likelihood.tokens() > 0,
         "the text has {} tokens, fewer than one window of {context}; give a longer one",
         tokens.len()
     );
-    Ok(sum)
+    Ok(likelihood)
 }
 
-fn windows(tokens: &[TokenId], bos: Option<TokenId>, context: usize) -> impl Iterator<Item = Arc<[TokenId]>> {
+/// The text's windows.
+pub(crate) fn windows(
+    tokens: &[TokenId],
+    bos: Option<TokenId>,
+    context: usize,
+) -> impl Iterator<Item = Arc<[TokenId]>> {
     tokens.chunks_exact(context).map(move |window| {
         let mut window = window.to_vec();
         if let Some(bos) = bos {
@@ -72,8 +59,8 @@ fn windows(tokens: &[TokenId], bos: Option<TokenId>, context: usize) -> impl Ite
     })
 }
 
-/// Scores its prompt and generates nothing.
-fn request(number: usize, window: Arc<[TokenId]>) -> Request {
+/// Scores its prompt, with this many alternatives, and generates nothing.
+pub(crate) fn request(number: usize, window: Arc<[TokenId]>, alternatives: u8) -> Request {
     Request {
         id: format!("window-{number}").into(),
         prompt: window,
@@ -82,23 +69,30 @@ fn request(number: usize, window: Arc<[TokenId]>) -> Request {
         priority: 0,
         deadline: None,
         cache_salt: None,
-        prompt_logprobs: Some(0),
+        prompt_logprobs: Some(alternatives),
     }
 }
 
-/// The log-probabilities of the tokens that count.
-fn scored(mut stream: EventStream, context: usize) -> anyhow::Result<Vec<f32>> {
-    // Of tokens 1 to context - 1.
-    let mut logprobs = Vec::with_capacity(context);
+/// The positions that count.
+pub(crate) fn scored(mut stream: EventStream, context: usize) -> anyhow::Result<Vec<TokenLogprobs>> {
+    let (mut seen, mut scored) = (0, Vec::with_capacity(context / 2));
     loop {
         match stream.blocking_next() {
-            Some(Event::PromptLogprobs(more)) => logprobs.extend(more.iter().map(|token| token.logprob)),
+            // Of tokens 1 to context - 1, in order; whole vocabularies of those that do not count are not kept.
+            Some(Event::PromptLogprobs(more)) => {
+                for position in more {
+                    if seen >= context / 2 {
+                        scored.push(position);
+                    }
+                    seen += 1;
+                }
+            }
             Some(Event::Scheduled { .. } | Event::Token(_)) => {}
             Some(Event::Finished(_)) => break,
             Some(Event::Failed(failure)) => bail!(failure),
             None => bail!("the engine stopped"),
         }
     }
-    ensure!(logprobs.len() == context - 1, "{} of {} tokens were scored", logprobs.len(), context - 1);
-    Ok(logprobs.split_off(context / 2))
+    ensure!(seen == context - 1, "{seen} of {} tokens were scored", context - 1);
+    Ok(scored)
 }

@@ -19,7 +19,7 @@ mod select;
 mod survivors;
 
 pub use history::History;
-pub use logprobs::logprobs_of;
+pub use logprobs::{WHOLE_VOCABULARY, logprobs_of};
 pub use sampler::{NonFinite, Sampler, argmax};
 
 /// Index into a model's vocabulary.

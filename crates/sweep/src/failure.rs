@@ -1,0 +1,142 @@
+//! Why a server failed, from how it ended and what it wrote last.
+
+use serde::{Deserialize, Serialize};
+
+/// What servers and systems write when memory does not suffice; compared in lower case.
+const MEMORY_MARKS: &[&str] = &[
+    "out of memory",
+    "outofmemory",
+    "out_of_memory",
+    "larger than the available kv cache memory",
+    "no available memory for the cache blocks",
+    "is less than desired gpu memory utilization",
+    "not enough memory",
+    "failed to allocate",
+    "cannot allocate memory",
+    "std::bad_alloc",
+    "memory allocation of",
+    "does not fit",
+];
+/// Lines of a log that are kept with a failure.
+const TAIL_LINES: usize = 30;
+/// Longest kept line.
+const LINE_CHARACTERS: usize = 500;
+
+/// A failure.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerFailure {
+    /// Its kind.
+    pub kind: FailureKind,
+    /// What happened, in one line.
+    pub reason: String,
+    /// The last lines of its log.
+    pub log_tail: Vec<String>,
+}
+
+/// Kinds of failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureKind {
+    /// The program could not be run.
+    CannotRun,
+    /// Somebody else has the port.
+    PortTaken,
+    /// It ran out of memory, by its own words or killed by the system.
+    OutOfMemory,
+    /// It ended before it was ready.
+    Ended,
+    /// It did not answer in time.
+    TimedOut,
+    /// It ended while it was measured.
+    Died,
+    /// It answers, but cannot be measured.
+    Unusable,
+}
+
+impl FailureKind {
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::CannotRun => "cannot run",
+            Self::PortTaken => "port taken",
+            Self::OutOfMemory => "out of memory",
+            Self::Ended => "ended at start",
+            Self::TimedOut => "not ready in time",
+            Self::Died => "died while measured",
+            Self::Unusable => "unusable",
+        }
+    }
+}
+
+impl ServerFailure {
+    /// A failure of this kind, or lack of memory where the log says so. The log's own line about memory becomes part of
+    /// the reason.
+    pub fn new(kind: FailureKind, reason: String, log: &str) -> Self {
+        let log_tail = tail(log);
+        let marked = log_tail.iter().rev().find(|line| {
+            let line = line.to_lowercase();
+            MEMORY_MARKS.iter().any(|mark| line.contains(mark))
+        });
+        let ended = matches!(kind, FailureKind::Ended | FailureKind::Died | FailureKind::TimedOut);
+        match marked.filter(|_| ended).cloned() {
+            Some(line) => {
+                let reason = format!("{reason}: {}", line.trim());
+                Self { kind: FailureKind::OutOfMemory, reason, log_tail }
+            }
+            None => Self { kind, reason, log_tail },
+        }
+    }
+}
+
+/// The last lines, without control characters (colours).
+fn tail(log: &str) -> Vec<String> {
+    let clean = |line: &str| -> String {
+        let mut clean = String::new();
+        let mut rest = line.chars();
+        while let Some(character) = rest.next() {
+            // A colour: ESC [ … letter.
+            if character == '\u{1b}' {
+                rest.find(|c| c.is_ascii_alphabetic());
+            } else if !character.is_control() {
+                clean.push(character);
+            }
+        }
+        clean.chars().take(LINE_CHARACTERS).collect()
+    };
+    let lines: Vec<String> = log.lines().map(clean).filter(|line| !line.trim().is_empty()).collect();
+    lines[lines.len().saturating_sub(TAIL_LINES)..].to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lack_of_memory_is_told_from_other_ends() {
+        for (log, expected) in [
+            ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\nexit", FailureKind::OutOfMemory),
+            (
+                "ValueError: To serve at least one request (4.00 GiB KV cache is needed, which is larger than the available KV cache memory",
+                FailureKind::OutOfMemory,
+            ),
+            (
+                "ggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate buffer of size 9",
+                FailureKind::OutOfMemory,
+            ),
+            ("error: unknown argument --colour", FailureKind::Ended),
+        ] {
+            assert_eq!(ServerFailure::new(FailureKind::Ended, "code 1".to_owned(), log).kind, expected, "{log}");
+        }
+        let taken = ServerFailure::new(FailureKind::PortTaken, "port 1".to_owned(), "out of memory");
+        assert_eq!(taken.kind, FailureKind::PortTaken);
+    }
+
+    #[test]
+    fn the_tail_is_short_and_plain() {
+        let log = (0..100).map(|n| format!("\u{1b}[31mline {n}\u{1b}[0m\n")).collect::<String>() + &"x".repeat(2000);
+        let failure = ServerFailure::new(FailureKind::Ended, String::new(), &log);
+        assert_eq!(failure.log_tail.len(), 30);
+        assert_eq!(failure.log_tail[0], "line 71");
+        assert_eq!(failure.log_tail[29].len(), 500);
+    }
+}
