@@ -118,8 +118,8 @@ fn divergence_is_zero_from_itself_and_small_from_eight_bits() {
 fn questions_are_judged() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("questions.jsonl");
-    let lines = r#"{"kind": "facts", "question": "What is the capital of France?", "match": "words", "answers": ["Paris"]}
-{"kind": "facts", "question": "What is the capital of France?", "match": "exact", "answers": ["Berlin"]}
+    let lines = r#"{"kind": "facts", "question": "What is the capital of Japan?", "match": "words", "answers": ["Tokyo"]}
+{"kind": "facts", "question": "What is the capital of Japan?", "match": "exact", "answers": ["Berlin"]}
 "#;
     fs::write(&file, lines).unwrap();
     let server = serve(&["--max-num-seqs", "4", "--max-model-len", "256"]);
