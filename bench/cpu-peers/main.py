@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -83,6 +84,8 @@ def measure(chosen: argparse.Namespace, scratch: Scratch) -> None:
 
 
 def main() -> None:
+    # A server under test must not outlive its harness.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     chosen = arguments()
     scratch = Scratch(chosen.scratch.resolve())
     if "prepare" in chosen.steps:
