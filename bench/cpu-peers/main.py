@@ -23,10 +23,15 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="run.sh", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("steps", nargs="*", default=["prepare", "measure", "report"], help="some of: prepare measure report")
     parser.add_argument("--scratch", type=Path, default=Scratch.default_root(), help="folder for peers, models and results")
-    parser.add_argument("--binary", type=Path, default=REPOSITORY / "target" / "release" / "powertrain", help="ours, built before")
+    parser.add_argument(
+        "--binary", type=Path, default=REPOSITORY / "target" / "release" / "powertrain", help="ours, built before"
+    )
     parser.add_argument("--only", default="", help="subjects or groups, comma-separated: " + ", ".join(s.name for s in SUBJECTS))
     parser.add_argument("--rounds", type=int, default=3, help="each round starts and measures every subject once")
     parser.add_argument("--quick", action="store_true", help="fewer requests, 1, 8 and 32 clients, no repeats")
+    parser.add_argument(
+        "--no-extras", action="store_true", help="without what peers do in the first round only: 4,096 tokens, llama-bench"
+    )
     parser.add_argument("--run", default="latest", help="name of the run: results lie in SCRATCH/results/RUN")
     parser.add_argument("--resume", action="store_true", help="go on with a run: leave out what has a result")
     parser.add_argument("--units", type=int, default=1_000_000, help="end after so many servers; go on with --resume")
@@ -72,7 +77,7 @@ def measure(chosen: argparse.Namespace, scratch: Scratch) -> None:
         # Another order each round: nobody always comes after the same neighbour.
         shift = (number - 1) * 3 % len(wanted)
         for subject in wanted[shift:] + wanted[:shift]:
-            unit = Unit(scratch, chosen.binary, subject, number, folder, chosen.quick)
+            unit = Unit(scratch, chosen.binary, subject, number, folder, chosen.quick, not chosen.no_extras)
             if chosen.resume and unit.path.exists():
                 continue
             if units_left == 0:

@@ -97,7 +97,7 @@ def markdown(units: list[dict[str, Any]], facts: dict[str, Any]) -> str:
 
 def heading(units: list[dict[str, Any]], facts: dict[str, Any]) -> list[str]:
     rounds = max(unit["round"] for unit in units)
-    quick = any(unit["quick"] for unit in units)
+    quick = all(unit["quick"] for unit in units)
     began = min(unit["began_at"] for unit in units)
     ended = max(unit["began_at"] for unit in units)
     text = ["# Powertrain and other servers on the same CPUs", ""]
@@ -110,7 +110,7 @@ def heading(units: list[dict[str, Any]], facts: dict[str, Any]) -> list[str]:
         "Server against server, all with 2 threads and 32 sequences of 768 tokens of KV cache, measured by one client (`powertrain "
         "bench`, closed loop, 128 tokens in, 64 out, temperature 0, `ignore_eos`, a connection for each request) on the same CPUs. "
         "Each round starts and measures every server once, in another order. Numbers are medians over the rounds, with the smallest "
-        "and the largest in brackets; a row with fewer rounds says so. Prefill: 512 over the TTFT of a lone prompt. Decode: one over "
+        "and the largest in brackets; a row with fewer rounds says so, and a quick one had few requests. Prefill: 512 over the TTFT of a lone prompt. Decode: one over "
         "the median TPOT of one client. RSS: the server's whole tree of processes. A run during which others took more than "
         f"{OTHERS_SHARE_MAX:.0%} of the CPUs (`/proc/stat` less server, client and harness; hypervisor's steal included) was "
         "repeated, at most twice, and the least disturbed one counts.",
@@ -156,7 +156,13 @@ def table_part(table: Table, found: dict[str, Row]) -> list[str]:
     if table.ours not in found or len(subjects) < 2:
         return []
     text = [f"## {table.title}", ""]
-    columns: tuple[str, ...] = ("start to first answer, s", "RSS after load, MiB", "RSS after work", "prefill 512, tok/s", "decode, tok/s")
+    columns: tuple[str, ...] = (
+        "start to first answer, s",
+        "RSS after load, MiB",
+        "RSS after work",
+        "prefill 512, tok/s",
+        "decode, tok/s",
+    )
     columns += ("idle CPU, %", "rounds")
     text += [f"| | {' | '.join(columns)} |", "| --- " * (len(columns) + 1) + "|"]
     for subject in subjects:
@@ -168,7 +174,7 @@ def table_part(table: Table, found: dict[str, Row]) -> list[str]:
             shown(row.quantities.get("prefill")),
             shown(row.quantities.get("decode")),
             shown(row.quantities.get("idle_percent"), 1),
-            str(max((value.rounds for value in row.quantities.values()), default=0)),
+            f"{max((value.rounds for value in row.quantities.values()), default=0)}{' quick' if row.quick else ''}",
         ]
         text.append(f"| {label(subject)}{note(subject)} | {' | '.join(cells)} |")
     text += ["", "Output tokens per second, all clients together:", ""]
@@ -217,7 +223,9 @@ def trouble_part(found: dict[str, Row]) -> list[str]:
         for what, lines in (("", row.errors), ("", row.complaints), ("still disturbed after the last attempt: ", row.disturbed)):
             text += [f"- {row.name}: {what}{line}" for line in lines]
         if row.answer and ANSWER not in row.answer:
-            text.append(f"- {row.name}: answers {row.answer!r}, without {ANSWER}: see whether another server says the same of its file")
+            text.append(
+                f"- {row.name}: answers {row.answer!r}, without {ANSWER}: see whether another server says the same of its file"
+            )
         if row.tokens_per_chunk > TOKENS_PER_CHUNK_MAX:
             text.append(f"- {row.name}: up to {row.tokens_per_chunk:.2f} tokens in a chunk on average: it joins some")
     missing = [subject.name for subject in SUBJECTS if subject.name not in found]

@@ -1,7 +1,7 @@
 """Who is measured: for each its model file, its command, and what it is asked."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scratch import HERE, Scratch
@@ -12,6 +12,8 @@ SEQUENCES = 32
 SEQUENCE_TOKENS = 768
 LONG_TOKENS = 4096
 KV_CACHE_GIB = 1
+ALL = (1, 4, 8, 16, 32)
+FEW = (1, 8, 32)
 
 
 @dataclass(frozen=True)
@@ -29,18 +31,21 @@ class Subject:
     """For the stage of long context where the server must be started otherwise for it."""
     environment: Callable[[Scratch], dict[str, str]] = lambda scratch: {}
     measures_long_context: bool = False
-    levels: tuple[int, ...] = (1, 4, 8, 16, 32)
+    levels: tuple[int, ...] = ALL
+    """Numbers of clients."""
     starts: int = 1
     start_timeout_s: float = 60.0
     venv: str | None = None
     note: str = ""
-    prompts: str = field(default="smollm2")
+    prompts: str = "smollm2"
 
     def is_ours(self) -> bool:
         return self.engine == "Powertrain"
 
 
-def powertrain(name: str, weights: str, group: str, model: str, kv_cache: str, prompts: str = "smollm2") -> Subject:
+def powertrain(
+    name: str, weights: str, group: str, model: str, kv_cache: str, prompts: str = "smollm2", levels: tuple[int, ...] = ALL
+) -> Subject:
     def command(scratch: Scratch, binary: Path, port: int) -> list[str]:
         return [
             *(str(binary), "serve", str(scratch.models / model), "--port", str(port), "--served-model-name", "model"),
@@ -48,10 +53,13 @@ def powertrain(name: str, weights: str, group: str, model: str, kv_cache: str, p
             "--no-enable-prefix-caching",
         ]
 
-    return Subject(name, "Powertrain", weights, group, model, command, measures_long_context=True, starts=3, prompts=prompts)
+    shared = Subject(name, "Powertrain", weights, group, model, command, measures_long_context=True, starts=3)
+    return replace(shared, prompts=prompts, levels=levels)
 
 
-def llama_cpp(name: str, weights: str, group: str, model: str, prompts: str = "smollm2") -> Subject:
+def llama_cpp(
+    name: str, weights: str, group: str, model: str, prompts: str = "smollm2", levels: tuple[int, ...] = ALL
+) -> Subject:
     def command(sequences: int, tokens: int) -> Callable[[Scratch, Path, int], list[str]]:
         return lambda scratch, binary, port: [
             *(str(scratch.llama_tool("llama-server")), "-m", str(scratch.models / model), "--port", str(port), "-a", "model"),
@@ -61,10 +69,11 @@ def llama_cpp(name: str, weights: str, group: str, model: str, prompts: str = "s
 
     # Its context is cut in equal slots, so a long prompt needs a server of one slot.
     served, long = command(SEQUENCES, SEQUENCES * SEQUENCE_TOKENS), command(1, LONG_TOKENS + 512)
-    return Subject(name, "llama.cpp", weights, group, model, served, long, measures_long_context=True, starts=3, prompts=prompts)
+    shared = Subject(name, "llama.cpp", weights, group, model, served, long, measures_long_context=True, starts=3)
+    return replace(shared, prompts=prompts, levels=levels)
 
 
-def openvino(name: str, weights: str, group: str, model: str, prompts: str = "smollm2") -> Subject:
+def openvino(name: str, weights: str, group: str, model: str, prompts: str = "smollm2", levels: tuple[int, ...] = ALL) -> Subject:
     def command(scratch: Scratch, binary: Path, port: int) -> list[str]:
         return [
             *(str(scratch.python("openvino")), str(HERE / "thin" / "openvino_server.py"), str(port), str(scratch.models / model)),
@@ -72,7 +81,9 @@ def openvino(name: str, weights: str, group: str, model: str, prompts: str = "sm
         ]
 
     note = "no server in the package: thin one of ours"
-    return Subject(name, "OpenVINO GenAI", weights, group, model, command, venv="openvino", note=note, prompts=prompts)
+    return Subject(
+        name, "OpenVINO GenAI", weights, group, model, command, venv="openvino", note=note, prompts=prompts, levels=levels
+    )
 
 
 def vllm_command(scratch: Scratch, binary: Path, port: int) -> list[str]:
@@ -84,7 +95,10 @@ def vllm_command(scratch: Scratch, binary: Path, port: int) -> list[str]:
 
 
 def vllm_environment(scratch: Scratch) -> dict[str, str]:
-    libraries = [scratch.venv("vllm") / "lib" / "libiomp5.so", *sorted(scratch.root.glob("debs/usr/lib/*/libtcmalloc_minimal.so.4"))]
+    libraries = [
+        scratch.venv("vllm") / "lib" / "libiomp5.so",
+        *sorted(scratch.root.glob("debs/usr/lib/*/libtcmalloc_minimal.so.4")),
+    ]
     return {
         "LD_PRELOAD": ":".join(str(path) for path in libraries if path.exists()),
         "VLLM_CPU_KVCACHE_SPACE": str(KV_CACHE_GIB),
@@ -147,13 +161,13 @@ SUBJECTS: list[Subject] = [
         start_timeout_s=120.0,
         note="thin server of ours, static batches",
     ),
-    powertrain("powertrain-q8_0", "Q8_0", "q8_0", "q8_0.gguf", SMOLLM2_KV),
-    llama_cpp("llama.cpp-q8_0", "Q8_0", "q8_0", "q8_0.gguf"),
-    openvino("openvino-q8_0", "Q8_0", "q8_0", "q8_0.gguf"),
-    powertrain("powertrain-bf16", "BF16 safetensors", "bf16", "hf", SMOLLM2_KV),
-    powertrain("powertrain-gemma3", "Q4_K_M", "gemma3", "gemma3.gguf", GEMMA3_KV, prompts="gemma3"),
-    llama_cpp("llama.cpp-gemma3", "Q4_K_M", "gemma3", "gemma3.gguf", prompts="gemma3"),
-    openvino("openvino-gemma3", "Q4_K_M", "gemma3", "gemma3.gguf", prompts="gemma3"),
+    powertrain("powertrain-q8_0", "Q8_0", "q8_0", "q8_0.gguf", SMOLLM2_KV, levels=FEW),
+    llama_cpp("llama.cpp-q8_0", "Q8_0", "q8_0", "q8_0.gguf", levels=FEW),
+    openvino("openvino-q8_0", "Q8_0", "q8_0", "q8_0.gguf", levels=FEW),
+    powertrain("powertrain-bf16", "BF16 safetensors", "bf16", "hf", SMOLLM2_KV, levels=FEW),
+    powertrain("powertrain-gemma3", "Q4_K_M", "gemma3", "gemma3.gguf", GEMMA3_KV, prompts="gemma3", levels=FEW),
+    llama_cpp("llama.cpp-gemma3", "Q4_K_M", "gemma3", "gemma3.gguf", prompts="gemma3", levels=FEW),
+    openvino("openvino-gemma3", "Q4_K_M", "gemma3", "gemma3.gguf", prompts="gemma3", levels=FEW),
 ]
 
 

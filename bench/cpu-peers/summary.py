@@ -33,6 +33,8 @@ class Row:
     quantities: dict[str, Value]
     errors: list[str]
     complaints: list[str]
+    quick: bool
+    """Only from a quick pass, with few requests."""
     disturbed: list[str]
     tokens_per_chunk: float
     """The most of any stage: above 1 the server joins tokens, and gaps between chunks are no gaps between tokens."""
@@ -116,6 +118,7 @@ def row(name: str, units: list[dict[str, Any]]) -> Row:
         quantities={quantity: value for quantity, value in found.items() if value is not None},
         errors=[f"round {unit['round']}: {unit['error']}" for unit in units if unit["error"]],
         complaints=complaints,
+        quick=all(unit["quick"] for unit in units),
         disturbed=disturbed,
         tokens_per_chunk=tokens_per_chunk,
         command=next((unit["command"] for unit in units if "command" in unit), ""),

@@ -8,7 +8,9 @@ from client import complaint
 from summary import Value, percentile, quantities, rows
 
 
-def stage(ttft_ms: list[float], tpot_ms: list[float | None], rate: float, prompt: int = 128, wrong: str | None = None) -> dict[str, Any]:
+def stage(
+    ttft_ms: list[float], tpot_ms: list[float | None], rate: float, prompt: int = 128, wrong: str | None = None
+) -> dict[str, Any]:
     watch = {"wall_s": 1.0, "server_cpu_s": 1.0, "client_cpu_s": 0.1, "others_cpu_s": 0.0, "steal_s": 0.0}
     kept = {
         "ttft_ms": ttft_ms,
@@ -26,6 +28,7 @@ def unit(number: int, rate: float, **stages: dict[str, Any]) -> dict[str, Any]:
         "subject": "server",
         "round": number,
         "error": None,
+        "quick": False,
         "starts": [{"wall_s": 0.3}, {"wall_s": 0.1}, {"wall_s": 0.2}],
         "model_mib": 92.0,
         "memory_after_load": {"rss_mib": 200.0},

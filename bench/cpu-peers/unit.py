@@ -21,8 +21,12 @@ PROMPT = "The capital of France is"
 
 
 class Unit:
-    def __init__(self, scratch: Scratch, binary: Path, subject: Subject, number: int, folder: Path, quick: bool) -> None:
+    def __init__(
+        self, scratch: Scratch, binary: Path, subject: Subject, number: int, folder: Path, quick: bool, extras: bool
+    ) -> None:
         self.scratch, self.binary, self.subject, self.quick = scratch, binary, subject, quick
+        # Once is enough for peers: only our own slowdown with length has a bar.
+        self.extras = extras and number == 1
         self.path = folder / f"{subject.name}.{number}.json"
         self.number = number
         self._port = 0
@@ -43,10 +47,9 @@ class Unit:
         try:
             self._read_model()
             self._starts()
-            # Once is enough for peers: only our own slowdown has a bar.
-            if self.subject.long_command is not None and self.number == 1:
+            if self.extras and self.subject.long_command is not None:
                 self._long_on_its_own_server()
-            if self.subject.engine == "llama.cpp" and self.number == 1:
+            if self.extras and self.subject.engine == "llama.cpp":
                 self.result["llama_bench"] = self._llama_bench()
         except (ServerError, client.ClientError) as error:
             self.result["error"] = str(error)
