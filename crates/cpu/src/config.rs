@@ -69,6 +69,14 @@ pub enum CpuError {
         /// What was asked for.
         block_size: u32,
     },
+    /// The threads cannot run where they should.
+    #[error("--numa {nodes}: {reason}; leave --numa out to run wherever the system lets threads run")]
+    Numa {
+        /// The nodes asked for.
+        nodes: String,
+        /// Why not.
+        reason: String,
+    },
     /// A number that must be positive is not.
     #[error("{flag} is 0; it must be at least 1")]
     Zero {

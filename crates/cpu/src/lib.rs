@@ -18,6 +18,7 @@ mod kv;
 #[doc(hidden)]
 pub mod measure;
 mod memory;
+mod numa;
 mod packed;
 mod pool;
 mod simd;
@@ -27,4 +28,5 @@ mod workspace;
 pub use config::{Activations, CpuConfig, CpuError};
 pub use executor::{BuildTimes, CpuExecutor};
 pub use kv::KvDtype;
+pub use numa::{Numa, bind as bind_numa};
 pub use simd::SimdLevel;

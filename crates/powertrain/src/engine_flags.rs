@@ -1,7 +1,7 @@
 //! The flags of every subcommand that runs a model. Names are vLLM's where it has them.
 
 use crate::size::Bytes;
-use powertrain_cpu::{Activations, KvDtype, SimdLevel};
+use powertrain_cpu::{Activations, KvDtype, Numa, SimdLevel};
 use std::path::PathBuf;
 
 /// Which model, how much of it at once, in how much memory, on what.
@@ -77,6 +77,10 @@ pub(crate) struct EngineFlags {
     /// Threads that compute [default: the cores this process may use]
     #[arg(long, value_name = "COUNT", help_heading = "Device")]
     pub(crate) threads: Option<usize>,
+
+    /// NUMA nodes whose cores and memory the model may use, as 0 or 0,2 or 0-3; one process a node is the fast way to use all
+    #[arg(long, value_name = "NODES", default_value = "off", help_heading = "Device")]
+    pub(crate) numa: Numa,
 
     /// Instructions to use: scalar, neon, avx2, avx512 or avx512-bf16 [default: the widest there are]
     #[arg(long, value_name = "LEVEL", help_heading = "Device")]

@@ -47,6 +47,10 @@ struct Built {
 impl EngineFlags {
     /// Does all of it.
     pub(crate) fn load(&self, reference: &ModelReference) -> anyhow::Result<Loaded> {
+        // Before any memory of the model is touched and any thread of its started.
+        if let Some(said) = powertrain_cpu::bind_numa(&self.numa)? {
+            tracing::info!("{said}");
+        }
         let hub = Hub::new(Settings::from_env()?);
         let resolved = match self.load_format {
             LoadFormat::Auto => hub.resolve(reference)?,

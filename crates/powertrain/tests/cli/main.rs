@@ -1,6 +1,8 @@
 //! The binary as people run it: exit codes, one clear line, and the real model served, measured, and talked to.
 
 mod commands;
+#[cfg(target_os = "linux")]
+mod idle;
 mod measuring;
 mod process;
 mod real_model;
