@@ -110,8 +110,9 @@ def heading(units: list[dict[str, Any]], facts: dict[str, Any]) -> list[str]:
         "Server against server, all with 2 threads and 32 sequences of 768 tokens of KV cache, measured by one client (`powertrain "
         "bench`, closed loop, 128 tokens in, 64 out, temperature 0, `ignore_eos`, a connection for each request) on the same CPUs. "
         "Each round starts and measures every server once, in another order. Numbers are medians over the rounds, with the smallest "
-        "and the largest in brackets; a row with fewer rounds says so, and a quick one had few requests. Prefill: 512 over the TTFT of a lone prompt. Decode: one over "
-        "the median TPOT of one client. RSS: the server's whole tree of processes. A run during which others took more than "
+        "and the largest in brackets; a row with fewer rounds says so, and a quick one had few requests. Prefill: 512 over the TTFT "
+        "of a lone prompt. Decode: one over the median TPOT of one client. RSS: the server's whole tree of processes. A run during "
+        "which others took more than "
         f"{OTHERS_SHARE_MAX:.0%} of the CPUs (`/proc/stat` less server, client and harness; hypervisor's steal included) was "
         "repeated, at most twice, and the least disturbed one counts.",
         "",

@@ -102,7 +102,9 @@ class Server:
 
     def log_tail(self) -> str:
         self._log_file.flush()
-        lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        lines = [line.strip() for line in self._log.read_text(encoding="utf-8", errors="replace").splitlines()]
+        # Python underlines the place of an error.
+        lines = [line for line in lines if line.strip("^~ ")]
         return " | ".join(lines[-3:])[-600:]
 
     def stop(self) -> None:
