@@ -98,7 +98,16 @@ fn walk(path: &str, value: &Value, add: &mut impl FnMut(&str, &Value)) {
         Value::Array(items) if items.iter().any(|item| item.is_object()) => {
             items.iter().enumerate().for_each(|(number, item)| walk(&below(&number.to_string()), item, add));
         }
+        Value::String(url) if path == "url" => add(path, &Value::String(without_local_port(url))),
         _ => add(path, value),
+    }
+}
+
+/// Servers of a sweep have whatever port was free.
+fn without_local_port(url: &str) -> String {
+    match url.strip_prefix("http://127.0.0.1:").and_then(|rest| rest.find('/').map(|end| &rest[end..])) {
+        Some(path) => format!("http://127.0.0.1{path}"),
+        None => url.to_owned(),
     }
 }
 
@@ -154,4 +163,23 @@ fn shortened(value: &str) -> String {
     }
     let kept: String = value.chars().take(SHOWN_CHARACTERS).collect();
     format!("{kept}…")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_of_this_machine_are_no_difference() {
+        assert_eq!(without_local_port("http://127.0.0.1:4711/v1/x"), "http://127.0.0.1/v1/x");
+        assert_eq!(without_local_port("http://10.0.0.1:4711/v1/x"), "http://10.0.0.1:4711/v1/x");
+    }
+
+    #[test]
+    fn nearly_equal_numbers_are_alike() {
+        let set = |values: &[&str]| values.iter().map(|value| (*value).to_owned()).collect::<BTreeSet<_>>();
+        assert!(near(&set(&["1410", "1400"]), &set(&["1390"])));
+        assert!(!near(&set(&["1410"]), &set(&["1200"])));
+        assert!(!near(&set(&["on"]), &set(&["off"])));
+    }
 }

@@ -69,29 +69,26 @@ impl Sample {
         if total == 0 {
             return [f64::NAN; Statistic::ALL.len()];
         }
-        // Linear interpolation at rank q (n - 1), as everywhere.
-        let ranks = Statistic::ALL.map(|statistic| statistic.quantile().map(|q| q * (total - 1) as f64));
+        // Linear interpolation at rank q (n - 1), as everywhere: each quantile is made of the values at two ranks.
+        let mut parts = [(u64::MAX, 0, 0.0); 2 * Statistic::ALL.len()];
+        for (place, q) in Statistic::ALL.into_iter().enumerate().filter_map(|(at, of)| Some((at, of.quantile()?))) {
+            let rank = q * (total - 1) as f64;
+            let (below, share) = (rank.floor() as u64, rank.fract());
+            parts[2 * place] = (below, place, 1.0 - share);
+            parts[2 * place + 1] = (if share > 0.0 { below + 1 } else { u64::MAX }, place, share);
+        }
+        parts.sort_unstable_by_key(|part| part.0);
+        let mut parts = parts.into_iter().peekable();
         let mut numbers = [0.0; Statistic::ALL.len()];
         let (mut seen, mut sum) = (0_u64, 0.0);
+        // Millions of values for each of a thousand resamples: nothing else may happen here.
         for &(value, block) in &self.values {
-            let weight = u64::from(weight_of_block[block as usize]);
-            if weight == 0 {
-                continue;
+            let weight = weight_of_block[block as usize];
+            sum += value * f64::from(weight);
+            seen += u64::from(weight);
+            while let Some((_, place, share)) = parts.next_if(|part| part.0 < seen) {
+                numbers[place] += value * share;
             }
-            sum += value * weight as f64;
-            for (number, rank) in numbers.iter_mut().zip(ranks) {
-                let Some(rank) = rank else { continue };
-                // This value stands at the ranks from `seen` to `seen + weight - 1`.
-                let (below, share) = (rank.floor() as u64, rank.fract());
-                let holds = |rank: u64| seen <= rank && rank < seen + weight;
-                if holds(below) {
-                    *number += value * (1.0 - share);
-                }
-                if share > 0.0 && holds(below + 1) {
-                    *number += value * share;
-                }
-            }
-            seen += weight;
         }
         numbers[0] = sum / total as f64;
         numbers

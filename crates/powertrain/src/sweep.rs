@@ -153,12 +153,13 @@ impl Teller {
             Event::Bench(powertrain_load::Event::LevelEnded { result, .. }) => {
                 drop(self.progress.take());
                 if let Some(summary) = &result.summary {
-                    let ttft = summary.latency.get("ttft_ms").map_or(f64::NAN, |ttft| ttft.mean);
+                    let ttft = summary.latency.get("ttft_ms").map(|ttft| format!(", TTFT mean {:.1} ms", ttft.mean));
                     eprintln!(
-                        "        {}: {} requests, {:.1} output tok/s, TTFT mean {ttft:.1} ms, {} failed",
+                        "        {}: {} requests, {:.1} output tok/s{}, {} failed",
                         powertrain_load::table::load_name(&result.load),
                         summary.requests.completed,
                         summary.throughput.output_tokens_per_s,
+                        ttft.unwrap_or_default(),
                         summary.requests.failed + summary.requests.cut_off,
                     );
                 }

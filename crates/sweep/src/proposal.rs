@@ -77,9 +77,8 @@ fn propose(goal: Goal, matrix: &Matrix, table: &Table) -> Option<Proposal> {
         names.iter().filter_map(|name| candidate(goal, matrix, table, name)).collect();
     candidates.sort_by(|a, b| b.score.total_cmp(&a.score));
     let best = candidates.first()?;
-    let alike = candidates.iter().map(|other| other.spread).fold(ALIKE, f64::max);
-    let floor = best.score * (1.0 - alike);
-    let equals: Vec<&Candidate<'_>> = candidates.iter().filter(|other| other.score >= floor).collect();
+    let alike = |other: &Candidate<'_>| other.score >= best.score * (1.0 - ALIKE.max(best.spread).max(other.spread));
+    let equals: Vec<&Candidate<'_>> = candidates.iter().filter(|other| alike(other)).collect();
     let chosen = equals.iter().copied().reduce(|a, b| if b.second > a.second { b } else { a })?;
     let mut because = vec![rule(goal), format!("Chosen: {} with {}.", chosen.name, chosen.shown)];
     let list = |all: Vec<&&Candidate<'_>>| {
@@ -87,7 +86,7 @@ fn propose(goal: Goal, matrix: &Matrix, table: &Table) -> Option<Proposal> {
     };
     let others: Vec<_> = equals.iter().filter(|other| other.name != chosen.name).collect();
     if !others.is_empty() {
-        because.push(format!("Within {:.1} % of the best: {}.", alike * 100.0, list(others)));
+        because.push(format!("Not told apart from the best: {}.", list(others)));
     } else if let Some(second) = candidates.iter().find(|other| other.name != chosen.name) {
         because.push(format!("Next: {} with {}.", second.name, second.shown));
     }

@@ -190,7 +190,7 @@ impl ConfigurationRun<'_> {
         if self.matrix.warmup_requests > 0 {
             let warming = self.matrix.workload[0].warming_up(self.matrix.warmup_requests);
             // What is wrong here shows again when it is measured.
-            _ = run(&mut server, &warming, &destination, self, None, tell);
+            _ = run(&mut server, &warming, &destination, self, None, &mut |_| {});
         }
         for cell in pending {
             if self.stop.is_requested() || server.ended().is_some() {

@@ -24,6 +24,8 @@ use std::{
 const HALVING: usize = 3;
 /// A round may spend this share of the time that is left; the last needs the rest.
 const ROUND_SHARE: f64 = 0.5;
+/// Time to start that even an exhausted budget leaves, so that its first configuration has a chance.
+const READY_MIN_S: f64 = 10.0;
 
 /// How to search.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -135,7 +137,11 @@ pub fn tune(
                 repeat: tuning.rounds.len() as u32 + 1,
             });
             let at = folder.join(format!("round-{}", tuning.rounds.len() + 1)).join(&configuration.name);
-            round.trials.extend(try_one(matrix, configuration, seconds, &at, stop, tell)?);
+            // A server that hangs at its start may not take more than what is left.
+            let left = search.budget.saturating_sub(begun.elapsed()).as_secs_f64().max(READY_MIN_S);
+            let mut hurried = (*configuration).clone();
+            hurried.plan.ready_timeout_s = hurried.plan.ready_timeout_s.min(left);
+            round.trials.extend(try_one(matrix, &hurried, seconds, &at, stop, tell)?);
         }
         round.trials.sort_by(better);
         let serving: Vec<&Trial> = round.trials.iter().filter(|trial| trial.failure.is_none()).collect();

@@ -78,6 +78,20 @@ fn a_sweep_of_ours_fills_the_table_and_its_proposals_run() {
     let same = same.to_str().unwrap();
     let output = run(&["compare", same, same, "--fail-if", "ttft_mean>+0%", "--fail-if", "output_tokens_per_s<-0%"]);
     assert_eq!(output.status.code(), Some(0));
+    // And with themselves at half the rate: CI is told by the exit code.
+    let slower = folder.path().join("slower");
+    fs::create_dir(&slower).unwrap();
+    for name in ["0.json", "1.json"] {
+        let mut run: Value = serde_json::from_slice(&fs::read(runs.join("a").join(name)).unwrap()).unwrap();
+        for level in run["levels"].as_array_mut().unwrap() {
+            let rate = &mut level["summary"]["throughput"]["output_tokens_per_s"];
+            *rate = (rate.as_f64().unwrap() / 2.0).into();
+        }
+        fs::write(slower.join(name), run.to_string()).unwrap();
+    }
+    let output = run(&["compare", same, slower.to_str().unwrap(), "--fail-if", "output_tokens_per_s<-20%"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stdout).unwrap().contains("FAILED: -50.0 %"));
     let absent = run(&["compare", same, same, "--fail-if", "ttft_p99.9>+5%"]);
     assert_eq!(absent.status.code(), Some(2));
     assert!(String::from_utf8(absent.stderr).unwrap().contains("no load has this number"));
