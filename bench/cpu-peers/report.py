@@ -91,7 +91,7 @@ def markdown(units: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     text = [*heading(units, facts), *bars_part(found)]
     for table in TABLES:
         text += table_part(table, found)
-    text += [*llama_bench_part(found), *trouble_part(found), GAPS, *commands_part(found), *facts_part(facts)]
+    text += [*llama_bench_part(found), *trouble_part(found), GAPS, *commands_part(found), *order_part(units), *facts_part(facts)]
     return "\n".join(text) + "\n"
 
 
@@ -117,6 +117,9 @@ def heading(units: list[dict[str, Any]], facts: dict[str, Any]) -> list[str]:
         "repeated, at most twice, and the least disturbed one counts.",
         "",
     ]
+    few = sorted(f"{unit['subject']} (round {unit['round']})" for unit in units if unit["quick"])
+    if few and not quick:
+        text += [f"From a quick pass, with few requests and no repeats: {', '.join(few)}.", ""]
     return text
 
 
@@ -242,6 +245,13 @@ def commands_part(found: dict[str, Row]) -> list[str]:
     for row in found.values():
         text.append(f"- {row.name}: `{row.command}` → {row.answer.strip()!r}")
     return [*text, ""]
+
+
+def order_part(units: list[dict[str, Any]]) -> list[str]:
+    """Who was measured after whom: machines drift."""
+    ordered = sorted(units, key=lambda unit: str(unit["began_at"]))
+    told = [f"{unit['began_at'][11:19]} {unit['subject']} ({unit['round']})" for unit in ordered]
+    return ["## Order of measurement, UTC, with rounds", "", ", ".join(told) + ".", ""]
 
 
 def facts_part(facts: dict[str, Any]) -> list[str]:
