@@ -42,6 +42,8 @@ struct Line {
     #[serde(default)]
     index: u64,
     #[serde(default)]
+    turn: u32,
+    #[serde(default)]
     warmup: bool,
     scheduled_us: f64,
     #[serde(default)]
@@ -133,6 +135,7 @@ impl Line {
         let chunks = chunks.collect();
         RequestRecord {
             index: self.index,
+            turn: self.turn,
             warmup: self.warmup,
             scheduled,
             started: nanos(self.started_us),

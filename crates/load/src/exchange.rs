@@ -4,7 +4,7 @@ use crate::{
     clock::Clock,
     http::{Connection, Connector, Head, SseParser, Url},
     live::Live,
-    openai::{Part, Prompt, RequestOptions, error_message},
+    openai::{Part, Prompt, RequestOptions, append_text, error_message},
     record::{Chunk, Failure, FailureClass, Nanos, RequestRecord},
 };
 use std::{fmt::Write, sync::Arc, time::Duration};
@@ -43,6 +43,8 @@ pub struct Client {
     connection: Option<Connection>,
     /// The connection has carried a request.
     carried: bool,
+    /// The text of the last answer, where it is kept.
+    answer: Option<String>,
     /// Why a connection could not be made before a request needed it.
     unconnected: Option<Unconnected>,
 }
@@ -90,7 +92,17 @@ impl Target {
 impl Client {
     /// A client without a connection yet.
     pub fn new(target: Arc<Target>) -> Self {
-        Self { target, connection: None, carried: false, unconnected: None }
+        Self { target, connection: None, carried: false, answer: None, unconnected: None }
+    }
+
+    /// Keeps the texts of answers from now on, for conversations.
+    pub fn keep_answers(&mut self) {
+        self.answer.get_or_insert_default();
+    }
+
+    /// The text of the last answer, as far as it came; empty where none is kept.
+    pub fn answer(&self) -> &str {
+        self.answer.as_deref().unwrap_or_default()
     }
 
     /// Makes the connection before anything is due. Where that fails it is not tried again: the failure is the result of
@@ -157,7 +169,10 @@ impl Client {
         record.first_byte = Some(head.first_byte);
         record.status = Some(head.status);
 
-        let mut answer = Answer::new(&head, record, &target.live);
+        if let Some(text) = &mut self.answer {
+            text.clear();
+        }
+        let mut answer = Answer::new(&head, record, &target.live, self.answer.as_mut());
         loop {
             let done = connection.read_body(&mut decoder, |bytes, at| answer.take(bytes, at)).await?;
             if let Some(waited) = connection.take_wait() {
@@ -195,14 +210,16 @@ struct Notes<'a> {
     done_mark: bool,
     /// Tokens the server has counted so far.
     tokens_counted: Option<u32>,
+    /// Where the text goes, if it is kept.
+    text: Option<&'a mut String>,
 }
 
 impl<'a> Answer<'a> {
-    fn new(head: &Head, record: &'a mut RequestRecord, live: &'a Live) -> Self {
+    fn new(head: &Head, record: &'a mut RequestRecord, live: &'a Live, text: Option<&'a mut String>) -> Self {
         let events = head.status == 200 && head.content_type == "text/event-stream";
         record.streamed = events;
         let reading = if events { Reading::Events(SseParser::default()) } else { Reading::Whole(Vec::new()) };
-        Self { reading, notes: Notes { record, live, failure: None, done_mark: false, tokens_counted: None } }
+        Self { reading, notes: Notes { record, live, failure: None, done_mark: false, tokens_counted: None, text } }
     }
 
     fn take(&mut self, bytes: &[u8], at: Nanos) {
@@ -251,6 +268,9 @@ impl Notes<'_> {
             self.done_mark = true;
             return;
         }
+        if let Some(text) = &mut self.text {
+            append_text(data, text);
+        }
         match Part::parse(data) {
             Ok(part) => self.part(part, at),
             Err(error) => {
@@ -295,6 +315,9 @@ impl Notes<'_> {
 
     /// A body that came in one piece: its end is known, its first token is not.
     fn whole(&mut self, body: &[u8], at: Nanos) {
+        if let Some(text) = &mut self.text {
+            append_text(body, text);
+        }
         match Part::parse(body) {
             Ok(Part { error: Some(message), .. }) => self.fail(FailureClass::ServerError, shortened(&message)),
             Ok(part) if part.has_choice => {

@@ -5,6 +5,7 @@ use crate::{
     record::{Nanos, RequestRecord},
     result::{LoadResult, RunResult},
     summary::{LatencySummary, Summary},
+    telemetry::Sample,
 };
 use serde_json::{Value, json};
 use std::{
@@ -58,6 +59,40 @@ impl EventsFile {
     }
 }
 
+/// Samples taken during levels on their way to their file.
+pub struct SeriesFile(EventsFile);
+
+impl SeriesFile {
+    /// Begins the file; it gets its name at the end.
+    ///
+    /// # Errors
+    /// When it cannot be created.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        EventsFile::create(path).map(Self)
+    }
+
+    /// Adds a level's samples, one line each.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_level(&mut self, level: usize, series: &[Sample]) -> io::Result<()> {
+        for Sample { at, source, values } in series {
+            let line = json!({"level": level, "at_us": *at as f64 / 1e3, "source": source, "values": values});
+            serde_json::to_writer(&mut self.0.writer, &line)?;
+            self.0.writer.write_all(b"\n")?;
+        }
+        self.0.writer.flush()
+    }
+
+    /// Gives the file its name.
+    ///
+    /// # Errors
+    /// When it cannot be written or renamed.
+    pub fn finish(self) -> io::Result<()> {
+        self.0.finish()
+    }
+}
+
 /// Writes the result.
 ///
 /// # Errors
@@ -80,6 +115,11 @@ pub fn write_csv(path: &Path, result: &RunResult) -> io::Result<()> {
 /// The name of the raw events beside a result's file: `x.json` has `x.events.jsonl`.
 pub fn events_path(result: &Path) -> PathBuf {
     result.with_extension("events.jsonl")
+}
+
+/// The name of the samples beside a result's file: `x.json` has `x.series.jsonl`.
+pub fn series_path(result: &Path) -> PathBuf {
+    result.with_extension("series.jsonl")
 }
 
 fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -116,6 +156,7 @@ fn line(level: usize, record: &RequestRecord) -> Value {
     json!({
         "level": level,
         "index": record.index,
+        "turn": record.turn,
         "warmup": record.warmup,
         "scheduled_us": micros(record.scheduled),
         "started_us": micros(record.started),
@@ -145,6 +186,7 @@ fn csv(result: &RunResult) -> String {
         let (concurrency, rate) = match &level.load {
             LoadResult::Closed { concurrency } => (concurrency.to_string(), String::new()),
             LoadResult::Open { rate, .. } => (String::new(), rate.to_string()),
+            _ => (String::new(), String::new()),
         };
         let mut fields = vec![quoted(&result.config), concurrency, rate];
         fields.extend(
@@ -163,7 +205,8 @@ fn csv(result: &RunResult) -> String {
             fields.push(number(summary.latency.get(name).map(|latency| latency.mean)));
             fields.extend(percentiles.iter().map(|percentile| number(percentile_of(summary, name, percentile))));
         }
-        fields.push(String::new());
+        let memory = level.gpus.iter().filter_map(|gpu| gpu.memory_used_max_mib).reduce(f64::max);
+        fields.push(number(memory));
         fields.push((!level.client.client_limited.is_empty()).to_string());
         text.push_str(&fields.join(","));
         text.push('\n');

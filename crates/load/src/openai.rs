@@ -139,6 +139,13 @@ impl Part {
     }
 }
 
+/// Appends the content of a chunk or a whole answer, reasoning left out, to `text`; what is none adds nothing.
+pub fn append_text(bytes: &[u8], text: &mut String) {
+    let value: Value = serde_json::from_slice(bytes).unwrap_or_default();
+    let content = |name: &str| value.pointer(&format!("/choices/0/{name}")).and_then(Value::as_str);
+    text.extend(content("delta/content").or_else(|| content("message/content")).or_else(|| content("text")));
+}
+
 /// The message inside an error, whatever its shape.
 pub fn error_message(error: &Value) -> String {
     let inner = error.get("error").unwrap_or(error);
@@ -323,6 +330,23 @@ mod tests {
         check(r#"{"choices":[{"message":{"role":"assistant","content":"ok"}}]}"#, choice(2));
         let finished = Some("stop".to_owned());
         check(r#"{"choices":[{"delta":{},"finish_reason":"stop"}]}"#, Part { finish_reason: finished, ..choice(0) });
+    }
+
+    #[test]
+    fn texts_are_kept_for_the_next_turn() {
+        let mut text = String::new();
+        for chunk in [
+            r#"{"choices":[{"delta":{"role":"assistant","content":"a"}}]}"#,
+            r#"{"choices":[{"delta":{"reasoning_content":"hm"}}]}"#,
+            r#"{"choices":[{"delta":{"content":"\u00e9"}}]}"#,
+            r#"{"choices":[]}"#,
+            "[DONE]",
+            r#"{"choices":[{"message":{"content":"b"}}]}"#,
+            r#"{"choices":[{"text":"c"}]}"#,
+        ] {
+            append_text(chunk.as_bytes(), &mut text);
+        }
+        assert_eq!(text, "aébc");
     }
 
     #[test]

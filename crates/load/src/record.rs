@@ -10,6 +10,8 @@ pub type Nanos = u64;
 pub struct RequestRecord {
     /// Its number in the level, from 0, warm-up included; work item and arrival time follow from it and the seed.
     pub index: u64,
+    /// Its turn in a conversation, from 0; conversations have one index for all their turns.
+    pub turn: u32,
     /// Sent before the measurement began: kept in the raw events, left out of every number.
     pub warmup: bool,
     /// When it was due: its time in the schedule (open loop), or when its client became free (closed loop).

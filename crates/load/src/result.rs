@@ -1,11 +1,14 @@
 //! The result of a run as it is stored: one JSON file, read again by whoever compares or reports.
 
 use crate::{
+    capacity::CapacityResult,
     client_health::ClientHealth,
+    gpu::{GpuSummary, Gpus},
     machine::Machine,
     schedule::{Arrivals, Load},
     subject::{MetricsChange, Subject},
     summary::Summary,
+    telemetry::GaugeSummary,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -43,6 +46,15 @@ pub struct RunResult {
     pub levels: Vec<LevelResult>,
     /// The file of raw events beside this one.
     pub events_file: Option<String>,
+    /// The file of samples taken during levels, beside this one.
+    #[serde(default)]
+    pub series_file: Option<String>,
+    /// The GPUs of the client's machine, which is the server's where both are one.
+    #[serde(default)]
+    pub gpus: Gpus,
+    /// What a search for the capacity found.
+    #[serde(default)]
+    pub capacity: Option<CapacityResult>,
     /// What the numbers mean.
     pub definitions: BTreeMap<String, String>,
 }
@@ -68,6 +80,12 @@ pub struct WorkResult {
     pub output_tokens: String,
     /// Answers were asked as streams.
     pub streamed: bool,
+    /// Turns of conversations, as given; null for single requests.
+    #[serde(default)]
+    pub turns: Option<String>,
+    /// Pauses between turns in seconds, as given.
+    #[serde(default)]
+    pub think_s: Option<String>,
     /// A request's fields but for the prompt and its output limit.
     pub request: Value,
 }
@@ -89,6 +107,42 @@ pub struct LevelResult {
     pub metrics: MetricsChange,
     /// Load averages of the client's machine after the level.
     pub load_average_after: Option<(f64, f64, f64)>,
+    /// Of a load in stages: the requests due in each.
+    #[serde(default)]
+    pub stages: Vec<StageResult>,
+    /// Of conversations: the requests of each turn.
+    #[serde(default)]
+    pub turns: Vec<TurnResult>,
+    /// The server's gauges during the level, where they were looked at.
+    #[serde(default)]
+    pub gauges: BTreeMap<String, GaugeSummary>,
+    /// The GPUs during the level, where they were looked at.
+    #[serde(default)]
+    pub gpus: Vec<GpuSummary>,
+}
+
+/// One stage of a level.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StageResult {
+    /// From the level's beginning.
+    pub from_s: f64,
+    /// Likewise.
+    pub to_s: f64,
+    /// Rate or clients at its beginning.
+    pub from: f64,
+    /// At its end.
+    pub to: f64,
+    /// Of the requests due in it; null when there was none.
+    pub summary: Option<Summary>,
+}
+
+/// One turn of a level's conversations.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TurnResult {
+    /// From 0.
+    pub turn: u32,
+    /// Of all conversations' requests in this turn.
+    pub summary: Option<Summary>,
 }
 
 /// How load was offered.
@@ -111,19 +165,67 @@ pub enum LoadResult {
         /// Most requests in flight.
         in_flight_max: u32,
     },
+    /// Clients whose number changes, or requests at a rate that changes.
+    Stages {
+        /// `clients` or `rate`.
+        unit: String,
+        /// The stages, as on the command line.
+        stages: String,
+        /// Of rates: `constant`, `poisson` or `gamma`.
+        arrivals: Option<String>,
+        /// Shape of the gaps, for gamma.
+        burstiness: Option<f64>,
+        /// Of rates: most requests in flight.
+        in_flight_max: Option<u32>,
+    },
+    /// Requests due when a trace had them.
+    Trace {
+        /// The file.
+        file: String,
+        /// How many it has.
+        requests: u64,
+        /// Its times were multiplied by this.
+        time_scale: f64,
+        /// Most requests in flight.
+        in_flight_max: u32,
+    },
+    /// A kind that this version does not know.
+    #[serde(other)]
+    Unknown,
 }
 
-impl From<Load> for LoadResult {
-    fn from(load: Load) -> Self {
-        match load {
+impl From<&Load> for LoadResult {
+    fn from(load: &Load) -> Self {
+        let named = |arrivals: Arrivals| match arrivals {
+            Arrivals::Constant => ("constant".to_owned(), None),
+            Arrivals::Poisson => ("poisson".to_owned(), None),
+            Arrivals::Gamma { burstiness } => ("gamma".to_owned(), Some(burstiness)),
+        };
+        match *load {
             Load::Closed { concurrency } => Self::Closed { concurrency },
             Load::Open { rate, arrivals, in_flight_max } => {
-                let (name, burstiness) = match arrivals {
-                    Arrivals::Constant => ("constant", None),
-                    Arrivals::Poisson => ("poisson", None),
-                    Arrivals::Gamma { burstiness } => ("gamma", Some(burstiness)),
-                };
-                Self::Open { rate, arrivals: name.to_owned(), burstiness, in_flight_max }
+                let (arrivals, burstiness) = named(arrivals);
+                Self::Open { rate, arrivals, burstiness, in_flight_max }
+            }
+            Load::Clients { ref stages } => Self::Stages {
+                unit: "clients".to_owned(),
+                stages: stages.to_string(),
+                arrivals: None,
+                burstiness: None,
+                in_flight_max: None,
+            },
+            Load::Rates { ref stages, arrivals, in_flight_max } => {
+                let (arrivals, burstiness) = named(arrivals);
+                Self::Stages {
+                    unit: "rate".to_owned(),
+                    stages: stages.to_string(),
+                    arrivals: Some(arrivals),
+                    burstiness,
+                    in_flight_max: Some(in_flight_max),
+                }
+            }
+            Load::Trace { ref name, ref times, time_scale, in_flight_max } => {
+                Self::Trace { file: name.clone(), requests: times.len() as u64, time_scale, in_flight_max }
             }
         }
     }

@@ -5,11 +5,13 @@
 use crate::{
     exchange::{Client, Prepared, Target},
     observe::{self, CpuTimes, ThreadObservation},
-    record::{Failure, FailureClass, Nanos, RequestRecord},
+    openai::Prompt,
+    record::{Failure, FailureClass, Nanos, Outcome, RequestRecord},
     schedule::{Load, Until},
     stop::Stop,
-    work::Work,
+    work::{LaterTurn, Work},
 };
+use serde_json::{Value, json};
 use std::{
     io,
     sync::{
@@ -32,7 +34,7 @@ const DUE_MAX: usize = 256;
 const LEAD: Duration = Duration::from_millis(20);
 
 /// One level.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Level {
     /// How load is offered.
     pub load: Load,
@@ -47,8 +49,10 @@ pub struct Level {
 /// What a level left behind.
 #[derive(Clone, Debug, Default)]
 pub struct LevelRun {
-    /// All requests, ordered by index.
+    /// All requests, ordered by index and turn.
     pub records: Vec<RequestRecord>,
+    /// When the schedule began: 0 on the clock of stages and traces.
+    pub origin: Nanos,
     /// What each client thread noted of itself.
     pub threads: Vec<ThreadObservation>,
     /// CPU seconds meanwhile, where the system tells.
@@ -79,12 +83,22 @@ struct Shared {
     next: AtomicU64,
     /// When the first measured request was due; `Nanos::MAX` before.
     measured_from: AtomicU64,
+    /// When the schedule begins.
+    origin: Nanos,
 }
 
 /// A request whose time has come, on its way to a client thread.
 struct Due {
     request: Prepared,
     record: RequestRecord,
+    /// What follows in the same conversation.
+    later: Option<Conversation>,
+}
+
+/// What has been said so far, and what is still to be said.
+struct Conversation {
+    messages: Vec<Value>,
+    later: Vec<LaterTurn>,
 }
 
 /// Runs one level to its end on `threads` threads.
@@ -98,10 +112,7 @@ pub fn run_level(
     threads: usize,
     stop: &Stop,
 ) -> io::Result<LevelRun> {
-    let threads = match level.load {
-        Load::Closed { concurrency } => threads.clamp(1, concurrency.max(1) as usize),
-        Load::Open { .. } => threads.max(1),
-    };
+    let threads = threads.clamp(1, level.load.clients_max().max(1) as usize);
     let runtimes: Vec<Runtime> =
         (0..threads).map(|_| Builder::new_current_thread().enable_all().build()).collect::<io::Result<_>>()?;
     let shared = Arc::new(Shared {
@@ -112,6 +123,7 @@ pub fn run_level(
         records: Mutex::default(),
         next: AtomicU64::new(0),
         measured_from: AtomicU64::new(Nanos::MAX),
+        origin: target.clock.now() + LEAD.as_nanos() as Nanos,
     });
     let (cpu_before, began) = (CpuTimes::now(), Instant::now());
     let threads = run_threads(&shared, runtimes);
@@ -120,8 +132,8 @@ pub fn run_level(
         .zip(CpuTimes::now())
         .map(|(before, after)| CpuUse { own_s: after.own_s - before.own_s, others_s: after.others_since(&before) });
     let mut records = std::mem::take(&mut *lock(&shared.records));
-    records.sort_unstable_by_key(|record| record.index);
-    Ok(LevelRun { records, threads, cpu, wall, interrupted: stop.is_requested() })
+    records.sort_unstable_by_key(|record| (record.index, record.turn));
+    Ok(LevelRun { records, origin: shared.origin, threads, cpu, wall, interrupted: stop.is_requested() })
 }
 
 /// Runs the clients on a thread for each runtime, a prober beside them, and the pacer of an open loop on this one.
@@ -135,24 +147,22 @@ fn run_threads(shared: &Arc<Shared>, runtimes: Vec<Runtime>) -> Vec<ThreadObserv
             let (due, due_receiver) = mpsc::channel(DUE_MAX);
             probes.push(probe);
             dues.push(due);
-            // The first threads take one more where the clients do not divide evenly.
-            let share = |all: u32| (all as usize + count - 1 - place) / count;
-            let clients_of_this = match shared.level.load {
-                Load::Closed { concurrency } => share(concurrency),
-                Load::Open { in_flight_max, .. } => share(in_flight_max).max(1),
-            };
+            let all = shared.level.load.clients_max();
+            let mine: Vec<u32> = (0..all).filter(|client| *client as usize % count == place).collect();
             clients.push(scope.spawn(move || {
                 observe::observed(shared.target.clock, probe_receiver, &runtime, async {
                     match shared.level.load {
-                        Load::Closed { .. } => closed_loop(shared, clients_of_this).await,
-                        Load::Open { .. } => open_loop(shared, clients_of_this, due_receiver).await,
+                        Load::Closed { .. } | Load::Clients { .. } => closed_loop(shared, mine).await,
+                        Load::Open { .. } | Load::Rates { .. } | Load::Trace { .. } => {
+                            open_loop(shared, mine.len().max(1), due_receiver).await;
+                        }
                     }
                 })
             }));
         }
         let prober = scope.spawn(|| observe::probe(&shared.target.clock, probes, &probing_done));
-        if let Load::Open { rate, arrivals, .. } = shared.level.load {
-            pace(shared, arrivals.times(rate, shared.work.seed), dues);
+        if let Some(times) = shared.level.load.times(shared.work.seed) {
+            pace(shared, times, dues);
         }
         let joined: Vec<_> = clients.into_iter().map(|client| client.join()).collect();
         probing_done.store(true, Relaxed);
@@ -165,20 +175,24 @@ fn run_threads(shared: &Arc<Shared>, runtimes: Vec<Runtime>) -> Vec<ThreadObserv
 }
 
 /// Clients that each send their next request when the last has ended.
-async fn closed_loop(shared: &Arc<Shared>, clients: usize) {
+async fn closed_loop(shared: &Arc<Shared>, clients: Vec<u32>) {
     let mut tasks = JoinSet::new();
-    for _ in 0..clients {
+    for number in clients {
         let shared = shared.clone();
         tasks.spawn(async move {
-            let mut client = Client::new(shared.target.clone());
+            if !shared.wait_for_turn(number).await {
+                return;
+            }
+            let mut client = shared.client();
             tokio::select! {
                 biased;
                 () = client.connect_ahead() => {}
                 () = shared.stop.requested() => {}
             }
-            while let Some(Due { request, mut record }) = shared.next_turn() {
-                shared.send(&mut client, &request, &mut record).await;
-                lock(&shared.records).push(record);
+            while shared.wait_for_turn(number).await
+                && let Some(due) = shared.next_turn()
+            {
+                shared.converse(&mut client, due).await;
             }
         });
     }
@@ -196,7 +210,7 @@ async fn open_loop(shared: &Arc<Shared>, in_flight_max: usize, mut dues: mpsc::R
             let permit = permits.clone().acquire_owned().await.ok()?;
             Some((permit, dues.recv().await?))
         };
-        let (permit, mut due) = tokio::select! {
+        let (permit, due) = tokio::select! {
             biased;
             () = shared.stop.requested() => break,
             next = next => match next {
@@ -207,9 +221,8 @@ async fn open_loop(shared: &Arc<Shared>, in_flight_max: usize, mut dues: mpsc::R
         let (shared, idle) = (shared.clone(), idle.clone());
         tasks.spawn(async move {
             let kept = lock(&idle).pop();
-            let mut client = kept.unwrap_or_else(|| Client::new(shared.target.clone()));
-            shared.send(&mut client, &due.request, &mut due.record).await;
-            lock(&shared.records).push(due.record);
+            let mut client = kept.unwrap_or_else(|| shared.client());
+            shared.converse(&mut client, due).await;
             lock(&idle).push(client);
             drop(permit);
         });
@@ -222,8 +235,7 @@ async fn open_loop(shared: &Arc<Shared>, in_flight_max: usize, mut dues: mpsc::R
 
 /// Hands requests over when they are due, each written out beforehand; for a thread that has nothing else to do.
 fn pace(shared: &Shared, times: impl Iterator<Item = Nanos>, dues: Vec<mpsc::Sender<Due>>) {
-    let Shared { target, work, level, stop, .. } = shared;
-    let origin = target.clock.now() + LEAD.as_nanos() as Nanos;
+    let Shared { target, work, level, stop, origin, .. } = shared;
     let mut first_measured = None;
     for (index, time) in (0..).zip(times) {
         let warmup = index < level.warmup;
@@ -249,6 +261,73 @@ fn pace(shared: &Shared, times: impl Iterator<Item = Nanos>, dues: Vec<mpsc::Sen
 }
 
 impl Shared {
+    /// A client without a connection.
+    fn client(&self) -> Client {
+        let mut client = Client::new(self.target.clone());
+        if self.work.conversations.is_some() {
+            client.keep_answers();
+        }
+        client
+    }
+
+    /// Waits until a client's number is below that of the clients there should be; false when that never comes.
+    async fn wait_for_turn(&self, number: u32) -> bool {
+        let Load::Clients { stages } = &self.level.load else { return true };
+        let now = self.target.clock.now().saturating_sub(self.origin);
+        match stages.next_above(f64::from(number), now) {
+            Some(at) => self.wait_until(self.origin + at).await,
+            None => false,
+        }
+    }
+
+    /// Waits for a time; false when the run is interrupted before.
+    async fn wait_until(&self, at: Nanos) -> bool {
+        while let Some(left) = self.target.clock.until(at) {
+            tokio::select! {
+                () = tokio::time::sleep(left) => {}
+                () = self.stop.requested() => return false,
+            }
+        }
+        true
+    }
+
+    /// Sends a request and, after thinking, what follows in its conversation, as long as answers are whole.
+    async fn converse(&self, client: &mut Client, due: Due) {
+        let Due { request, mut record, later } = due;
+        self.send(client, &request, &mut record).await;
+        let (index, warmup) = (record.index, record.warmup);
+        let mut last = (record.ended, record.outcome());
+        lock(&self.records).push(record);
+        let Some(Conversation { mut messages, later }) = later else { return };
+        for (turn, next) in (1..).zip(later) {
+            if last.1 != Outcome::Completed {
+                return;
+            }
+            messages.push(json!({"role": "assistant", "content": client.answer()}));
+            messages.push(json!({"role": "user", "content": next.text}));
+            let prompt = Prompt::Messages(messages);
+            let request = self.target.prepare(&prompt, next.output_tokens_max);
+            let Prompt::Messages(said) = prompt else { return };
+            messages = said;
+            // Without a pause a turn is due when it is written out, as in a closed loop.
+            let due = (last.0 + next.think.as_nanos() as Nanos).max(self.target.clock.now());
+            if !self.wait_until(due).await {
+                return;
+            }
+            let mut record = RequestRecord {
+                index,
+                turn,
+                warmup,
+                scheduled: due,
+                output_tokens_asked: next.output_tokens_max,
+                ..RequestRecord::default()
+            };
+            self.send(client, &request, &mut record).await;
+            last = (record.ended, record.outcome());
+            lock(&self.records).push(record);
+        }
+    }
+
     /// The next request of a closed loop, due now; none when the level is over.
     fn next_turn(&self) -> Option<Due> {
         if self.stop.is_requested() {
@@ -292,7 +371,18 @@ fn prepare(target: &Target, work: &Work, level: &Level, index: u64) -> Due {
         output_tokens_asked: item.output_tokens_max,
         ..RequestRecord::default()
     };
-    Due { request: target.prepare(&item.prompt, item.output_tokens_max), record }
+    let turns = work.later_turns(level.first_number + index);
+    let later = (!turns.is_empty()).then(|| Conversation { messages: messages(&item.prompt), later: turns });
+    Due { request: target.prepare(&item.prompt, item.output_tokens_max), record, later }
+}
+
+fn messages(prompt: &Prompt) -> Vec<Value> {
+    match prompt {
+        Prompt::Text(text) => vec![json!({"role": "user", "content": text})],
+        Prompt::Messages(messages) => messages.clone(),
+        // Token ids have no turns: such work has no conversations.
+        Prompt::Tokens(_) => Vec::new(),
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -17,7 +17,14 @@ pub struct Subject {
     pub version: Value,
     /// `GET /v1/engine`
     pub engine: Value,
+    /// What else servers tell about their version and flags, by path: SGLang's `/get_server_info`, TGI's `/info`,
+    /// llama.cpp's `/props`, Ollama's `/api/version`, vLLM's `/server_info?config_format=json`.
+    #[serde(default)]
+    pub pages: BTreeMap<String, Value>,
 }
+
+/// Pages on which some servers tell their version and flags.
+const PAGES: [&str; 5] = ["/get_server_info", "/info", "/props", "/api/version", "/server_info?config_format=json"];
 
 /// A Prometheus page: value by name and labels.
 pub type Metrics = BTreeMap<String, f64>;
@@ -46,7 +53,13 @@ impl Subject {
                 serde_json::from_slice(&body).unwrap_or_else(|_| String::from_utf8_lossy(&body).trim().into())
             })
         };
-        Self { models: page("/v1/models"), version: page("/version"), engine: page("/v1/engine") }
+        let pages = PAGES.iter().map(|&path| (path.to_owned(), page(path))).filter(|(_, page)| page.is_object());
+        Self {
+            models: page("/v1/models"),
+            version: page("/version"),
+            engine: page("/v1/engine"),
+            pages: pages.collect(),
+        }
     }
 
     /// The first model the server offers.
@@ -55,11 +68,21 @@ impl Subject {
     }
 }
 
+/// One page of metrics.
+#[derive(Default)]
+pub(crate) struct Page {
+    pub(crate) samples: Metrics,
+    /// Names of those that go up and down.
+    pub(crate) gauges: Vec<String>,
+}
+
 /// The server's metrics; empty where it has none.
-pub(crate) fn metrics(session: &Session, target: &Target) -> Metrics {
+pub(crate) fn page(session: &Session, target: &Target) -> Page {
     let url: Url = target.url.root().join("/metrics");
     let page = session.body(target, "GET", &url, None).unwrap_or_default();
-    parse(&String::from_utf8_lossy(&page))
+    let text = String::from_utf8_lossy(&page);
+    let gauges = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" gauge"));
+    Page { samples: parse(&text), gauges: gauges.map(|name| name.trim().to_owned()).collect() }
 }
 
 impl MetricsChange {

@@ -1,6 +1,7 @@
 //! A level as text for a terminal: every number with its count, intervals where there are any.
 
 use crate::{
+    capacity::{CapacityResult, Unit},
     definitions::DEFINITIONS,
     result::{LevelResult, LoadResult},
     summary::{LatencySummary, Summary},
@@ -33,6 +34,12 @@ pub fn load_name(load: &LoadResult) -> String {
             let shape = burstiness.map(|shape| format!(" of shape {shape}")).unwrap_or_default();
             format!("open loop, {rate} requests/s, {arrivals}{shape}")
         }
+        LoadResult::Stages { unit, stages, .. } if unit == "clients" => format!("clients by stages, {stages}"),
+        LoadResult::Stages { stages, .. } => format!("open loop by stages, {stages} requests/s"),
+        LoadResult::Trace { file, requests, time_scale, .. } => {
+            format!("{requests} requests of the trace {file}, times multiplied by {time_scale}")
+        }
+        LoadResult::Unknown => "a load this version does not know".to_owned(),
     }
 }
 
@@ -45,7 +52,37 @@ fn write(text: &mut String, level: &LevelResult) -> std::fmt::Result {
     rates(text, summary)?;
     latencies(text, summary)?;
     lengths(text, summary)?;
+    parts(text, level)?;
     client(text, level)
+}
+
+/// Stages and turns, a line each.
+fn parts(text: &mut String, level: &LevelResult) -> std::fmt::Result {
+    let stages = level.stages.iter().map(|stage| {
+        let values =
+            if stage.from == stage.to { stage.from.to_string() } else { format!("{}-{}", stage.from, stage.to) };
+        (format!("{}-{} s: {values}", stage.from_s, stage.to_s), &stage.summary)
+    });
+    let turns = level.turns.iter().map(|turn| (format!("turn {}", turn.turn + 1), &turn.summary));
+    for (name, summary) in stages.chain(turns) {
+        let Some(summary) = summary else {
+            writeln!(text, "  {name:22} no request")?;
+            continue;
+        };
+        let counts = summary.requests;
+        write!(text, "  {name:22} {} sent, {} completed", counts.sent, counts.completed)?;
+        for (measure, title) in [("ttft_ms", "TTFT"), ("itl_ms", "ITL")] {
+            let Some(latency) = summary.latency.get(measure) else { continue };
+            write!(text, ", {title} mean {:.2}", latency.mean)?;
+            for percentile in ["p50", "p95"] {
+                if let Some((value, ..)) = value(latency, percentile) {
+                    write!(text, " {percentile} {value:.2}")?;
+                }
+            }
+        }
+        writeln!(text, " ms, {:.1} tokens/s", summary.throughput.output_tokens_per_s)?;
+    }
+    Ok(())
 }
 
 fn requests(text: &mut String, summary: &Summary) -> std::fmt::Result {
@@ -189,10 +226,48 @@ fn client(text: &mut String, level: &LevelResult) -> std::fmt::Result {
             metrics.server_ttft_count
         )?;
     }
+    for gpu in &level.gpus {
+        let shown =
+            |value: Option<f64>, unit: &str| value.map_or(String::new(), |value| format!(", {value:.0} {unit}"));
+        write!(text, "  GPU {}         {} samples", gpu.index, gpu.samples)?;
+        write!(text, "{}{}", shown(gpu.utilisation_mean, "% busy"), shown(gpu.memory_used_max_mib, "MiB at most"))?;
+        write!(text, "{}{}", shown(gpu.power_mean_w, "W"), shown(gpu.sm_clock_mean_mhz, "MHz"))?;
+        for (reason, share) in &gpu.throttled {
+            write!(text, ", {reason} {:.0} % of the time", share * 100.0)?;
+        }
+        writeln!(text)?;
+    }
     for reason in &client.client_limited {
         writeln!(text, "  CLIENT-LIMITED: {reason}")?;
     }
     Ok(())
+}
+
+/// What a search found, in a few lines.
+pub fn capacity_text(capacity: &CapacityResult) -> String {
+    let unit = match capacity.unit {
+        Unit::Concurrency => "clients",
+        Unit::Rate => "requests/s",
+    };
+    let share = capacity.attainment * 100.0;
+    let mut text = match (capacity.found, capacity.confirmed) {
+        (Some(found), true) => {
+            format!("\ncapacity: {found:.4} {unit} with {share} % of requests good, confirmed by a second run")
+        }
+        (Some(found), false) => {
+            format!("\nat least {found:.4} {unit} with {share} % of requests good, NOT confirmed by a second run")
+        }
+        (None, _) => format!("\nno load was found under which {share} % of requests are good"),
+    };
+    match capacity.failed_at {
+        Some(failed) => text += &format!("; failed at {failed:.4}"),
+        None => text += "; no load failed: the limit of the search was reached",
+    }
+    if !capacity.monotonic {
+        text += "\ntrials contradict each other: a load failed at or below one that passed";
+    }
+    text.push('\n');
+    text
 }
 
 /// The definitions, for below the last table.

@@ -22,7 +22,7 @@ impl Progress {
     pub(crate) fn begin(load: Load, live: Arc<Live>) -> Self {
         let (done, ended) = mpsc::channel();
         let draw = move || {
-            let name = table::load_name(&LoadResult::from(load));
+            let name = table::load_name(&LoadResult::from(&load));
             let (began, mut last) = (Instant::now(), 0);
             while let Err(mpsc::RecvTimeoutError::Timeout) = ended.recv_timeout(PERIOD) {
                 let counts = live.counts();

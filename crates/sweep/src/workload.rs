@@ -14,6 +14,8 @@ use std::{path::PathBuf, time::Duration};
 /// Most requests in flight of an open loop.
 const IN_FLIGHT_MAX: u32 = 10_000;
 /// Longest time to make a connection.
+/// How often the server's metrics and the GPUs are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One workload; every load of it is a level of one run.
@@ -224,16 +226,19 @@ impl Workload {
             temperature: Some(0.0),
             extra_body: Default::default(),
             prompts,
+            conversations: None,
             output: lengths(&self.output_tokens),
             seed,
             loads: closed.chain(open).collect(),
+            search: None,
             until: Until { requests: self.num_requests, duration: duration.map(Duration::from_secs_f64) },
             warmup: None,
-            threads: std::thread::available_parallelism().map_or(1, |count| count.get().min(4)),
+            threads: powertrain_load::default_threads(),
             timeout: Duration::from_secs_f64(self.timeout_s),
             connect_timeout: CONNECT_TIMEOUT,
             trust: Trust::default(),
             no_keep_alive: false,
+            look_every: Some(LOOK_EVERY),
             objectives: limits.map(Limits::objectives).unwrap_or_default(),
             config: to.config.clone(),
             command: to.command.clone(),

@@ -148,7 +148,7 @@ pub(super) fn work() -> Work {
     let calibration = Calibration::Words { words, overhead: 0, verified: true };
     let input = Lengths::Fixed(12);
     let prompts = Prompts::Synthetic(Synthetic { input, calibration, prefix_tokens: 0, prefix_groups: 1 });
-    Work { prompts, output: Lengths::Fixed(64), seed: 1 }
+    Work { prompts, output: Lengths::Fixed(64), conversations: None, seed: 1 }
 }
 
 pub(super) fn target(address: SocketAddr, clock: Clock) -> io::Result<Target> {

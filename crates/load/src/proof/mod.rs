@@ -15,4 +15,8 @@ pub use script::{Ending, Script, Truth};
 pub use server::TruthServer;
 
 #[cfg(test)]
+mod loads;
+#[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod trouble;

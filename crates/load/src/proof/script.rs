@@ -50,6 +50,8 @@ pub enum Ending {
 pub struct Truth {
     /// The last packet of the request had arrived.
     pub received: Nanos,
+    /// Messages of the request.
+    pub messages: usize,
     /// Just before each content chunk was written.
     pub written: Vec<Nanos>,
     /// By how much later each write had returned: the packet left in between.

@@ -107,6 +107,7 @@ struct Shared {
 struct Request {
     prompt: String,
     stream: bool,
+    messages: usize,
     /// When its last byte had come.
     received: Nanos,
 }
@@ -129,7 +130,7 @@ async fn serve(mut socket: Socket, shared: &Shared, number: u32) -> io::Result<(
     while let Some(request) = read_request(&mut socket, &mut buffer).await? {
         let script = &shared.script;
         let prompt_tokens = request.prompt.split(' ').count();
-        let mut truth = Truth { received: request.received, ..Truth::default() };
+        let mut truth = Truth { received: request.received, messages: request.messages, ..Truth::default() };
         // Only the first answer of a connection has a phase: the others begin where it ended.
         let plan = match answered {
             0 => script.plan(number),
@@ -177,6 +178,7 @@ async fn read_request(socket: &mut Socket, buffer: &mut Vec<u8>) -> io::Result<O
                 return Ok(Some(Request {
                     prompt: prompt.and_then(Value::as_str).unwrap_or_default().to_owned(),
                     stream: body.get("stream").and_then(Value::as_bool).unwrap_or(false),
+                    messages: body.get("messages").and_then(Value::as_array).map_or(0, Vec::len),
                     received: socket.times().received,
                 }));
             }

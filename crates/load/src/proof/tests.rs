@@ -10,7 +10,7 @@ use crate::{
     Clock, Event, Level, LevelRun, Outcome, Plan, PromptPlan, RequestRecord, Stop, Summary, bench,
     definitions::{self, Objectives},
     exchange::Target,
-    files::{self, EventsFile},
+    files::{self, EventsFile, SeriesFile},
     http::Trust,
     openai::Api,
     result::RunResult,
@@ -21,14 +21,14 @@ use crate::{
 use std::{sync::Arc, time::Duration};
 
 /// Longer than any test.
-const FOREVER: Duration = Duration::from_secs(24 * 3600);
+pub(super) const FOREVER: Duration = Duration::from_secs(24 * 3600);
 
-fn closed(concurrency: u32, requests: u64) -> Level {
+pub(super) fn closed(concurrency: u32, requests: u64) -> Level {
     let until = Until { requests: Some(requests), duration: None };
     Level { load: Load::Closed { concurrency }, until, warmup: 0, first_number: 0 }
 }
 
-fn run(server: &TruthServer, level: Level, change: impl FnOnce(&mut Target)) -> (LevelRun, Errors) {
+pub(super) fn run(server: &TruthServer, level: Level, change: impl FnOnce(&mut Target)) -> (LevelRun, Errors) {
     let (clock, stop) = (server.clock(), Stop::new());
     let mut target = target(server.address(), clock).unwrap();
     change(&mut target);
@@ -37,11 +37,11 @@ fn run(server: &TruthServer, level: Level, change: impl FnOnce(&mut Target)) -> 
     (run, errors)
 }
 
-fn start(script: Script) -> TruthServer {
+pub(super) fn start(script: Script) -> TruthServer {
     TruthServer::start(script, Clock::start()).unwrap()
 }
 
-fn summary(run: &LevelRun) -> Summary {
+pub(super) fn summary(run: &LevelRun) -> Summary {
     Summary::of(&run.records, &Objectives::default()).unwrap()
 }
 
@@ -174,7 +174,7 @@ fn a_request_that_takes_too_long_is_given_up() {
     assert_eq!(found, ["timed_out", "timed_out"]);
 }
 
-fn plan(server: &TruthServer) -> Plan {
+pub(super) fn plan(server: &TruthServer) -> Plan {
     Plan {
         url: format!("http://{}", server.address()).parse().unwrap(),
         api: Api::Chat,
@@ -191,9 +191,11 @@ fn plan(server: &TruthServer) -> Plan {
             prefix_tokens: 0,
             prefix_groups: 1,
         },
+        conversations: None,
         output: Lengths::Fixed(4),
         seed: 7,
         loads: vec![Load::Closed { concurrency: 1 }, Load::Closed { concurrency: 3 }],
+        search: None,
         until: Until { requests: Some(6), duration: None },
         warmup: Some(2),
         threads: 1,
@@ -201,6 +203,7 @@ fn plan(server: &TruthServer) -> Plan {
         connect_timeout: Duration::from_secs(10),
         trust: Trust::Machine,
         no_keep_alive: false,
+        look_every: Some(Duration::from_millis(5)),
         objectives: Objectives { ttft_ms: Some(1e9), ..Objectives::default() },
         config: "a, b".to_owned(),
         command: Vec::new(),
@@ -213,17 +216,20 @@ fn a_run_measures_every_level_and_its_files_say_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.json");
     let mut events = EventsFile::create(&files::events_path(&path)).unwrap();
+    let mut samples = SeriesFile::create(&files::series_path(&path)).unwrap();
     let mut records: Vec<RequestRecord> = Vec::new();
     let mut level = 0;
     let result = bench(&plan(&server), &Stop::new(), |event| {
-        if let Event::LevelEnded { records: ended, .. } = event {
+        if let Event::LevelEnded { records: ended, series, .. } = event {
             events.write_level(level, ended).unwrap();
+            samples.write_level(level, series).unwrap();
             records.extend_from_slice(ended);
             level += 1;
         }
     })
     .unwrap();
     events.finish().unwrap();
+    samples.finish().unwrap();
 
     assert!(result.complete);
     // The server counts words, so calibration finds no overhead and every length is exact.
@@ -255,6 +261,14 @@ fn a_run_measures_every_level_and_its_files_say_the_same() {
         let last = record.chunks.last().unwrap().at;
         assert_eq!(gaps, last / 1000 - record.scheduled / 1000, "gaps add up to the last chunk");
         assert_eq!(line["usage"]["completion_tokens"], 4);
+    }
+    // One look at the beginning of each level and one at its end, at least.
+    let samples = std::fs::read_to_string(files::series_path(&path)).unwrap();
+    let samples: Vec<serde_json::Value> = samples.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for level in 0..2 {
+        let of_level = samples.iter().filter(|sample| sample["level"] == level && sample["source"] == "client");
+        assert!(of_level.clone().count() >= 2);
+        assert_eq!(of_level.last().unwrap()["values"]["completed"], 8.0);
     }
     let csv = folder.path().join("run.csv");
     files::write_csv(&csv, &result).unwrap();

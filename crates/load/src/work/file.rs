@@ -1,4 +1,5 @@
-//! Prompts from a JSON Lines file: MT-Bench (`turns`), `prompt`, `text`, `messages`, or ShareGPT's `conversations`.
+//! Prompts from a file: JSON lines or one JSON list of MT-Bench's objects (`turns`), of `prompt`, `text` or `messages`, or of
+//! ShareGPT's (`conversations`).
 
 use crate::{openai::Prompt, random::Random};
 use serde_json::Value;
@@ -15,6 +16,8 @@ const FILE_BYTES_MAX: u64 = 4 << 30;
 #[derive(Clone, Debug)]
 pub struct PromptFile {
     prompts: Vec<Prompt>,
+    /// For each prompt, what is said after it.
+    later: Vec<Vec<String>>,
 }
 
 /// Why a file of prompts cannot be used.
@@ -57,21 +60,37 @@ impl PromptFile {
         Self::read(&name, BufReader::new(file.take(FILE_BYTES_MAX)))
     }
 
-    fn read(name: &str, lines: impl BufRead) -> Result<Self, FileError> {
-        let mut prompts = Vec::new();
-        for (index, line) in lines.lines().enumerate() {
-            let line = line.map_err(|source| FileError::Io { path: name.to_owned(), source })?;
-            if line.trim().is_empty() {
-                continue;
-            }
-            let prompt = prompt(&line);
-            prompts.push(prompt.map_err(|reason| FileError::Line {
+    fn read(name: &str, mut lines: impl BufRead) -> Result<Self, FileError> {
+        let io = |source| FileError::Io { path: name.to_owned(), source };
+        let mut file = Self { prompts: Vec::new(), later: Vec::new() };
+        let begins = lines.fill_buf().map_err(io)?;
+        if begins.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
+            let wrong = |error: serde_json::Error| FileError::Line {
                 path: name.to_owned(),
-                line: index + 1,
-                reason,
-            })?);
+                line: error.line(),
+                reason: format!("not JSON ({error})"),
+            };
+            let list: Vec<Value> = serde_json::from_reader(lines).map_err(wrong)?;
+            // Collections of conversations have empty ones among them.
+            list.iter().filter_map(|value| turns(value).ok()).for_each(|turns| file.add(turns));
+        } else {
+            for (index, line) in lines.lines().enumerate() {
+                let line = line.map_err(io)?;
+                if line.trim().is_empty() {
+                    continue;
+                }
+                let value = serde_json::from_str(&line).map_err(|error| format!("not JSON ({error})"));
+                let turns = value.and_then(|value| turns(&value));
+                let wrong = |reason| FileError::Line { path: name.to_owned(), line: index + 1, reason };
+                file.add(turns.map_err(wrong)?);
+            }
         }
-        if prompts.is_empty() { Err(FileError::Empty(name.to_owned())) } else { Ok(Self { prompts }) }
+        if file.prompts.is_empty() { Err(FileError::Empty(name.to_owned())) } else { Ok(file) }
+    }
+
+    fn add(&mut self, (prompt, later): (Prompt, Vec<String>)) {
+        self.prompts.push(prompt);
+        self.later.push(later);
     }
 
     /// How many there are.
@@ -81,9 +100,18 @@ impl PromptFile {
 
     /// The prompt of a request: each is used once before any is used again.
     pub fn prompt(&self, seed: u64, number: u64) -> Prompt {
+        self.prompts[self.place(seed, number)].clone()
+    }
+
+    /// What is said in a later turn after that prompt; none past the conversation's end.
+    pub fn later_turn(&self, seed: u64, number: u64, turn: usize) -> Option<String> {
+        self.later[self.place(seed, number)].get(turn.checked_sub(1)?).cloned()
+    }
+
+    fn place(&self, seed: u64, number: u64) -> usize {
         let count = self.prompts.len() as u64;
         let start = Random::of_item(seed, u64::MAX - 1).below(count);
-        self.prompts[((start + number % count) % count) as usize].clone()
+        ((start + number % count) % count) as usize
     }
 
     /// Some prompt is a list of messages, which only the chat route takes.
@@ -92,23 +120,30 @@ impl PromptFile {
     }
 }
 
-fn prompt(line: &str) -> Result<Prompt, String> {
-    let value: Value = serde_json::from_str(line).map_err(|error| format!("not JSON ({error})"))?;
+/// The prompt in a value, and what its author says later.
+fn turns(value: &Value) -> Result<(Prompt, Vec<String>), String> {
     if let Some(messages) = value.get("messages").and_then(Value::as_array) {
         return if messages.is_empty() {
             Err("no messages".to_owned())
         } else {
-            Ok(Prompt::Messages(messages.clone()))
+            Ok((Prompt::Messages(messages.clone()), Vec::new()))
         };
     }
-    let first = |name: &str| value.get(name).and_then(Value::as_array).and_then(|list| list.first());
-    let text = first("turns")
-        .or_else(|| first("conversations").and_then(|turn| turn.get("value")))
-        .or_else(|| value.get("prompt"))
-        .or_else(|| value.get("text"))
-        .or_else(|| value.is_string().then_some(&value));
-    match text.and_then(Value::as_str) {
-        Some(text) if !text.is_empty() => Ok(Prompt::Text(text.to_owned())),
+    let mut said: Vec<&str> = Vec::new();
+    if let Some(turns) = value.get("turns").and_then(Value::as_array) {
+        said.extend(turns.iter().filter_map(Value::as_str));
+    } else if let Some(turns) = value.get("conversations").and_then(Value::as_array) {
+        let human =
+            |turn: &&Value| !matches!(turn.get("from").and_then(Value::as_str), Some("gpt" | "assistant" | "system"));
+        said.extend(turns.iter().filter(human).filter_map(|turn| turn.get("value")?.as_str()));
+    } else {
+        let text = value.get("prompt").or_else(|| value.get("text")).unwrap_or(value);
+        said.extend(text.as_str());
+    }
+    match said.split_first() {
+        Some((first, later)) if !first.is_empty() => {
+            Ok((Prompt::Text((*first).to_owned()), later.iter().map(|&text| text.to_owned()).collect()))
+        }
         Some(_) => Err("an empty prompt".to_owned()),
         None => Err("no prompt".to_owned()),
     }
@@ -124,7 +159,7 @@ mod tests {
 {"prompt": "two"}
 
 {"text": "three"}
-{"conversations": [{"from": "human", "value": "four"}]}
+{"conversations": [{"from": "human", "value": "four"}, {"from": "gpt", "value": "no"}, {"from": "human", "value": "more"}]}
 "five"
 {"messages": [{"role": "user", "content": "six"}]}"#;
         let file = PromptFile::read("f", lines.as_bytes()).unwrap();
@@ -135,9 +170,23 @@ mod tests {
             round
         };
         assert_eq!(names(0), names(6));
+        let mut later: Vec<_> =
+            (0..6).map(|number| (file.later_turn(1, number, 1), file.later_turn(1, number, 2))).collect();
+        later.sort();
+        assert_eq!(later[4..], [(Some("later".to_owned()), None), (Some("more".to_owned()), None)]);
+        assert_eq!(later[3], (None, None));
         for text in ["one", "two", "three", "four", "five"] {
             assert!(names(0).contains(&format!("Text({text:?})")), "{text}");
         }
+    }
+
+    #[test]
+    fn a_list_is_read_but_for_its_empty_conversations() {
+        let list = r#" [{"conversations": []}, {"conversations": [{"from": "human", "value": "a"}]}, {"prompt": "b"}]"#;
+        assert_eq!(PromptFile::read("f", list.as_bytes()).unwrap().count(), 2);
+        let error = PromptFile::read("f", "[\n{]".as_bytes()).unwrap_err().to_string();
+        assert!(error.contains("line 2: not JSON"), "{error}");
+        assert!(PromptFile::read("f", "[]".as_bytes()).unwrap_err().to_string().contains("no prompts"));
     }
 
     #[test]

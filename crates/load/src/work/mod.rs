@@ -1,14 +1,18 @@
 //! What requests ask: prompts and lengths, each a pure function of the seed and the request's number.
 
 mod calibrate;
+mod conversation;
 mod file;
 mod lengths;
 mod synthetic;
+mod trace;
 
 pub use calibrate::calibrate;
+pub use conversation::{Conversations, LaterTurn, Pause, PauseError, TURNS_MAX};
 pub use file::{FileError, PromptFile};
 pub use lengths::{Lengths, LengthsError};
 pub use synthetic::{Calibration, FIRST_WORD, Synthetic, WORDS};
+pub use trace::{BLOCK_TOKENS, Replay, Trace, TraceError, TraceRequest};
 
 use crate::{openai::Prompt, random::Random};
 
@@ -30,6 +34,13 @@ pub enum Prompts {
     Synthetic(Synthetic),
     /// Read from a file.
     File(PromptFile),
+    /// As long as those of a trace, and alike where those were.
+    Trace {
+        /// The lengths and blocks.
+        trace: Trace,
+        /// What tokens are made of.
+        calibration: Calibration,
+    },
 }
 
 /// All questions of a run.
@@ -37,14 +48,16 @@ pub enum Prompts {
 pub struct Work {
     /// Where prompts come from.
     pub prompts: Prompts,
-    /// Lengths of the answers.
+    /// Lengths of the answers; a trace has its own.
     pub output: Lengths,
+    /// Conversations of several turns.
+    pub conversations: Option<Conversations>,
     /// Everything random follows from it.
     pub seed: u64,
 }
 
 impl Work {
-    /// The question of a number.
+    /// The first, or only, question of a number.
     pub fn item(&self, number: u64) -> Item {
         let mut random = Random::of_item(self.seed, number);
         let output_tokens_max = self.output.draw(&mut random);
@@ -54,6 +67,17 @@ impl Work {
                 (prompt, Some(tokens))
             }
             Prompts::File(file) => (file.prompt(self.seed, number), None),
+            Prompts::Trace { trace, calibration } => {
+                let request = trace.request(number);
+                let (prompt, prompt_tokens) = match &request.prompt {
+                    Some(text) => (Prompt::Text(text.clone()), None),
+                    None => {
+                        let (prompt, tokens) = calibration.blocks(request, self.seed, &mut random);
+                        (prompt, Some(tokens))
+                    }
+                };
+                return Item { prompt, prompt_tokens, output_tokens_max: request.output_tokens };
+            }
         };
         Item { prompt, prompt_tokens, output_tokens_max }
     }

@@ -1,6 +1,6 @@
 //! Prompts made to an exact length: token ids, or words of one token each around what the server adds.
 
-use super::Lengths;
+use super::{BLOCK_TOKENS, Lengths, TraceRequest};
 use crate::{openai::Prompt, random::Random};
 use std::{ops::Range, sync::LazyLock};
 
@@ -69,6 +69,51 @@ impl Synthetic {
     }
 }
 
+impl Synthetic {
+    /// What somebody says later in a conversation: as long as prompts are, without a shared beginning.
+    pub(super) fn words(&self, random: &mut Random) -> Prompt {
+        let asked = self.input.draw(random);
+        let request = TraceRequest { input_tokens: asked, ..TraceRequest::default() };
+        self.calibration.blocks(&request, 0, random).0
+    }
+}
+
+impl Calibration {
+    /// A prompt as long as a trace's, and its length as the server should count it. Blocks of one id are alike within a
+    /// seed; what is beyond them is like nothing else.
+    pub(super) fn blocks(&self, request: &TraceRequest, seed: u64, random: &mut Random) -> (Prompt, u32) {
+        let mut within = request.blocks.iter().map(|&id| Random::of_item(seed.wrapping_add(2), id));
+        let mut block = within.next();
+        let mut draw = |place: u32, bound: u64| {
+            if place > 0 && place.is_multiple_of(BLOCK_TOKENS) {
+                block = within.next();
+            }
+            block.as_mut().unwrap_or(&mut *random).below(bound)
+        };
+        match self {
+            Self::Ids(range) => {
+                let width = u64::from(range.end - range.start);
+                let ids = (0..request.input_tokens).map(|place| range.start + draw(place, width) as u32);
+                (Prompt::Tokens(ids.collect()), request.input_tokens)
+            }
+            Self::Words { words, overhead, .. } => {
+                let count = request.input_tokens.saturating_sub(*overhead).max(1);
+                let mut text = String::with_capacity(count as usize * 6);
+                for place in 0..count {
+                    let word = draw(place, words.len() as u64) as usize;
+                    if place == 0 {
+                        text.push_str(FIRST_WORD);
+                        continue;
+                    }
+                    text.push(' ');
+                    text.push_str(&words[word]);
+                }
+                (Prompt::Text(text), count + overhead)
+            }
+        }
+    }
+}
+
 /// How a prompt of words begins. A word without a space before it may be several tokens, so it is always this one.
 pub const FIRST_WORD: &str = "the";
 
@@ -85,7 +130,7 @@ mod tests {
     fn work(calibration: Calibration, prefix_tokens: u32) -> Work {
         let input = Lengths::Fixed(40);
         let prompts = Prompts::Synthetic(Synthetic { input, calibration, prefix_tokens, prefix_groups: 2 });
-        Work { prompts, output: Lengths::Fixed(8), seed: 17 }
+        Work { prompts, output: Lengths::Fixed(8), conversations: None, seed: 17 }
     }
 
     #[test]
@@ -117,5 +162,27 @@ mod tests {
         let heads: HashSet<&[u32]> = prompts.iter().map(|ids| &ids[..16]).collect();
         let tails: HashSet<&[u32]> = prompts.iter().map(|ids| &ids[16..]).collect();
         assert_eq!((heads.len(), tails.len()), (2, 40));
+    }
+
+    #[test]
+    fn blocks_of_a_trace_are_alike_by_their_ids() {
+        let calibration = Calibration::Ids(0..50_000);
+        let ids = |blocks: &[u64], tokens, number| {
+            let request = TraceRequest { input_tokens: tokens, blocks: blocks.to_vec(), ..TraceRequest::default() };
+            match calibration.blocks(&request, 5, &mut Random::of_item(5, number)) {
+                (Prompt::Tokens(ids), count) => {
+                    assert_eq!(ids.len() as u32, count);
+                    ids
+                }
+                other => panic!("{other:?}"),
+            }
+        };
+        let (one, two) = (ids(&[0, 1], 1000, 1), ids(&[0, 2, 3], 1500, 2));
+        assert_eq!(one[..512], two[..512]);
+        assert_ne!(one[512..600], two[512..600]);
+        assert_eq!(one, ids(&[0, 1], 1000, 3), "nothing but blocks: the same prompt");
+        assert_ne!(ids(&[], 20, 1), ids(&[], 20, 2));
+        assert_eq!(ids(&[0], 600, 1)[..512], one[..512]);
+        assert_ne!(ids(&[0], 600, 1)[512..], ids(&[0], 600, 2)[512..]);
     }
 }

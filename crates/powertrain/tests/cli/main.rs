@@ -3,6 +3,7 @@
 mod commands;
 #[cfg(target_os = "linux")]
 mod idle;
+mod interrupted;
 mod measuring;
 mod process;
 mod real_model;

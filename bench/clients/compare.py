@@ -1,0 +1,238 @@
+#!/usr/bin/env python3
+"""Measures one local server with several clients in turn and compares what they say.
+
+    python3 compare.py --powertrain target/release/powertrain --model MODEL.gguf --tokenizer FOLDER \
+        --vllm VENV --aiperf VENV --guidellm VENV --out FOLDER
+
+Every client sends the same prompts, to /v1/completions, with the same number of clients, temperature 0 and exactly OUTPUT
+tokens; the server keeps no prefixes, and is restarted for each run, so that all find it alike. Clients take turns, ROUNDS
+times. FOLDER gets each client's own files and `summary.json`; a table goes to standard output. A client whose virtual
+environment is not given is left out. Standard library only.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+WORDS = (Path(__file__).parents[2] / "crates/load/src/work/words.txt").read_text().split()
+
+
+class Setup:
+    def __init__(self, arguments):
+        self.__dict__.update(vars(arguments))
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.name = "served"
+        self.out = Path(self.out).resolve()
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.prompts = self.out / "prompts.jsonl"
+        draw = random.Random(self.seed)
+        texts = ["the " + " ".join(draw.choice(WORDS) for _ in range(self.words - 1)) for _ in range(self.requests)]
+        lines = [{"prompt": text, "text": text, "output_tokens": self.output} for text in texts]
+        self.prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def serve(self):
+        command = [self.powertrain, "serve", self.model, "--served-model-name", self.name, "--port", str(self.port)]
+        command += ["--no-enable-prefix-caching", "--threads", str(self.threads)]
+        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=open(self.out / "server.log", "a"))
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(self.url + "/health", timeout=1)
+                break
+            except OSError:
+                if server.poll() is not None:
+                    sys.exit(f"the server ended: see {self.out}/server.log")
+                time.sleep(0.1)
+        # One request warms it up, whichever client comes next.
+        body = json.dumps({"model": self.name, "prompt": "the day", "max_tokens": 8}).encode()
+        request = urllib.request.Request(self.url + "/v1/completions", body, {"content-type": "application/json"})
+        urllib.request.urlopen(request, timeout=60).read()
+        return server
+
+
+def run(command, log, cwd):
+    with open(log, "w") as file:
+        done = subprocess.run([str(part) for part in command], stdout=file, stderr=subprocess.STDOUT, cwd=cwd, timeout=280)
+    if done.returncode != 0:
+        sys.exit(f"{command[0]} failed with {done.returncode}: see {log}")
+
+
+def mean(values):
+    values = [value for value in values if value is not None]
+    return statistics.fmean(values) if values else None
+
+
+def powertrain(setup, folder):
+    result = folder / "run.json"
+    run(
+        [setup.powertrain, "bench", setup.url, "--endpoint", "completions", "--model", setup.name]
+        + ["--prompts", setup.prompts, "--concurrency", setup.concurrency, "--num-requests", setup.requests, "--warmup", 0]
+        + ["--max-tokens", setup.output, "--ignore-eos", "--client-threads", 1, "--loop-ms", 0, "--seed", 1, "-o", result],
+        folder / "log",
+        folder,
+    )
+    summary = json.loads(result.read_text())["levels"][0]["summary"]
+    latency = summary["latency"]
+    return {
+        "completed": summary["requests"]["completed"],
+        "output_tokens": summary["outputs"]["total"],
+        "prompt_tokens": round(summary["prompts"]["counted_mean"] * summary["requests"]["completed"]),
+        "ttft_ms": latency["ttft_ms"]["mean"],
+        "tpot_ms": latency["tpot_ms"]["mean"],
+        "tpot_with_first_ms": latency["tpot_with_first_ms"]["mean"],
+        "chunk_gap_ms": latency["itl_ms"]["mean"],
+        "e2e_ms": latency["e2e_ms"]["mean"],
+        "requests_per_s": summary["throughput"]["requests_per_s"],
+    }
+
+
+def vllm(setup, folder):
+    run(
+        [Path(setup.vllm) / "bin/python", "-m", "vllm.entrypoints.cli.main", "bench", "serve", "--backend", "openai"]
+        + ["--base-url", setup.url, "--endpoint", "/v1/completions", "--model", setup.name, "--tokenizer", setup.tokenizer]
+        + ["--dataset-name", "custom", "--dataset-path", setup.prompts, "--custom-output-len", setup.output]
+        + ["--skip-chat-template", "--disable-shuffle", "--num-prompts", setup.requests, "--ignore-eos", "--temperature", 0]
+        + ["--max-concurrency", setup.concurrency, "--percentile-metrics", "ttft,tpot,itl,e2el", "--save-result"]
+        + ["--save-detailed", "--result-dir", folder, "--result-filename", "run.json"],
+        folder / "log",
+        folder,
+    )
+    result = json.loads((folder / "run.json").read_text())
+    return {
+        "completed": result["completed"],
+        "output_tokens": result["total_output_tokens"],
+        "prompt_tokens": result["total_input_tokens"],
+        "ttft_ms": result["mean_ttft_ms"],
+        "tpot_ms": result["mean_tpot_ms"],
+        "chunk_gap_ms": result["mean_itl_ms"],
+        "e2e_ms": result["mean_e2el_ms"],
+        "requests_per_s": result["request_throughput"],
+    }
+
+
+def aiperf(setup, folder):
+    run(
+        [Path(setup.aiperf) / "bin/aiperf", "profile", "--model", setup.name, "--url", setup.url]
+        + ["--endpoint-type", "completions", "--streaming", "--input-file", setup.prompts]
+        + ["--custom-dataset-type", "single_turn", "--concurrency", setup.concurrency, "--request-count", setup.requests]
+        + ["--tokenizer", setup.tokenizer, "--use-server-token-count", "--ui", "none", "--output-artifact-dir", folder]
+        + ["--extra-inputs", f"max_tokens:{setup.output}", "--extra-inputs", "ignore_eos:true"]
+        + ["--extra-inputs", "temperature:0", "--no-gpu-telemetry", "--no-server-metrics"],
+        folder / "log",
+        folder,
+    )
+    result = json.loads(next(folder.glob("**/profile_export_aiperf.json")).read_text())
+    value = lambda name: (result.get(name) or {}).get("avg")
+    count = value("request_count")
+    return {
+        "completed": round(count),
+        "output_tokens": round(count * value("output_sequence_length")),
+        "prompt_tokens": round(count * value("input_sequence_length")),
+        "ttft_ms": value("time_to_first_token"),
+        "tpot_ms": value("inter_token_latency"),
+        "chunk_gap_ms": value("inter_chunk_latency"),
+        "e2e_ms": value("request_latency"),
+        "requests_per_s": value("request_throughput"),
+    }
+
+
+def guidellm(setup, folder):
+    extras = {"body": {"ignore_eos": True, "temperature": 0, "max_tokens": setup.output}}
+    backend = {"kind": "openai_http", "target": setup.url, "model": setup.name, "request_format": "/v1/completions"}
+    backend |= {"extras": extras, "http2": False}
+    mappings = {"text_column": "prompt", "output_tokens_count_column": "output_tokens"}
+    run(
+        [Path(setup.guidellm) / "bin/guidellm", "run", "--backend", json.dumps(backend)]
+        + ["--profile", json.dumps({"kind": "concurrent", "streams": [setup.concurrency]})]
+        + ["--constraint", json.dumps({"kind": "max_requests", "count": setup.requests})]
+        + ["--tokenizer", json.dumps({"kind": "hf_auto", "model": str(setup.tokenizer)})]
+        + ["--data", json.dumps({"kind": "json_file", "path": str(setup.prompts)})]
+        + ["--data-column-mapper", json.dumps({"kind": "generative_column_mapper", "column_mappings": mappings})]
+        + ["--output", json.dumps({"kind": "json", "path": str(folder / "run.json")}), "--disable-console"],
+        folder / "log",
+        folder,
+    )
+    benchmark = json.loads((folder / "run.json").read_text())["benchmarks"][0]
+    metrics = benchmark["metrics"]
+    value = lambda name: metrics[name]["successful"]["mean"]
+    completed = metrics["request_totals"]["successful"]
+    return {
+        "completed": completed,
+        "output_tokens": round(completed * value("output_token_count")),
+        "prompt_tokens": round(completed * value("prompt_token_count")),
+        "ttft_ms": value("time_to_first_token_ms"),
+        "tpot_ms": value("inter_token_latency_ms"),
+        "tpot_with_first_ms": value("time_per_output_token_ms"),
+        "e2e_ms": value("request_latency") * 1e3,
+        "requests_per_s": value("requests_per_second"),
+    }
+
+
+CLIENTS = {"powertrain": powertrain, "vllm": vllm, "aiperf": aiperf, "guidellm": guidellm}
+COUNTS = ["completed", "prompt_tokens", "output_tokens"]
+MEASURES = ["ttft_ms", "tpot_ms", "tpot_with_first_ms", "chunk_gap_ms", "e2e_ms", "requests_per_s"]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--powertrain", required=True, type=lambda path: str(Path(path).resolve()))
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--tokenizer", required=True, type=lambda path: str(Path(path).resolve()))
+    for name in ["vllm", "aiperf", "guidellm"]:
+        parser.add_argument(f"--{name}", type=lambda path: str(Path(path).resolve()))
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--first-round", type=int, default=0, help="number of the first: adds rounds to an earlier call's")
+    parser.add_argument("--requests", type=int, default=40)
+    parser.add_argument("--concurrency", type=int, default=1)
+    parser.add_argument("--words", type=int, default=64)
+    parser.add_argument("--output", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=1, help="of the server: the other CPUs are for the clients")
+    parser.add_argument("--port", type=int, default=18777)
+    parser.add_argument("--seed", type=int, default=7)
+    setup = Setup(parser.parse_args())
+    clients = {name: client for name, client in CLIENTS.items() if name == "powertrain" or getattr(setup, name)}
+    for number in range(setup.first_round, setup.first_round + setup.rounds):
+        for name, client in clients.items():
+            folder = setup.out / f"{name}.{number}"
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            server = setup.serve()
+            try:
+                numbers = client(setup, folder)
+            finally:
+                server.terminate()
+                server.wait()
+            (folder / "numbers.json").write_text(json.dumps(numbers) + "\n")
+            print(f"{name} {number}: {numbers}", file=sys.stderr)
+    # Rounds of earlier calls count too.
+    found = {name: sorted(setup.out.glob(f"{name}.*/numbers.json")) for name in clients}
+    runs = {name: [json.loads(path.read_text()) for path in paths] for name, paths in found.items()}
+    medians = {
+        name: {key: statistics.median(run[key] for run in done) for key in COUNTS + MEASURES if done[0].get(key) is not None}
+        for name, done in runs.items()
+    }
+    asked = {key: getattr(setup, key) for key in ["requests", "concurrency", "words", "output", "threads", "seed"]}
+    (setup.out / "summary.json").write_text(json.dumps({"asked": asked, "runs": runs, "medians": medians}, indent=1) + "\n")
+    print("| median of rounds | " + " | ".join(clients) + " |\n| --- |" + " ---: |" * len(clients))
+    for key in COUNTS + MEASURES:
+        cells = []
+        for name in clients:
+            value, ours = medians[name].get(key), medians["powertrain"].get(key)
+            if value is None:
+                cells.append("-")
+            elif key in COUNTS:
+                cells.append(f"{value:g}")
+            else:
+                cells.append(f"{value:.2f}" + (f" ({100 * (value / ours - 1):+.1f} %)" if ours and name != "powertrain" else ""))
+        print(f"| {key} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()

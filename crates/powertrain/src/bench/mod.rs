@@ -1,0 +1,115 @@
+//! `powertrain bench URL`
+
+mod arguments;
+mod itself;
+mod plan;
+
+pub(crate) use arguments::Arguments;
+pub(crate) use plan::{command, objectives};
+
+use crate::{print, progress::Progress};
+use anyhow::Context;
+use arguments::Subject;
+use powertrain_load::{
+    Event, Stop, bench,
+    files::{self, EventsFile, SeriesFile},
+    result::RunResult,
+    table,
+};
+use std::path::{Path, PathBuf};
+
+/// What is written while levels run.
+struct Sidecars {
+    events: EventsFile,
+    series: SeriesFile,
+}
+
+impl Sidecars {
+    fn create(result: &Path) -> anyhow::Result<Self> {
+        let (events, series) = (files::events_path(result), files::series_path(result));
+        let cannot = |path: &Path| format!("cannot write {}", path.display());
+        Ok(Self {
+            events: EventsFile::create(&events).with_context(|| cannot(&events))?,
+            series: SeriesFile::create(&series).with_context(|| cannot(&series))?,
+        })
+    }
+}
+
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let url = match &arguments.url {
+        Subject::Server(url) => url,
+        Subject::Itself => return itself::prove_itself(arguments),
+    };
+    let plan = arguments.plan(url)?;
+    let mut sidecars = arguments.output.as_deref().map(Sidecars::create).transpose()?;
+    let stop = Stop::new();
+    stop_on_interrupt(&stop);
+    eprintln!("seed {}", plan.seed);
+    let mut progress: Option<Progress> = None;
+    let mut write_error = None;
+    let mut level = 0;
+    let result = bench(&plan, &stop, |event| match event {
+        Event::Note(text) => eprintln!("{text}"),
+        Event::LevelBegins { load, live } => progress = Some(Progress::begin(load, live)),
+        Event::LevelEnded { result, records, series } => {
+            drop(progress.take());
+            // A reader that went away is no reason to stop measuring.
+            _ = print(&table::level_table(result));
+            let written = sidecars.as_mut().map(|sidecars| {
+                sidecars.events.write_level(level, records)?;
+                sidecars.series.write_level(level, series)
+            });
+            if let Some(Err(error)) = written {
+                write_error.get_or_insert(error);
+            }
+            level += 1;
+        }
+    })?;
+    if let Some(capacity) = &result.capacity {
+        print(&table::capacity_text(capacity))?;
+    }
+    print(&table::definitions_text())?;
+    if let Some(absent) = &result.gpus.absent {
+        eprintln!("no GPU was looked at ({absent})");
+    }
+    if let Some(error) = write_error {
+        return Err(error).context("cannot write the raw events or samples");
+    }
+    write(arguments, result, sidecars)
+}
+
+fn write(arguments: &Arguments, mut result: RunResult, sidecars: Option<Sidecars>) -> anyhow::Result<()> {
+    if let (Some(path), Some(sidecars)) = (&arguments.output, sidecars) {
+        sidecars.events.finish().context("cannot write the raw events")?;
+        sidecars.series.finish().context("cannot write the samples")?;
+        let name = |path: PathBuf| path.file_name().map(|name| name.to_string_lossy().into_owned());
+        result.events_file = name(files::events_path(path));
+        result.series_file = name(files::series_path(path));
+        files::write_result(path, &result).with_context(|| format!("cannot write {}", path.display()))?;
+        eprintln!("wrote {}", path.display());
+    }
+    if let Some(path) = &arguments.csv {
+        files::write_csv(path, &result).with_context(|| format!("cannot write {}", path.display()))?;
+        eprintln!("wrote {}", path.display());
+    }
+    Ok(())
+}
+
+/// The first Ctrl-C ends the run and keeps what was measured; the second ends the program.
+fn stop_on_interrupt(stop: &Stop) {
+    let stop = stop.clone();
+    let watch = move || {
+        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+        runtime.block_on(async {
+            if tokio::signal::ctrl_c().await.is_ok() {
+                eprintln!("\nending; what was measured is kept (again: give it up)");
+                stop.request();
+                if tokio::signal::ctrl_c().await.is_ok() {
+                    std::process::exit(130);
+                }
+            }
+        });
+    };
+    // Without this thread Ctrl-C ends the program at once, as it would any other.
+    _ = std::thread::Builder::new().name("interrupt".to_owned()).spawn(watch);
+}
