@@ -73,6 +73,10 @@ fn write(path: &Path, began: u32, engine: &str, records: &[RequestRecord], with_
         client: ClientHealth::default(),
         metrics: MetricsChange::default(),
         load_average_after: None,
+        stages: Vec::new(),
+        turns: Vec::new(),
+        gauges: Default::default(),
+        gpus: Vec::new(),
     };
     let result = RunResult {
         format: FORMAT.to_owned(),
@@ -94,11 +98,16 @@ fn write(path: &Path, began: u32, engine: &str, records: &[RequestRecord], with_
             prefix_groups: 1,
             output_tokens: "20".to_owned(),
             streamed: true,
+            turns: None,
+            think_s: None,
             request: json!({}),
         },
         machine: Machine::default(),
         levels: vec![level],
         events_file: events.file_name().map(|name| name.to_string_lossy().into_owned()),
+        series_file: None,
+        gpus: Default::default(),
+        capacity: None,
         definitions: Default::default(),
     };
     if with_events {

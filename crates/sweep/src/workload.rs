@@ -13,9 +13,9 @@ use std::{path::PathBuf, time::Duration};
 
 /// Most requests in flight of an open loop.
 const IN_FLIGHT_MAX: u32 = 10_000;
-/// Longest time to make a connection.
 /// How often the server's metrics and the GPUs are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Longest time to make a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One workload; every load of it is a level of one run.
