@@ -6,7 +6,8 @@
 
 Every client sends the same prompts, to /v1/completions, with the same number of clients, temperature 0 and exactly OUTPUT
 tokens; the server keeps no prefixes, and is restarted for each run, so that all find it alike. Clients take turns, ROUNDS
-times. FOLDER gets each client's own files and `summary.json`; a table goes to standard output. A client whose virtual
+times. Beside what a client says stands what the server's own histograms say of the very same requests, so that a machine that
+is faster in one run than in another does not look like a difference between clients. FOLDER gets each client's own files and `summary.json`; a table goes to standard output. A client whose virtual
 environment is not given is left out. Standard library only.
 """
 
@@ -41,14 +42,16 @@ class Setup:
         command = [self.powertrain, "serve", self.model, "--served-model-name", self.name, "--port", str(self.port)]
         command += ["--no-enable-prefix-caching", "--threads", str(self.threads)]
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=open(self.out / "server.log", "a"))
-        for _ in range(600):
+        for _ in range(3000):
             try:
-                urllib.request.urlopen(self.url + "/health", timeout=1)
+                urllib.request.urlopen(self.url + "/v1/models", timeout=1)
                 break
             except OSError:
                 if server.poll() is not None:
-                    sys.exit(f"the server ended: see {self.out}/server.log")
+                    break
                 time.sleep(0.1)
+        if server.poll() is not None:
+            sys.exit(f"the server ended: see {self.out}/server.log")
         # One request warms it up, whichever client comes next.
         body = json.dumps({"model": self.name, "prompt": "the day", "max_tokens": 8}).encode()
         request = urllib.request.Request(self.url + "/v1/completions", body, {"content-type": "application/json"})
@@ -56,9 +59,32 @@ class Setup:
         return server
 
 
+    def truth(self):
+        """Sums and counts of the server's histograms."""
+        text = urllib.request.urlopen(self.url + "/metrics", timeout=60).read().decode()
+        found = {}
+        for line in text.splitlines():
+            name, _, rest = line.partition("{")
+            if name.startswith("vllm:") and name.endswith(("_sum", "_count")):
+                found[name.removeprefix("vllm:")] = float(rest.rpartition("}")[2])
+        return found
+
+
+def between(before, after):
+    """What the server says of the requests between two looks."""
+    grown = {name: after[name] - before[name] for name in after}
+    mean_ms = lambda name: 1e3 * grown[f"{name}_sum"] / grown[f"{name}_count"]
+    return {
+        "server_requests": grown["e2e_request_latency_seconds_count"],
+        "server_ttft_ms": mean_ms("time_to_first_token_seconds"),
+        "server_tpot_ms": mean_ms("request_time_per_output_token_seconds"),
+        "server_e2e_ms": mean_ms("e2e_request_latency_seconds"),
+    }
+
+
 def run(command, log, cwd):
     with open(log, "w") as file:
-        done = subprocess.run([str(part) for part in command], stdout=file, stderr=subprocess.STDOUT, cwd=cwd, timeout=280)
+        done = subprocess.run([str(part) for part in command], stdout=file, stderr=subprocess.STDOUT, cwd=cwd, timeout=900)
     if done.returncode != 0:
         sys.exit(f"{command[0]} failed with {done.returncode}: see {log}")
 
@@ -176,7 +202,8 @@ def guidellm(setup, folder):
 
 CLIENTS = {"powertrain": powertrain, "vllm": vllm, "aiperf": aiperf, "guidellm": guidellm}
 COUNTS = ["completed", "prompt_tokens", "output_tokens"]
-MEASURES = ["ttft_ms", "tpot_ms", "tpot_with_first_ms", "chunk_gap_ms", "e2e_ms", "requests_per_s"]
+RATIOS = ["ttft_over_server", "tpot_over_server", "e2e_over_server"]
+MEASURES = ["server_requests", "server_ttft_ms", "server_tpot_ms", "ttft_ms", "tpot_ms", "tpot_with_first_ms", "chunk_gap_ms", "e2e_ms", "requests_per_s"]
 
 
 def main():
@@ -205,32 +232,38 @@ def main():
             folder.mkdir()
             server = setup.serve()
             try:
+                before = setup.truth()
                 numbers = client(setup, folder)
+                numbers |= between(before, setup.truth())
             finally:
                 server.terminate()
                 server.wait()
+            for measure in ["ttft", "tpot", "e2e"]:
+                numbers[f"{measure}_over_server"] = numbers[f"{measure}_ms"] / numbers[f"server_{measure}_ms"]
             (folder / "numbers.json").write_text(json.dumps(numbers) + "\n")
             print(f"{name} {number}: {numbers}", file=sys.stderr)
     # Rounds of earlier calls count too.
     found = {name: sorted(setup.out.glob(f"{name}.*/numbers.json")) for name in clients}
     runs = {name: [json.loads(path.read_text()) for path in paths] for name, paths in found.items()}
     medians = {
-        name: {key: statistics.median(run[key] for run in done) for key in COUNTS + MEASURES if done[0].get(key) is not None}
+        name: {key: statistics.median(run[key] for run in done) for key in COUNTS + MEASURES + RATIOS if done[0].get(key) is not None}
         for name, done in runs.items()
     }
     asked = {key: getattr(setup, key) for key in ["requests", "concurrency", "words", "output", "threads", "seed"]}
     (setup.out / "summary.json").write_text(json.dumps({"asked": asked, "runs": runs, "medians": medians}, indent=1) + "\n")
     print("| median of rounds | " + " | ".join(clients) + " |\n| --- |" + " ---: |" * len(clients))
-    for key in COUNTS + MEASURES:
+    for key in COUNTS + MEASURES + RATIOS:
         cells = []
         for name in clients:
             value, ours = medians[name].get(key), medians["powertrain"].get(key)
             if value is None:
                 cells.append("-")
-            elif key in COUNTS:
+            elif key in COUNTS or key == "server_requests":
                 cells.append(f"{value:g}")
+            elif key in RATIOS:
+                cells.append(f"{value:.4f}" + (f" ({100 * (value / ours - 1):+.2f} %)" if name != "powertrain" else ""))
             else:
-                cells.append(f"{value:.2f}" + (f" ({100 * (value / ours - 1):+.1f} %)" if ours and name != "powertrain" else ""))
+                cells.append(f"{value:.2f}")
         print(f"| {key} | " + " | ".join(cells) + " |")
 
 

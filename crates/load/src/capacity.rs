@@ -221,7 +221,7 @@ mod tests {
         let result = search(Unit::Concurrency, 1.0, 1000.0, |at, _| at <= 100.0 && !(9.0..=20.0).contains(&at));
         assert_eq!(result.found, Some(8.0), "{result:?}");
         // Coins: it ends all the same.
-        let result = search(Unit::Rate, 1.0, 1e6, |at, level| (at.to_bits() as usize ^ level) % 3 != 0);
+        let result = search(Unit::Rate, 1.0, 1e6, |at, level| !(at.to_bits() as usize ^ level).is_multiple_of(3));
         assert!(result.trials.len() <= TRIALS_MAX);
     }
 }

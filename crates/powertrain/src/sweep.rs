@@ -148,7 +148,7 @@ impl Teller {
             Event::Cell(cell) => eprintln!("    {}", cell.workload.name),
             Event::Resumed(finished) => eprintln!("{finished} runs are finished already"),
             Event::Bench(powertrain_load::Event::LevelBegins { load, live }) => {
-                self.progress = Some(Progress::begin(*load, live.clone()));
+                self.progress = Some(Progress::begin(load.clone(), live.clone()));
             }
             Event::Bench(powertrain_load::Event::LevelEnded { result, .. }) => {
                 drop(self.progress.take());

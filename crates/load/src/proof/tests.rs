@@ -266,9 +266,9 @@ fn a_run_measures_every_level_and_its_files_say_the_same() {
     let samples = std::fs::read_to_string(files::series_path(&path)).unwrap();
     let samples: Vec<serde_json::Value> = samples.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     for level in 0..2 {
-        let of_level = samples.iter().filter(|sample| sample["level"] == level && sample["source"] == "client");
+        let mut of_level = samples.iter().filter(|sample| sample["level"] == level && sample["source"] == "client");
         assert!(of_level.clone().count() >= 2);
-        assert_eq!(of_level.last().unwrap()["values"]["completed"], 8.0);
+        assert_eq!(of_level.next_back().unwrap()["values"]["completed"], 8.0);
     }
     let csv = folder.path().join("run.csv");
     files::write_csv(&csv, &result).unwrap();
