@@ -22,7 +22,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-WORDS = (Path(__file__).parents[2] / "crates/load/src/work/words.txt").read_text().split()
+WORDS = Path(__file__).parents[2].joinpath("crates", "load", "src", "work", "words.txt").read_text().split()
 
 
 class Setup:

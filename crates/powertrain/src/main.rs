@@ -42,7 +42,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    Serve(serve::Arguments),
+    Serve(Box<serve::Arguments>),
     Pull(pull::Arguments),
     Models(models::Arguments),
     Inspect(inspect::Arguments),
@@ -55,7 +55,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
-        Command::Serve(arguments) => serve::run(arguments),
+        Command::Serve(arguments) => serve::run(*arguments),
         Command::Pull(arguments) => pull::run(&arguments),
         Command::Models(arguments) => models::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
