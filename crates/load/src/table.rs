@@ -249,18 +249,19 @@ pub fn capacity_text(capacity: &CapacityResult) -> String {
         Unit::Concurrency => "clients",
         Unit::Rate => "requests/s",
     };
+    let shown = |load: f64| if load.fract() == 0.0 { load.to_string() } else { format!("{load:.3}") };
     let share = capacity.attainment * 100.0;
     let mut text = match (capacity.found, capacity.confirmed) {
         (Some(found), true) => {
-            format!("\ncapacity: {found:.4} {unit} with {share} % of requests good, confirmed by a second run")
+            format!("\ncapacity: {} {unit} with {share} % of requests good, confirmed by a second run", shown(found))
         }
         (Some(found), false) => {
-            format!("\nat least {found:.4} {unit} with {share} % of requests good, NOT confirmed by a second run")
+            format!("\nat least {} {unit} with {share} % of requests good, NOT confirmed by a second run", shown(found))
         }
         (None, _) => format!("\nno load was found under which {share} % of requests are good"),
     };
     match capacity.failed_at {
-        Some(failed) => text += &format!("; failed at {failed:.4}"),
+        Some(failed) => text += &format!("; failed at {}", shown(failed)),
         None => text += "; no load failed: the limit of the search was reached",
     }
     if !capacity.monotonic {
