@@ -19,10 +19,13 @@ const MEASURED: &[&str] = &[
     "machine.load_average",
     "server.engine.now",
     "server.engine.load_seconds",
+    "server.engine.load_stages",
 ];
 /// Of a level, what may explain its numbers; all else there is a number to explain.
 const EXPLAINING: &[&str] = &["gpus", "gauges", "machine"];
-/// Numbers of levels that differ by less are alike.
+/// Facts that are numbers of the moment, such as a cache sized by what memory was free; those that differ by less than
+/// [`ALIKE`] are alike.
+const OF_THE_MOMENT: &[&str] = &["levels.", "server.engine.kv_", "server.engine.max_concurrency"];
 const ALIKE: f64 = 0.03;
 /// Longest value that is shown.
 const SHOWN_CHARACTERS: usize = 120;
@@ -50,7 +53,8 @@ pub fn differences(a: &Side, b: &Side) -> Vec<Difference> {
         .into_iter()
         .filter_map(|name| {
             let (of_a, of_b) = (facts_a.get(name), facts_b.get(name));
-            let alike = of_a == of_b || of_a.zip(of_b).is_some_and(|(a, b)| name.starts_with("levels.") && near(a, b));
+            let of_the_moment = OF_THE_MOMENT.iter().any(|beginning| name.starts_with(beginning));
+            let alike = of_a == of_b || of_a.zip(of_b).is_some_and(|(a, b)| of_the_moment && near(a, b));
             (!alike).then(|| Difference {
                 what: name.clone(),
                 a: shown(of_a),

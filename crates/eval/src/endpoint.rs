@@ -9,6 +9,8 @@ use ureq::Agent;
 const ANSWER_BYTES_MAX: u64 = 256 << 20;
 /// How much of an error is shown.
 const MESSAGE_CHARACTERS_MAX: usize = 300;
+/// Longest text that is sent to be tokenized where the whole is refused: servers limit it by their longest sequence.
+const PIECE_BYTES_MAX: usize = 16 << 10;
 /// Where a server cannot tokenize, a window is so many characters per token asked for.
 const CHARACTERS_PER_TOKEN: usize = 4;
 
@@ -91,8 +93,39 @@ pub struct EndpointPerplexity {
     pub likelihood: Likelihood,
     /// How the server was asked.
     pub scoring: Scoring,
-    /// Windows are of tokens, as our own engine's, so that numbers compare; else of characters.
-    pub of_tokens: bool,
+    /// What windows are made of.
+    pub windows_of: WindowsOf,
+}
+
+/// What windows are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WindowsOf {
+    /// The text's tokens, as in our own engine: numbers compare.
+    Tokens,
+    /// Tokens of pieces of the text, cut at line ends, since the server does not tokenize so long a text at once: some tokens
+    /// at the cuts may differ from the text's own.
+    TokensOfPieces,
+    /// Characters: numbers compare with no others.
+    Characters,
+}
+
+impl WindowsOf {
+    /// As in results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tokens => "tokens",
+            Self::TokensOfPieces => "tokens of pieces",
+            Self::Characters => "characters",
+        }
+    }
+}
+
+/// A text as the server tokenizes it.
+struct Tokenized {
+    tokens: Vec<u32>,
+    /// The token that the model wants first, if it does.
+    bos: Option<u32>,
+    windows_of: WindowsOf,
 }
 
 impl Endpoint {
@@ -164,6 +197,21 @@ impl Endpoint {
             let tokens: Option<Vec<u32>> = tokens.map(|token| u32::try_from(token.as_u64()?).ok()).collect();
             tokens.filter(|tokens| !tokens.is_empty())
         })
+    }
+
+    /// The text's tokens, with the first one that the model wants; none where the server cannot tokenize.
+    fn tokens(&self, text: &str) -> Option<Tokenized> {
+        let whole = self.tokenize(text, true);
+        let windows_of = if whole.is_some() { WindowsOf::Tokens } else { WindowsOf::TokensOfPieces };
+        let pieces = if whole.is_some() { vec![text] } else { pieces(text) };
+        let (first, others) = pieces.split_first()?;
+        let mut tokens = whole.or_else(|| self.tokenize(first, true))?;
+        let bare = self.tokenize(first, false);
+        let bos = bare.filter(|bare| bare.len() + 1 == tokens.len()).map(|_| tokens[0]);
+        for piece in others {
+            tokens.extend(self.tokenize(piece, false)?);
+        }
+        Some(Tokenized { tokens, bos, windows_of })
     }
 
     /// The log-probabilities of a prompt's tokens from the second on.
@@ -271,13 +319,15 @@ pub fn perplexity(
     windows_max: Option<usize>,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<EndpointPerplexity, EndpointError> {
-    let tokens = endpoint.tokenize(text, true);
-    let of_tokens = tokens.is_some();
-    let mut windows: Vec<Prompt> = match tokens {
-        Some(tokens) => {
-            let bare = endpoint.tokenize(text, false);
+    // No more text than the windows can take: tokens of sixteen bytes on average are unheard of, and one window
+    // is to spare.
+    let enough = windows_max.and_then(|count| (count + 1).checked_mul(context * 16)).unwrap_or(text.len());
+    let text = &text[..text.floor_char_boundary(enough)];
+    let tokenized = endpoint.tokens(text);
+    let windows_of = tokenized.as_ref().map_or(WindowsOf::Characters, |found| found.windows_of);
+    let mut windows: Vec<Prompt> = match tokenized {
+        Some(Tokenized { tokens, bos, .. }) => {
             // A beginning-of-sequence token takes the place of each window's first.
-            let bos = bare.filter(|bare| bare.len() + 1 == tokens.len()).map(|_| tokens[0]);
             let window = |window: &[u32]| {
                 let mut window = window.to_vec();
                 if let Some(bos) = bos {
@@ -306,7 +356,21 @@ pub fn perplexity(
         likelihood.push(&scores[half.min(scores.len())..]);
         progress(place + 1, windows.len());
     }
-    Ok(EndpointPerplexity { likelihood, scoring, of_tokens })
+    Ok(EndpointPerplexity { likelihood, scoring, windows_of })
+}
+
+/// A text in pieces that end with lines, where lines are short enough.
+fn pieces(text: &str) -> Vec<&str> {
+    let (mut pieces, mut rest) = (Vec::new(), text);
+    while rest.len() > PIECE_BYTES_MAX {
+        let most = rest.floor_char_boundary(PIECE_BYTES_MAX);
+        let end = rest[..most].rfind('\n').map_or(most, |end| end + 1);
+        let (piece, after) = rest.split_at(end);
+        pieces.push(piece);
+        rest = after;
+    }
+    pieces.push(rest);
+    pieces
 }
 
 /// The way of asking that works, and what it gave.
@@ -321,4 +385,19 @@ fn first_scores(endpoint: &Endpoint, window: &Prompt) -> Result<(Scoring, Vec<f6
         }
     }
     Err(EndpointError::NoPromptLogprobs { url: endpoint.root.clone(), reason: reasons.join("; ") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_the_text() {
+        let text = "a line of the text, ä\n".repeat(3000) + &"ö".repeat(40_000);
+        let found = pieces(&text);
+        assert!(found.len() > 5 && found.iter().all(|piece| !piece.is_empty() && piece.len() <= PIECE_BYTES_MAX));
+        assert!(found[0].ends_with('\n'));
+        assert_eq!(found.concat(), text);
+        assert_eq!(pieces("short"), ["short"]);
+    }
 }

@@ -11,7 +11,7 @@ mod likelihood;
 pub mod questions;
 
 pub use divergence::{Divergence, Position};
-pub use endpoint::{Endpoint, EndpointError, EndpointPerplexity, Scoring, perplexity};
+pub use endpoint::{Endpoint, EndpointError, EndpointPerplexity, Scoring, WindowsOf, perplexity};
 pub use likelihood::Likelihood;
 
 /// The version of every measure's JSON.

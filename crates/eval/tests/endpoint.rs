@@ -1,6 +1,6 @@
 //! Perplexity and questions over HTTP, against a server whose answers are known.
 
-use powertrain_eval::{Endpoint, EndpointError, Scoring, perplexity};
+use powertrain_eval::{Endpoint, EndpointError, Scoring, WindowsOf, perplexity};
 use serde_json::{Value, json};
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -8,6 +8,9 @@ use std::{
     thread,
     time::Duration,
 };
+
+/// Bytes that the server tokenizes at once.
+const TOKENIZED_MAX: usize = 20_000;
 
 /// What the server offers.
 #[derive(Clone, Copy, PartialEq)]
@@ -52,7 +55,10 @@ fn answer(offers: Offers, first: &str, body: &Value) -> (&'static str, Value) {
     }
     let tokens_of = |text: &str| text.chars().map(u32::from).collect::<Vec<_>>();
     if first.contains("/tokenize") && offers != Offers::EchoWithoutTokenize {
-        let mut tokens = tokens_of(body["prompt"].as_str().unwrap());
+        let Some(prompt) = body["prompt"].as_str().filter(|prompt| prompt.len() <= TOKENIZED_MAX) else {
+            return ("400 Bad Request", json!({"error": "too long"}));
+        };
+        let mut tokens = tokens_of(prompt);
         // A model with a first token of its own.
         if body["add_special_tokens"] == true {
             tokens.insert(0, 1);
@@ -105,7 +111,7 @@ fn both_ways_of_asking_give_the_defined_perplexity() {
     for (offers, scoring) in [(Offers::PromptLogprobs, Scoring::PromptLogprobs), (Offers::Echo, Scoring::Echo)] {
         let mut told = Vec::new();
         let found = perplexity(&endpoint(offers), text, 4, None, &mut |done, of| told.push((done, of))).unwrap();
-        assert_eq!((found.scoring, found.of_tokens), (scoring, true));
+        assert_eq!((found.scoring, found.windows_of), (scoring, WindowsOf::Tokens));
         assert_eq!(found.likelihood.tokens(), 3);
         assert!((found.likelihood.perplexity().unwrap() - mean.exp()).abs() < 1e-9);
         assert_eq!(told, [(1, 3), (2, 3), (3, 3)]);
@@ -115,9 +121,19 @@ fn both_ways_of_asking_give_the_defined_perplexity() {
 }
 
 #[test]
+fn a_long_text_is_tokenized_in_pieces() {
+    let text = "abcdefg\n".repeat(5000);
+    let found = perplexity(&endpoint(Offers::Echo), &text, 4000, None, &mut |_, _| {}).unwrap();
+    assert_eq!((found.windows_of, found.likelihood.windows.len()), (WindowsOf::TokensOfPieces, 10));
+    // With few windows the text's beginning is enough, and is tokenized whole.
+    let found = perplexity(&endpoint(Offers::Echo), &text, 200, Some(2), &mut |_, _| {}).unwrap();
+    assert_eq!((found.windows_of, found.likelihood.windows.len()), (WindowsOf::Tokens, 2));
+}
+
+#[test]
 fn a_server_that_cannot_tokenize_gets_text() {
     let found = perplexity(&endpoint(Offers::EchoWithoutTokenize), &"a".repeat(40), 4, None, &mut |_, _| {}).unwrap();
-    assert!(!found.of_tokens);
+    assert_eq!(found.windows_of, WindowsOf::Characters);
     assert_eq!((found.likelihood.windows.len(), found.likelihood.tokens()), (2, 14));
     assert!((found.likelihood.perplexity().unwrap() - 0.97_f64.exp()).abs() < 1e-9);
 }

@@ -2,7 +2,7 @@
 
 use crate::{divergence, engine_flags::EngineFlags, perplexity, print, questions};
 use anyhow::{Context, ensure};
-use powertrain_eval::{Endpoint, FORMAT, Likelihood, Scoring};
+use powertrain_eval::{Endpoint, FORMAT, Likelihood, Scoring, WindowsOf};
 use powertrain_text::{AddSpecial, ParseSpecial};
 use serde_json::{Value, json};
 use std::{
@@ -20,7 +20,7 @@ pub(crate) struct Arguments {
 
 #[derive(clap::Subcommand)]
 enum Measure {
-    Perplexity(PerplexityArguments),
+    Perplexity(Box<PerplexityArguments>),
     Divergence(Box<divergence::Arguments>),
     Questions(questions::Arguments),
 }
@@ -156,16 +156,18 @@ fn over_http(arguments: &PerplexityArguments, url: &str) -> anyhow::Result<()> {
         "model": endpoint.model,
         "url": endpoint.url(),
         "scoring": scoring,
-        "windows_of": if found.of_tokens { "tokens" } else { "characters" },
+        "windows_of": found.windows_of.name(),
         "seconds": started.elapsed().as_secs_f64(),
     });
-    let windows = if found.of_tokens {
-        format!("windows of {context}")
-    } else {
-        format!(
-            "windows of {} characters (the server does not tokenize: no number to compare with others)",
-            4 * context
-        )
+    let windows = match found.windows_of {
+        WindowsOf::Tokens => format!("windows of {context}"),
+        WindowsOf::TokensOfPieces => format!("windows of {context}, the text tokenized in pieces"),
+        WindowsOf::Characters => {
+            format!(
+                "windows of {} characters (the server does not tokenize: no number to compare with others)",
+                4 * context
+            )
+        }
     };
     give(arguments, &found.likelihood, more, &windows)
 }

@@ -69,8 +69,8 @@ impl FailureKind {
 }
 
 impl ServerFailure {
-    /// A failure of this kind, or lack of memory where the log says so. The log's own line about memory becomes part of
-    /// the reason.
+    /// A failure of this kind, or lack of memory where the log says so. The log's line about memory, or else its last,
+    /// becomes part of the reason.
     pub fn new(kind: FailureKind, reason: String, log: &str) -> Self {
         let log_tail = tail(log);
         let marked = log_tail.iter().rev().find(|line| {
@@ -78,13 +78,13 @@ impl ServerFailure {
             MEMORY_MARKS.iter().any(|mark| line.contains(mark))
         });
         let ended = matches!(kind, FailureKind::Ended | FailureKind::Died | FailureKind::TimedOut);
-        match marked.filter(|_| ended).cloned() {
-            Some(line) => {
-                let reason = format!("{reason}: {}", line.trim());
-                Self { kind: FailureKind::OutOfMemory, reason, log_tail }
-            }
-            None => Self { kind, reason, log_tail },
-        }
+        // Else the server's last words are the best reason there is.
+        let (kind, line) = match (marked.filter(|_| ended), log_tail.last().filter(|_| ended)) {
+            (Some(line), _) => (FailureKind::OutOfMemory, Some(line)),
+            (None, last) => (kind, last),
+        };
+        let reason = line.map_or(reason.clone(), |line| format!("{reason}: {}", line.trim()));
+        Self { kind, reason, log_tail }
     }
 }
 
@@ -127,6 +127,8 @@ mod tests {
         ] {
             assert_eq!(ServerFailure::new(FailureKind::Ended, "code 1".to_owned(), log).kind, expected, "{log}");
         }
+        let ended = ServerFailure::new(FailureKind::Ended, "code 2".to_owned(), "loading\nerror: no such file\n\n");
+        assert_eq!(ended.reason, "code 2: error: no such file");
         let taken = ServerFailure::new(FailureKind::PortTaken, "port 1".to_owned(), "out of memory");
         assert_eq!(taken.kind, FailureKind::PortTaken);
     }

@@ -156,9 +156,12 @@ pub fn tune(
         if stop.is_requested() {
             break "the user ended it".to_owned();
         }
-        match serving_count {
-            0 => break "no configuration could be measured".to_owned(),
-            1 => break "one configuration is left".to_owned(),
+        match (serving_count, untried) {
+            (0, _) => break "no configuration could be measured".to_owned(),
+            (1, 0) => break "one configuration is left".to_owned(),
+            (1, untried) => {
+                break format!("time budget: one could be measured, {untried} configurations were never tried");
+            }
             _ => {}
         }
         // A trial's cost beyond its loads (start, warm-up, stop) stays; its loads take longer.

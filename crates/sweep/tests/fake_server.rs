@@ -343,6 +343,7 @@ fn tuning_drops_what_fails_and_what_is_slow() {
     let tuning = tune(&matrix, search, folder.path(), &Stop::new(), &mut |_| {}).unwrap();
     assert_eq!(tuning.rounds[0].untried.len(), 2);
     assert_eq!(tuning.rounds.len(), 1);
+    assert!(!tuning.stopped_because.contains("is left"), "{}", tuning.stopped_because);
 
     // A limit that nothing meets is said, too.
     let strict = matrix_with_limit(folder.path());
