@@ -114,7 +114,7 @@ pub(crate) fn known_formats() -> String {
 }
 
 /// A word as a POSIX shell reads it back.
-fn shell_quoted(word: &str) -> String {
+pub fn shell_quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=.,:/@%+".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         word.to_owned()

@@ -54,6 +54,12 @@ pub enum Error {
         /// `before` or `after`.
         side: &'static str,
     },
+    /// What was given as a comparison is none.
+    #[error("{path}: not a result of `powertrain compare --json`, which --comparison takes")]
+    NoComparison {
+        /// The file.
+        path: String,
+    },
     /// A template does not render.
     #[error("the template {name} does not render: {source:#}")]
     Template {

@@ -5,14 +5,26 @@
 //! runs); what follows: `change.rs` (before against after), `requirement.rs`, `sweet_spot.rs`.
 #![forbid(unsafe_code)]
 
+pub mod analysis;
+pub mod case_study;
 pub mod change;
+pub mod chart;
+pub mod comparison;
+pub mod cost;
 pub mod document;
+pub mod drawings;
 mod error;
 pub mod events;
+pub mod explore;
 pub mod figure;
 mod format;
+pub mod index;
+mod limits;
 pub mod metric;
+pub mod quality;
+mod render;
 pub mod requirement;
+pub mod rules;
 pub mod run;
 pub mod scenario;
 pub mod sentence;

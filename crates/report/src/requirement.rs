@@ -43,7 +43,7 @@ pub fn checks(scenario: &Scenario, side: &Side, point: &Point) -> Vec<Check> {
         if id == FAILED_SHARE {
             let found = side.number(point, |level| level.failed_share());
             return Some(judged(
-                "failed and cut-off requests",
+                "Failed and cut-off requests",
                 Better::Lower,
                 scenario.number(&pointer, Unit::Share)?,
                 found,

@@ -13,6 +13,9 @@ use std::{
     sync::Arc,
 };
 
+/// Where a result says what was asked.
+pub const WORK: &str = "/work";
+
 /// A run.
 #[derive(Clone, Debug)]
 pub struct Run {
@@ -125,6 +128,12 @@ impl Level {
         Some(Figure::computed(value, Unit::TokensPerSecond, "total − output tokens/s", &[&total, &output]))
     }
 
+    /// Requests that failed or were cut off.
+    pub fn lost(&self) -> Option<Figure> {
+        let (failed, cut_off) = (self.count("failed")?, self.count("cut_off")?);
+        Some(Figure::computed(failed.value + cut_off.value, Unit::Count, "failed + cut off", &[&failed, &cut_off]))
+    }
+
     /// Part of the judged requests (not those that the user interrupted) that did not complete.
     pub fn failed_share(&self) -> Option<Figure> {
         let [completed, failed, cut_off] = ["completed", "failed", "cut_off"].map(|name| self.count(name));
@@ -133,6 +142,21 @@ impl Level {
         let total = lost + completed.value;
         let rule = "(failed + cut off) / (completed + failed + cut off)";
         (total > 0.0).then(|| Figure::computed(lost / total, Unit::Share, rule, &[&failed, &cut_off, &completed]))
+    }
+
+    /// Most memory used on all GPUs together.
+    pub fn gpu_memory(&self) -> Option<Figure> {
+        let gpus = self.document.length(&self.pointer("/gpus"));
+        let used = (0..gpus).map(|gpu| self.number(&format!("/gpus/{gpu}/memory_used_max_mib"), Unit::Mebibytes));
+        let used: Vec<Figure> = used.collect::<Option<_>>()?;
+        match used.as_slice() {
+            [] => None,
+            [only] => Some(only.clone()),
+            several => {
+                let sum = several.iter().map(|figure| figure.value).sum();
+                Some(Figure::computed(sum, Unit::Mebibytes, "sum over GPUs", &several.iter().collect::<Vec<_>>()))
+            }
+        }
     }
 
     /// Why the client may have been the limit.

@@ -63,3 +63,11 @@ impl Sentence {
             .collect()
     }
 }
+/// A [`Sentence`] of words, figures and quotations. Words are string literals, so that no number can be typed into them
+/// at run time.
+macro_rules! say {
+    ($($part:expr),* $(,)?) => {
+        $crate::sentence::Sentence(vec![$($crate::sentence::Span::from($part)),*])
+    };
+}
+pub(crate) use say;

@@ -66,6 +66,12 @@ impl Side {
         Ok(Self { name: name.to_owned(), runs, evals, memory, points })
     }
 
+    /// Every document of this side, runs first.
+    pub fn documents(&self) -> Vec<&Document> {
+        let runs = self.runs.iter().map(|measured| measured.run.document.as_ref());
+        runs.chain(&self.evals).chain(&self.memory).collect()
+    }
+
     /// The point of that load.
     pub fn point(&self, load: &Load) -> Option<&Point> {
         self.points.iter().find(|point| point.load == *load)
@@ -91,7 +97,7 @@ impl Side {
             match figure.interval {
                 None if metric.id == metric::OUTPUT.id => {
                     let reach = spread().map(|spread| spread * figure.value);
-                    let interval = reach.map(|reach| (figure.value - reach, figure.value + reach));
+                    let interval = reach.map(|reach| ((figure.value - reach).max(0.0), figure.value + reach));
                     Some(figure.within(interval))
                 }
                 _ => Some(figure),

@@ -1,0 +1,210 @@
+//! Results as `bench` writes them, made up from a seed, in a folder that vanishes.
+
+use powertrain_load::Random;
+use powertrain_report::{analysis::Analysis, case_study, case_study::CaseStudy};
+use serde_json::{Value, json};
+use std::{fmt::Write, fs, path::PathBuf};
+use tempfile::TempDir;
+
+/// The scenario of most tests.
+pub(crate) const SCENARIO: &str = r#"
+[client]
+company = "Example & Sons <b>"
+use_case = "Support answers </script><script>alert('x')</script>"
+situation = "Answers are slow."
+before = "old engine"
+after = "new engine"
+currency = "EUR"
+
+[requirements]
+ttft_p95_ms = 2000
+itl_p95_ms = 120
+failed_share = 0.01
+
+[demand]
+requests_per_day = 50000
+input_tokens = 128
+output_tokens = 64
+peak_to_mean = 2.5
+utilisation_max = 0.7
+
+[budget]
+per_month = 900
+change_once = 4000
+
+[[hardware]]
+name = "Rented"
+rent_per_hour = 0.5
+
+[[hardware]]
+name = "Owned"
+purchase = 4000
+amortisation_years = 3
+power_watts = 200
+power_usage_effectiveness = 1.3
+price_per_kwh = 0.3
+hosting_per_month = 50
+
+[api]
+name = "A provider"
+input_per_million = 0.1
+output_per_million = 0.4
+"#;
+
+/// A folder of results.
+pub(crate) struct Folder {
+    pub(crate) folder: TempDir,
+    before: Vec<PathBuf>,
+    after: Vec<PathBuf>,
+    scenario: PathBuf,
+}
+
+/// What a made-up level is like.
+#[derive(Clone)]
+pub(crate) struct Level {
+    pub(crate) clients: u32,
+    pub(crate) tokens_per_s: f64,
+    pub(crate) ttft_ms: f64,
+    pub(crate) itl_ms: f64,
+    pub(crate) spread: f64,
+    pub(crate) failed: u32,
+    pub(crate) interrupted: bool,
+    pub(crate) client_limited: bool,
+}
+
+impl Level {
+    pub(crate) fn of(clients: u32, tokens_per_s: f64, ttft_ms: f64, itl_ms: f64) -> Self {
+        Self {
+            clients,
+            tokens_per_s,
+            ttft_ms,
+            itl_ms,
+            spread: 0.02,
+            failed: 0,
+            interrupted: false,
+            client_limited: false,
+        }
+    }
+
+    fn json(&self) -> Value {
+        let completed = 100;
+        let percentile = |value: f64| json!({"value": value, "low": value * (1.0 - self.spread), "high": value * (1.0 + self.spread)});
+        let distribution = |middle: f64| {
+            json!({
+                "count": completed, "requests": completed, "mean": middle * 1.1,
+                "mean_interval": [middle, middle * 1.2], "standard_deviation": middle * 0.2, "min": middle * 0.5, "max": middle * 3.0,
+                "percentiles": {"p50": percentile(middle), "p90": percentile(middle * 1.5), "p95": percentile(middle * 1.7),
+                    "p99": percentile(middle * 2.5), "p99.9": null},
+            })
+        };
+        let mut failures = json!({});
+        if self.failed > 0 {
+            failures["closed"] = json!({"count": self.failed, "example": "the server closed the connection"});
+        }
+        let limited: Vec<&str> =
+            self.client_limited.then_some("p99 of the event loops' lag is 9.0 ms").into_iter().collect();
+        json!({
+            "load": {"kind": "closed", "concurrency": self.clients},
+            "interrupted": self.interrupted,
+            "wall_s": 10.5,
+            "summary": {
+                "requests": {"sent": completed + self.failed, "completed": completed, "failed": self.failed, "cut_off": 0, "interrupted": 0},
+                "failures": failures,
+                "window_s": 10.0,
+                "throughput": {"requests_per_s": self.tokens_per_s / 64.0, "output_tokens_per_s": self.tokens_per_s,
+                    "total_tokens_per_s": self.tokens_per_s * 3.0, "estimated": false},
+                "latency": {"ttft_ms": distribution(self.ttft_ms), "itl_ms": distribution(self.itl_ms),
+                    "tpot_ms": distribution(self.itl_ms), "e2e_ms": distribution(self.ttft_ms + 63.0 * self.itl_ms)},
+                "prompts": {"counted_mean": 128.0, "cached_share": 0.0},
+            },
+            "client": {"client_limited": limited},
+            "a field of the future": {"x": 1},
+        })
+    }
+
+    /// Requests one after another, in each of which tokens come evenly.
+    fn events(&self, place: usize, text: &mut String) {
+        for index in 0..40u32 {
+            let gaps: Vec<u64> =
+                std::iter::once(self.ttft_ms).chain([self.itl_ms; 15]).map(|ms| (ms * 1e3) as u64).collect();
+            let line = json!({"level": place, "index": index, "warmup": index == 0, "scheduled_us": f64::from(index) * 250_000.0,
+                "chunk_gaps_us": gaps, "usage": {"prompt_tokens": 128, "completion_tokens": 16}, "failure": null});
+            _ = writeln!(text, "{line}");
+        }
+    }
+}
+
+impl Folder {
+    pub(crate) fn new(scenario: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("scenario.toml");
+        fs::write(&path, scenario).unwrap();
+        Self { folder, before: Vec::new(), after: Vec::new(), scenario: path }
+    }
+
+    /// Adds a run to a side.
+    pub(crate) fn run(&mut self, side: &str, levels: &[Level]) -> &mut Self {
+        self.result(side, &run(levels), Some(levels))
+    }
+
+    /// Adds a result, with raw events where levels are given.
+    pub(crate) fn result(&mut self, side: &str, result: &Value, levels: Option<&[Level]>) -> &mut Self {
+        let files = if side == "before" { &mut self.before } else { &mut self.after };
+        let path = self.folder.path().join(format!("{side}-{}.json", files.len() + 1));
+        let mut result = result.clone();
+        if let Some(levels) = levels {
+            let events = path.with_extension("events.jsonl");
+            let mut text = String::new();
+            levels.iter().enumerate().for_each(|(place, level)| level.events(place, &mut text));
+            fs::write(&events, text).unwrap();
+            result["events_file"] = events.file_name().unwrap().to_string_lossy().into();
+        }
+        fs::write(&path, result.to_string()).unwrap();
+        files.push(path);
+        self
+    }
+
+    pub(crate) fn analysis(&self) -> Analysis {
+        Analysis::of(&self.scenario, &self.before, &self.after, None).unwrap()
+    }
+
+    pub(crate) fn study(&self) -> (Analysis, CaseStudy) {
+        let analysis = self.analysis();
+        let study = case_study::render(&analysis, "powertrain report scenario.toml").unwrap();
+        (analysis, study)
+    }
+}
+
+/// A whole run.
+pub(crate) fn run(levels: &[Level]) -> Value {
+    json!({
+        "format": "powertrain-bench/1",
+        "began_at": "2026-11-22T00:31:21.96179972Z",
+        "powertrain": "0.1.0",
+        "command": ["powertrain", "bench", "http://localhost:8000", "--config", "it's"],
+        "config": "a",
+        "complete": levels.iter().all(|level| !level.interrupted),
+        "url": "http://localhost:8000/v1/chat/completions",
+        "model": "m<odel",
+        "server": {"models": {"data": [{"id": "m", "owned_by": "somebody"}]}, "version": null, "engine": null},
+        "work": {"seed": 1, "prompts": "synthetic words", "input_tokens": "128", "output_tokens": "64", "streamed": true,
+            "request": {"temperature": 0}},
+        "machine": {"cpu": "A processor 9000", "cpus": 2, "memory_gib": 24.0, "kernel": "6.1"},
+        "levels": levels.iter().map(Level::json).collect::<Vec<_>>(),
+        "events_file": null,
+        "definitions": {"ttft_ms": "scheduled send to first chunk"},
+    })
+}
+
+/// A run of random levels.
+pub(crate) fn random_levels(random: &mut Random, clients: &[u32]) -> Vec<Level> {
+    let mut value = |low: f64, high: f64| low * (high / low).powf(random.uniform());
+    let level = |&clients: &u32| Level {
+        failed: u32::from(value(1.0, 10.0) > 7.0) * 5,
+        interrupted: value(1.0, 10.0) > 8.0,
+        client_limited: value(1.0, 10.0) > 8.0,
+        spread: value(0.01, 0.5),
+        ..Level::of(clients, value(20.0, 900.0), value(5.0, 5000.0), value(0.5, 300.0))
+    };
+    clients.iter().map(level).collect()
+}
