@@ -19,6 +19,7 @@ mod perplexity;
 mod progress;
 mod pull;
 mod questions;
+mod report;
 mod serve;
 mod size;
 mod sweep;
@@ -51,6 +52,7 @@ enum Command {
     Sweep(sweep::Arguments),
     Tune(tune::Arguments),
     Eval(Box<eval::Arguments>),
+    Report(report::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -64,6 +66,7 @@ fn main() -> ExitCode {
         Command::Sweep(arguments) => sweep::run(&arguments),
         Command::Tune(arguments) => tune::run(&arguments),
         Command::Eval(arguments) => eval::run(*arguments),
+        Command::Report(arguments) => report::run(&arguments),
     };
     ended(done.map(|()| ExitCode::SUCCESS))
 }
