@@ -11,7 +11,7 @@ use std::{
     process::Command,
 };
 
-const KERNELS: [&str; 4] = ["attention", "gemv", "sample", "step"];
+const KERNELS: [&str; 6] = ["attention", "flash", "gated", "gemv", "sample", "step"];
 
 fn main() {
     println!("cargo:rerun-if-changed=kernels");

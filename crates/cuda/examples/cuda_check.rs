@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! cuda_check products              every product kernel against f64
+//! cuda_check gated                 gate and up of many rows against cuBLASLt and a kernel for the activation, in time
 //! cuda_check models [FOLDER...]    whole models against the reference: synthetic shapes, and checkpoints given
 //! cuda_check profile SHAPE...      where the time of a step goes
 //! cuda_check engine SHAPE...       throughput through the real engine, without HTTP
@@ -22,13 +23,14 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let failures = match arguments.first().map(String::as_str) {
         Some("products") => products(),
+        Some("gated") => gated(),
         Some("models") => models::check_all(&arguments[1..]),
         Some("engine") => engine::measure_all(&arguments[1..]),
         Some("profile") => bench::profile_all(&arguments[1..]),
         Some("bench") => bench::bench_all(&arguments[1..]),
         _ => {
             println!(
-                "usage: cuda_check products | models [FOLDER...] | profile CONFIG_FOLDER... | engine CONFIG_FOLDER... | bench CONFIG_FOLDER..."
+                "usage: cuda_check products | gated | models [FOLDER...] | profile CONFIG_FOLDER... | engine CONFIG_FOLDER... | bench CONFIG_FOLDER..."
             );
             return ExitCode::from(2);
         }
@@ -38,7 +40,9 @@ fn main() -> ExitCode {
 }
 
 fn products() -> usize {
-    let findings = match powertrain_cuda::check::products() {
+    let both = powertrain_cuda::check::products()
+        .and_then(|products| powertrain_cuda::check::gated().map(|gated| [products, gated].concat()));
+    let findings = match both {
         Ok(findings) => findings,
         Err(error) => {
             println!("error: {error}");
@@ -52,4 +56,27 @@ fn products() -> usize {
     let worst = findings.iter().map(|finding| finding.relative_error).fold(0.0, f64::max);
     println!("{} products compared, largest relative error {worst:.2e}, {} failed", findings.len(), failed.len());
     failed.len()
+}
+
+fn gated() -> usize {
+    for (n, k) in [(28672, 4096), (17920, 1536), (3072, 576)] {
+        for m in [64, 128, 192, 256, 320, 384, 512, 576, 768, 1024, 2048, 4096, 8192] {
+            match powertrain_cuda::check::gated_times(m, n, k) {
+                Ok([apart, fused]) => {
+                    let rate = |us: f32| 2.0 * m as f32 * n as f32 * k as f32 / us / 1e6;
+                    println!(
+                        "gated {m:>4} x {n} x {k}: cuBLASLt and activation {apart:.1} us ({:.0} TFLOP/s), fused {fused:.1} us ({:.0} TFLOP/s), {:.3}",
+                        rate(apart),
+                        rate(fused),
+                        apart / fused
+                    );
+                }
+                Err(error) => {
+                    println!("FAILED {m} x {n} x {k}: {error}");
+                    return 1;
+                }
+            }
+        }
+    }
+    0
 }

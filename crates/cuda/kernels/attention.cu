@@ -1,31 +1,17 @@
-// Attention over the paged KV cache: rope and cache write, split decode, flash attention for many queries, and a plain kernel for the
-// shapes the fast ones do not take.
-#include "common.cuh"
+// Attention over the paged KV cache: rope and cache write, split decode, and a plain kernel for the shapes the fast ones do not take.
+// Many queries of one sequence: flash.cu.
+#include "attention.cuh"
 
-// One layer's place in the cache: [blocks][block_size][kv_heads][head_dim] for keys, and the same for values.
-struct Cache {
-  bf16* keys;
-  bf16* values;
-  int block_size;
-  int kv_heads;
-};
-struct Heads {
-  int heads, kv_heads, head_dim, rotary;  // rotary: elements rotated, pairs i and i + rotary / 2
-  int window;                             // positions seen, 0 for all
-  float scale, softcap, magnitude;        // softcap 0 is none
-};
-
-__device__ __forceinline__ u64 slot_of(const int* blocks, int position, int block_size) {
-  return (u64)blocks[position / block_size] * block_size + position % block_size;
-}
-
-// What turns a projection into a query, key or value: bias, norm per head, rotation. Null where a model has none.
+// What turns a projection into a query, key or value: the norm's factor where the product left it out, bias, norm per head, rotation. Null
+// where there is none.
 struct Rope {
   const float* bias;                 // [heads + 2 kv_heads][head_dim]
   const float* q_norm;               // [head_dim]
   const float* k_norm;               // [head_dim]
   const float* inverse_frequencies;  // [rotary / 2]
-  float epsilon;
+  const bf16* residual;              // [tokens][width]: whose norm's factor the projections lack
+  int width;
+  float norm_epsilon, epsilon;
 };
 
 // Sine and cosine of the pairs a lane holds: pair = lane + 32 j.
@@ -46,7 +32,7 @@ __device__ __forceinline__ void angles(const Rope& rope, const Heads& h, int pos
 // One head of one token by one warp, from the projections to `to` (which may be where it came from). `head` counts queries, then keys,
 // then values.
 template <int PAIRS>
-__device__ __forceinline__ void prepare_head(const Rope& rope, const Heads& h, const bf16* from, bf16* to, int head, const float (&sine)[PAIRS], const float (&cosine)[PAIRS]) {
+__device__ __forceinline__ void prepare_head(const Rope& rope, const Heads& h, const bf16* from, bf16* to, int head, float factor, const float (&sine)[PAIRS], const float (&cosine)[PAIRS]) {
   const int lane = threadIdx.x & 31, half = h.rotary / 2, rest = h.head_dim - h.rotary;
   const bool is_value = head >= h.heads + h.kv_heads;
   const float* b = rope.bias ? rope.bias + head * h.head_dim : nullptr;
@@ -57,11 +43,11 @@ __device__ __forceinline__ void prepare_head(const Rope& rope, const Heads& h, c
     const int pair = lane + 32 * j;
     lo[j] = hi[j] = tail[j] = 0.f;
     if (pair < half) {
-      lo[j] = __bfloat162float(from[pair]) + (b ? b[pair] : 0.f);
-      hi[j] = __bfloat162float(from[pair + half]) + (b ? b[pair + half] : 0.f);
+      lo[j] = __bfloat162float(from[pair]) * factor + (b ? b[pair] : 0.f);
+      hi[j] = __bfloat162float(from[pair + half]) * factor + (b ? b[pair + half] : 0.f);
     }
     // Elements past the rotary dimension; a model with them has no more than 32 * PAIRS of them.
-    if (pair < rest) tail[j] = __bfloat162float(from[h.rotary + pair]) + (b ? b[h.rotary + pair] : 0.f);
+    if (pair < rest) tail[j] = __bfloat162float(from[h.rotary + pair]) * factor + (b ? b[h.rotary + pair] : 0.f);
     squares += lo[j] * lo[j] + hi[j] * hi[j] + tail[j] * tail[j];
   }
   if (norm) {
@@ -92,13 +78,15 @@ __device__ __forceinline__ void rope_write_body(const State& state, const int* r
   const int m = blockIdx.x, at = position[m];
   const u64 slot = slot_of(blocks_of(state, row[m]), at, cache.block_size);
   bf16* token = qkv + (u64)m * (h.heads + 2 * h.kv_heads) * h.head_dim;
+  __shared__ float partial[32];
+  const float factor = rope.residual ? norm_factor(rope.residual + (u64)m * rope.width, rope.width, rope.norm_epsilon, partial) : 1.f;
   float sine[PAIRS], cosine[PAIRS];
   angles<PAIRS>(rope, h, at, sine, cosine);
   for (int head = threadIdx.x >> 5; head < h.heads + 2 * h.kv_heads; head += blockDim.x >> 5) {
     bf16* from = token + head * h.head_dim;
     bf16* cached = head < h.heads + h.kv_heads ? cache.keys : cache.values;
     bf16* to = head < h.heads ? from : cached + (slot * h.kv_heads + (head - h.heads) % h.kv_heads) * h.head_dim;
-    prepare_head<PAIRS>(rope, h, from, to, head, sine, cosine);
+    prepare_head<PAIRS>(rope, h, from, to, head, factor, sine, cosine);
   }
 }
 #define ROPE_WRITE(NAME, PAIRS)                                                                                                     \
@@ -110,8 +98,6 @@ __device__ __forceinline__ void rope_write_body(const State& state, const int* r
 ROPE_WRITE(rope_write_1, 1)
 ROPE_WRITE(rope_write_2, 2)
 ROPE_WRITE(rope_write_4, 4)
-
-__device__ __forceinline__ float cap_score(float s, float softcap) { return softcap > 0.f ? softcap * tanhf(s / softcap) : s; }
 
 // ---- decode: one query a sequence. Must read len * kv_heads * head_dim * 4 bytes; bound by memory once the batch is large.
 // Block = (split of the positions, up to 8 query heads of one KV head, sequence), W warps, each 16 positions at a time. The block makes its
@@ -163,9 +149,11 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
   wait_for_previous();
   {
     const bf16* token = qkv + (u64)b * (h.heads + 2 * h.kv_heads) * D;
+    __shared__ float partial[W];
+    const float factor = rope.residual ? norm_factor(rope.residual + (u64)b * rope.width, rope.width, rope.norm_epsilon, partial) : 1.f;
     for (int i = warp; i < G + 2; i += W) {
       const int head = i < G ? head0 + i : h.heads + (i - G) * h.kv_heads + hk;
-      prepare_head<PAIRS>(rope, h, token + (u64)head * D, prepared[i < G ? i : 8 + i - G], head, sine, cosine);
+      prepare_head<PAIRS>(rope, h, token + (u64)head * D, prepared[i < G ? i : 8 + i - G], head, factor, sine, cosine);
     }
     __syncthreads();
     if (split == active - 1 && blockIdx.y % groups == 0) {
@@ -325,204 +313,6 @@ DECODE(decode_64, 64, 4, 4)
 DECODE(decode_128, 128, 4, 4)
 DECODE(decode_64_few, 64, 8, 1)
 DECODE(decode_128_few, 128, 8, 1)
-
-// ---- many queries of one sequence: flash attention (Dao, arXiv:2307.08691). 4 * queries * keys * head_dim operations a head; bound by the
-// tensor cores and by shared memory. Block = (head, tile of 128 queries), eight warps of 16 or four of 32 queries (then each key and value
-// fragment serves two products); keys and values come 64 at a time through a two-stage ring.
-struct Tile {
-  int row;       // whose block table
-  int token;     // the first query's place in the step
-  int position;  // its position
-  int queries;   // at most 128
-};
-#define TILE_QUERIES 128
-#define TILE_KEYS 64
-
-__device__ __forceinline__ void load_matrices(u32 (&r)[4], u32 at) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3},[%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at));
-}
-__device__ __forceinline__ void load_matrices_transposed(u32 (&r)[4], u32 at) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3},[%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at));
-}
-// 16 bytes to shared memory, or zeros: what lies past the end may be NaN.
-__device__ __forceinline__ void copy_or_zero(u32 to, const bf16* from, bool inside) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(inside ? 16 : 0));
-}
-
-// T: sixteens of queries a warp holds.
-template <int D, int T>
-__device__ __forceinline__ void flash_body(const State& state, const Tile* tiles, const bf16* qkv, bf16* out, const Cache& cache, const Heads& h) {
-  extern __shared__ __align__(128) unsigned char shared[];
-  constexpr int THREADS = 256 / T, CHUNKS = D / 8, ROW = D * 2, STAGE = TILE_KEYS * ROW;  // a row of D elements is CHUNKS pieces of 16 bytes, swizzled by row % 8
-  const Tile tile = tiles[blockIdx.y];
-  const int head = blockIdx.x, hk = head / (h.heads / h.kv_heads);
-  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
-  const int* blocks = blocks_of(state, tile.row);
-  const int last = tile.position + tile.queries - 1;  // position of the last query
-  const int oldest = h.window ? max(0, tile.position - h.window + 1) : 0;
-  const int k_begin = oldest / TILE_KEYS * TILE_KEYS, k_end = last + 1;
-  const u64 qkv_stride = (u64)(h.heads + 2 * h.kv_heads) * D;
-  const u32 queries_at = (u32)__cvta_generic_to_shared(shared), ring_at = queries_at + TILE_QUERIES * ROW;
-  // Where the four sixteens of a tile of keys stand in the cache; looked up a tile ahead, so that copies need not wait for the table.
-  u32 slots[4];
-  auto look_up = [&](int first) {
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-      const int at = min(first + j * 16, last);
-      slots[j] = blocks[at / cache.block_size] * cache.block_size + at % cache.block_size / 16 * 16;
-    }
-  };
-  auto fetch = [&](int stage, int first) {
-#pragma unroll
-    for (int i = 0; i < TILE_KEYS * CHUNKS / THREADS; i++) {
-      const int piece = threadIdx.x + i * THREADS, key = piece / CHUNKS, chunk = piece % CHUNKS, at = first + key;
-      const bool inside = at < k_end;
-      constexpr int STEP = THREADS / CHUNKS;  // keys from one i to the next
-      const u32 slot = STEP > 16 && threadIdx.x / CHUNKS >= 16 ? slots[(i * STEP / 16 + 1) % 4] : slots[i * STEP / 16];
-      const u64 from = inside ? ((u64)(slot + key % 16) * h.kv_heads + hk) * D + chunk * 8 : 0;
-      const u32 to = ring_at + stage * 2 * STAGE + key * ROW + ((chunk ^ (key & 7)) << 4);
-      copy_or_zero(to, cache.keys + from, inside);
-      copy_or_zero(to + STAGE, cache.values + from, inside);
-    }
-    asm volatile("cp.async.commit_group;");
-  };
-#pragma unroll
-  for (int i = 0; i < TILE_QUERIES * CHUNKS / THREADS; i++) {
-    const int piece = threadIdx.x + i * THREADS, query = piece / CHUNKS, chunk = piece % CHUNKS;
-    const bool inside = query < tile.queries;
-    copy_or_zero(queries_at + query * ROW + ((chunk ^ (query & 7)) << 4), qkv + (inside ? (tile.token + query) * qkv_stride + (u64)head * D + chunk * 8 : 0), inside);
-  }
-  look_up(k_begin);
-  fetch(0, k_begin);
-  look_up(k_begin + TILE_KEYS);
-  const int warp_query = warp * 16 * T;  // this warp's queries: rows g, g + 8 of each sixteen
-  float o[T][D / 8][4] = {};
-  float top[T][2], sum[T][2];
-#pragma unroll
-  for (int t = 0; t < T; t++) top[t][0] = top[t][1] = -1e30f, sum[t][0] = sum[t][1] = 0.f;
-  const float scale_log2 = h.softcap > 0.f ? 1.4426950408889634f : h.scale * 1.4426950408889634f;
-  int stage = 0;
-  for (int first = k_begin; first < k_end; first += TILE_KEYS, stage ^= 1) {
-    if (first + TILE_KEYS < k_end) {
-      fetch(stage ^ 1, first + TILE_KEYS);
-      look_up(first + 2 * TILE_KEYS);
-      asm volatile("cp.async.wait_group 1;");
-    } else {
-      asm volatile("cp.async.wait_group 0;");
-    }
-    __syncthreads();
-    const u32 keys = ring_at + stage * 2 * STAGE, values = keys + STAGE;
-    float s[T][TILE_KEYS / 8][4] = {};
-#pragma unroll
-    for (int c = 0; c < D / 16; c++) {
-      u32 qf[T][4];
-#pragma unroll
-      for (int t = 0; t < T; t++) {
-        // Four 8x8 pieces: queries +0 and +8, then both again 8 elements on.
-        const int query = warp_query + t * 16 + (lane & 15), chunk = c * 2 + (lane >> 4);
-        load_matrices(qf[t], queries_at + query * ROW + ((chunk ^ (query & 7)) << 4));
-      }
-#pragma unroll
-      for (int n = 0; n < TILE_KEYS / 16; n++) {
-        // Keys n*16..+8 and +8..+16, each with elements c*16..+8 and +8..+16.
-        const int key = n * 16 + (lane & 7) + ((lane >> 4) << 3), chunk = c * 2 + ((lane >> 3) & 1);
-        u32 k[4];
-        load_matrices(k, keys + key * ROW + ((chunk ^ (key & 7)) << 4));
-#pragma unroll
-        for (int t = 0; t < T; t++) {
-          mma_16x8x16(s[t][2 * n], qf[t], k[0], k[1]);
-          mma_16x8x16(s[t][2 * n + 1], qf[t], k[2], k[3]);
-        }
-      }
-    }
-    const bool edge = first + TILE_KEYS - 1 > tile.position + warp_query || (h.window && first <= last - h.window);
-#pragma unroll
-    for (int t = 0; t < T; t++) {
-      if (h.softcap > 0.f) {
-#pragma unroll
-        for (int n = 0; n < TILE_KEYS / 8; n++)
-#pragma unroll
-          for (int e = 0; e < 4; e++) s[t][n][e] = cap_score(s[t][n][e] * h.scale, h.softcap);
-      }
-      if (edge) {
-#pragma unroll
-        for (int n = 0; n < TILE_KEYS / 8; n++)
-#pragma unroll
-          for (int e = 0; e < 4; e++) {
-            const int key = first + n * 8 + q * 2 + (e & 1), at = tile.position + warp_query + t * 16 + g + (e >> 1) * 8;
-            if (key > at || (h.window && key <= at - h.window)) s[t][n][e] = -INFINITY;
-          }
-      }
-#pragma unroll
-      for (int r = 0; r < 2; r++) {
-        float x = -1e30f;
-#pragma unroll
-        for (int n = 0; n < TILE_KEYS / 8; n++) x = fmaxf(x, fmaxf(s[t][n][2 * r], s[t][n][2 * r + 1]));
-        x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-        x = fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-        const float now = fmaxf(top[t][r], x * scale_log2), shrink = exp2_fast(top[t][r] - now);
-        top[t][r] = now;
-        float added = 0.f;
-#pragma unroll
-        for (int n = 0; n < TILE_KEYS / 8; n++) {
-          s[t][n][2 * r] = exp2_fast(fmaf(s[t][n][2 * r], scale_log2, -now));
-          s[t][n][2 * r + 1] = exp2_fast(fmaf(s[t][n][2 * r + 1], scale_log2, -now));
-          added += s[t][n][2 * r] + s[t][n][2 * r + 1];
-        }
-        sum[t][r] = sum[t][r] * shrink + added;
-#pragma unroll
-        for (int n = 0; n < D / 8; n++) { o[t][n][2 * r] *= shrink; o[t][n][2 * r + 1] *= shrink; }
-      }
-    }
-#pragma unroll
-    for (int c = 0; c < TILE_KEYS / 16; c++) {
-      u32 p[T][4];
-#pragma unroll
-      for (int t = 0; t < T; t++) {
-        p[t][0] = pack_bf16(s[t][2 * c][0], s[t][2 * c][1]);
-        p[t][1] = pack_bf16(s[t][2 * c][2], s[t][2 * c][3]);
-        p[t][2] = pack_bf16(s[t][2 * c + 1][0], s[t][2 * c + 1][1]);
-        p[t][3] = pack_bf16(s[t][2 * c + 1][2], s[t][2 * c + 1][3]);
-      }
-#pragma unroll
-      for (int n = 0; n < D / 16; n++) {
-        // Transposed: keys c*16..+8 and +8..+16, elements n*16..+8 and +8..+16.
-        const int key = c * 16 + (lane & 7) + (((lane >> 3) & 1) << 3), chunk = n * 2 + (lane >> 4);
-        u32 v[4];
-        load_matrices_transposed(v, values + key * ROW + ((chunk ^ (key & 7)) << 4));
-#pragma unroll
-        for (int t = 0; t < T; t++) {
-          mma_16x8x16(o[t][2 * n], p[t], v[0], v[1]);
-          mma_16x8x16(o[t][2 * n + 1], p[t], v[2], v[3]);
-        }
-      }
-    }
-    __syncthreads();
-  }
-#pragma unroll
-  for (int t = 0; t < T; t++)
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-      const int query = warp_query + t * 16 + g + r * 8;
-      float total = sum[t][r] + __shfl_xor_sync(~0u, sum[t][r], 1);
-      total += __shfl_xor_sync(~0u, total, 2);
-      if (query >= tile.queries) continue;
-      const float scale = 1.f / total;
-      bf16* to = out + ((u64)(tile.token + query) * h.heads + head) * D + q * 2;
-#pragma unroll
-      for (int n = 0; n < D / 8; n++) *reinterpret_cast<u32*>(to + n * 8) = pack_bf16(o[t][n][2 * r] * scale, o[t][n][2 * r + 1] * scale);
-    }
-}
-#define FLASH(NAME, D, T, RESIDENT)                                                                                                                               \
-  extern "C" __global__ void __launch_bounds__(256 / T, RESIDENT) NAME(State state, const Tile* tiles, const bf16* qkv, bf16* out, Cache cache, Heads h) {         \
-    let_next_start();                                                                                                                                             \
-    wait_for_previous();                                                                                                                                          \
-    flash_body<D, T>(state, tiles, qkv, out, cache, h);                                                                                                           \
-  }
-FLASH(flash_64_16, 64, 1, 1)
-FLASH(flash_64_32, 64, 2, 2)
-FLASH(flash_128_16, 128, 1, 1)
-FLASH(flash_128_32, 128, 2, 2)
 
 // ---- any head size up to 256 and any group: one warp a query and head, one key at a time. For correctness, not for speed.
 extern "C" __global__ void attention_plain(State state, const int* row, const int* position, const bf16* qkv, bf16* out, Cache cache, Heads h, int tokens) {

@@ -49,6 +49,26 @@ __device__ __forceinline__ float warp_max(float v) {
   return v;
 }
 
+// The factor of an RMS norm for one row of `width` elements (a multiple of 8), by all threads of the block. `partial`: a float a warp.
+__device__ __forceinline__ float norm_factor(const bf16* row, int width, float epsilon, float* partial) {
+  float squares = 0.f;
+  for (int i = threadIdx.x; i < width / 8; i += blockDim.x) {
+    const uint4 v = reinterpret_cast<const uint4*>(row)[i];
+    const u32* pairs = reinterpret_cast<const u32*>(&v);
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      const float2 f = unpack_bf16(pairs[j]);
+      squares += f.x * f.x + f.y * f.y;
+    }
+  }
+  squares = warp_sum(squares);
+  if ((threadIdx.x & 31) == 0) partial[threadIdx.x >> 5] = squares;
+  __syncthreads();
+  float total = 0.f;
+  for (int i = 0; i < (int)(blockDim.x >> 5); i++) total += partial[i];
+  return rsqrtf(total / width + epsilon);
+}
+
 // x * sigmoid(x), or GELU by its tanh approximation.
 __device__ __forceinline__ float activate(float x, int gelu) {
   if (gelu) return 0.5f * x * (1.f + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x)));

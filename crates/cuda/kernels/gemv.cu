@@ -5,7 +5,7 @@
 // done, since weights do not depend on it; eight consumer warps split each tile's columns and multiply on the tensor cores. x is
 // copied to shared memory once. A norm is a factor per row of the result, since its weights are folded into W's columns; the
 // squares are summed beside the first tile. (A tied head cannot fold them: then x is normalised on its way in.)
-#include "common.cuh"
+#include "hopper.cuh"
 
 #define TILE_ROWS 16
 #define TILE_COLUMNS 512
@@ -29,13 +29,6 @@ struct Gemv {
   int normalise;             // rmsnorm(x) instead of x, its weights being in W
 };
 
-__device__ __forceinline__ void barrier_wait(u32 barrier, u32 phase) {
-  u32 done;
-  do {
-    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }" : "=r"(done) : "r"(barrier), "r"(phase) : "memory");
-  } while (!done);
-  __syncwarp();  // lanes leave the loop at different times; what follows needs the whole warp
-}
 __device__ __forceinline__ void consumers_sync() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
 
 // rmsnorm(x) * norm_weight to shared memory.

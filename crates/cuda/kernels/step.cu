@@ -140,23 +140,26 @@ extern "C" __global__ void add_bias(bf16* residual, const float* bias, int width
   for (int i = threadIdx.x; i < width; i += blockDim.x) res[i] = __float2bfloat16(__bfloat162float(res[i]) + bias[i]);
 }
 
-// out[m, i] = activation(gate) * up. Gate and up rows alternate by eight (src/weights.rs), so 16 columns hold 8 of each.
-extern "C" __global__ void gated_activation(const bf16* gate_up, bf16* out, int width, int gelu) {
+// out[m, i] = activation(gate) * up. Gate and up rows alternate by eight (src/weights.rs), so 16 columns hold 8 of each. Where `residual`
+// [M, residual_width] is not null, both still lack the factor of its norm.
+extern "C" __global__ void gated_activation(const bf16* gate_up, bf16* out, int width, int gelu, const bf16* residual, int residual_width, float epsilon) {
+  __shared__ float partial[32];
   let_next_start();
   wait_for_previous();
-  const int group = blockIdx.x * blockDim.x + threadIdx.x;
-  if (group >= width / 8) return;
-  const uint4* from = reinterpret_cast<const uint4*>(gate_up + (u64)blockIdx.y * 2 * width) + group * 2;
-  const uint4 gate = from[0], up = from[1];
-  uint4 v;
-  const u32 *g = reinterpret_cast<const u32*>(&gate), *u = reinterpret_cast<const u32*>(&up);
-  u32* o = reinterpret_cast<u32*>(&v);
+  const float factor = residual ? norm_factor(residual + (u64)blockIdx.y * residual_width, residual_width, epsilon, partial) : 1.f;
+  for (int group = blockIdx.x * blockDim.x + threadIdx.x; group < width / 8; group += gridDim.x * blockDim.x) {
+    const uint4* from = reinterpret_cast<const uint4*>(gate_up + (u64)blockIdx.y * 2 * width) + group * 2;
+    const uint4 gate = from[0], up = from[1];
+    uint4 v;
+    const u32 *g = reinterpret_cast<const u32*>(&gate), *u = reinterpret_cast<const u32*>(&up);
+    u32* o = reinterpret_cast<u32*>(&v);
 #pragma unroll
-  for (int j = 0; j < 4; j++) {
-    const float2 a = unpack_bf16(g[j]), b = unpack_bf16(u[j]);
-    o[j] = pack_bf16(activate(a.x, gelu) * b.x, activate(a.y, gelu) * b.y);
+    for (int j = 0; j < 4; j++) {
+      const float2 a = unpack_bf16(g[j]), b = unpack_bf16(u[j]);
+      o[j] = pack_bf16(activate(a.x * factor, gelu) * b.x * factor, activate(a.y * factor, gelu) * b.y * factor);
+    }
+    reinterpret_cast<uint4*>(out + (u64)blockIdx.y * width)[group] = v;
   }
-  reinterpret_cast<uint4*>(out + (u64)blockIdx.y * width)[group] = v;
 }
 
 // logit = cap * tanh(logit / cap)

@@ -7,7 +7,7 @@ use crate::{
     driver::{Buffer, Context, Stream},
     executor::CudaExecutor,
     kernels::{Kernels, fill_random},
-    matmul::{Matmul, Matrix, Norm, Output, Product},
+    matmul::{Matmul, Matrix, Norm, Output, Product, time},
     weights::bf16_bits,
 };
 use powertrain_model::Model;
@@ -157,6 +157,111 @@ pub fn products() -> Result<Vec<Finding>, CudaError> {
         }
     }
     Ok(findings)
+}
+
+/// Gate and up of many rows by the kernel that fuses the activation, against f64.
+///
+/// # Errors
+/// When the device cannot be used.
+pub fn gated() -> Result<Vec<Finding>, CudaError> {
+    let context = Context::open(0)?;
+    let kernels = Kernels::load(&context)?;
+    let stream = Stream::create()?;
+    let rows_max = 1100;
+    let mut matmul = Matmul::new(&context, rows_max, 2048, 4096)?;
+    matmul.fuse_gated = Some(true);
+    let mut findings = Vec::new();
+    for (n, k) in [(16, 64), (256, 64), (272, 72), (528, 200), (1040, 1536), (3072, 576)] {
+        let matrix = Matrix { buffer: Buffer::allocate(&context, n * k * 2, "check")?, rows: n, columns: k };
+        fill_random(&kernels, &stream, matrix.buffer.pointer(), (n * k) as u64, (3.0 / k as f32).sqrt(), 7)?;
+        let x = Buffer::allocate(&context, rows_max * k * 2, "check")?;
+        fill_random(&kernels, &stream, x.pointer(), (rows_max * k) as u64, 2.0, 11)?;
+        stream.wait()?;
+        let out = Buffer::allocate(&context, rows_max * n, "check")?;
+        let shape = Shape {
+            weights: matrix.buffer.read::<u16>(0, n * k)?.into_iter().map(widen).collect(),
+            x: x.read::<u16>(0, rows_max * k)?.into_iter().map(widen).collect(),
+            norm_weight: &vec![1.0; k],
+            bias: &[],
+            n,
+            k,
+        };
+        for m in [17, 64, 127, 128, 129, 256, 300, 640, 1100] {
+            for (norm, gelu) in [(false, false), (true, true)] {
+                out.write(0, &vec![bf16_bits(0.75); rows_max * n / 2])?;
+                let product = Product {
+                    matrix: &matrix,
+                    x: x.pointer(),
+                    x_rows: 0,
+                    norm: norm.then_some(Norm { weight: 0, epsilon: 1e-5 }),
+                    bias: 0,
+                    out: out.pointer(),
+                    output: Output::Gated { gelu },
+                    softcap: 0.0,
+                    m,
+                };
+                matmul.run(&kernels, &stream, &product)?;
+                stream.wait()?;
+                let want = shape.reference(&product, norm, false, None);
+                let got = out.read::<u16>(0, rows_max * n / 2)?;
+                let (got, past) = got.split_at(want.len());
+                let difference: f64 = got.iter().zip(&want).map(|(&a, b)| (widen(a) - b).powi(2)).sum();
+                let size: f64 = want.iter().map(|b| b.powi(2)).sum();
+                let spoiled = past.iter().any(|&bits| bits != bf16_bits(0.75));
+                findings.push(Finding {
+                    case: format!("gated gelu {gelu} norm {norm} m {m} n {n} k {k}, written past the end: {spoiled}"),
+                    relative_error: if spoiled { f64::INFINITY } else { (difference / size).sqrt() },
+                    allowed: 6e-3,
+                });
+            }
+        }
+    }
+    Ok(findings)
+}
+
+/// Microseconds of gate and up of `m` rows with `n` rows of weights and `k` columns: by cuBLASLt and the activation kernel, and by the kernel
+/// that fuses both; each the fastest of five graphs of eight, cuBLASLt tuned.
+///
+/// # Errors
+/// When the device cannot be used.
+pub fn gated_times(m: usize, n: usize, k: usize) -> Result<[f32; 2], CudaError> {
+    const COPIES: usize = 3;
+    let context = Context::open(0)?;
+    let kernels = Kernels::load(&context)?;
+    let stream = Stream::create()?;
+    let mut matmul = Matmul::new(&context, m, k, n)?;
+    let mut matrices = Vec::new();
+    for seed in 0..COPIES as u32 {
+        let matrix = Matrix { buffer: Buffer::allocate(&context, n * k * 2, "check")?, rows: n, columns: k };
+        fill_random(&kernels, &stream, matrix.buffer.pointer(), (n * k) as u64, (3.0 / k as f32).sqrt(), seed)?;
+        matrices.push(matrix);
+    }
+    let x = Buffer::allocate(&context, m * k * 2, "check")?;
+    fill_random(&kernels, &stream, x.pointer(), (m * k) as u64, 2.0, 11)?;
+    let out = Buffer::allocate(&context, m * n, "check")?;
+    stream.wait()?;
+    let products: Vec<_> = matrices
+        .iter()
+        .map(|matrix| Product {
+            matrix,
+            x: x.pointer(),
+            x_rows: 0,
+            norm: None,
+            bias: 0,
+            out: out.pointer(),
+            output: Output::Gated { gelu: false },
+            softcap: 0.0,
+            m,
+        })
+        .collect();
+    let each: Vec<_> = products.iter().collect();
+    let mut times = [0.0; 2];
+    matmul.tune(&kernels, &stream, &products)?;
+    for (slot, fuse) in times.iter_mut().zip([false, true]) {
+        matmul.fuse_gated = Some(fuse);
+        *slot = time(&stream, &each, |p| matmul.run(&kernels, &stream, p))? * 1e3 / 8.0;
+    }
+    Ok(times)
 }
 
 struct Shape<'a> {

@@ -10,10 +10,11 @@ use crate::{
     forward::{Forward, Pass, Workspace, qkv_width},
     kernels::{Kernels, TILE_QUERIES},
     matmul::Matmul,
+    shapes::{bucket, check_settings, check_spec, padded_tokens},
     staging::{Arena, Changes, Layout, SampleMode},
     weights::DeviceWeights,
 };
-use powertrain_model::{Model, spec::DecoderSpec};
+use powertrain_model::Model;
 use powertrain_sampling::{History, Sampler, logprobs_of};
 use powertrain_step::*;
 use std::{
@@ -53,6 +54,8 @@ pub(crate) struct CudaExecutor {
     sampler: Sampler,
     next_slot: usize,
     enforce_eager: bool,
+    /// Decodes whose graphs are still to be captured while there is nothing else to do, the next one last.
+    to_capture: Vec<Pass>,
     /// What was launched last, for [`profile`](Self::profile).
     last_pass: Option<Pass>,
 }
@@ -213,6 +216,7 @@ impl CudaExecutor {
             cache,
             cache_layer_bytes: layer_bytes,
             block_size: limits.block_size as usize,
+            multiprocessors: context.multiprocessors as usize,
         };
         Ok(Self {
             graphs: HashMap::new(),
@@ -232,6 +236,7 @@ impl CudaExecutor {
             sampler: Sampler::new(spec.vocab_size),
             next_slot: 0,
             enforce_eager: options.enforce_eager,
+            to_capture: if options.enforce_eager { Vec::new() } else { decode_passes(sequences) },
             last_pass: None,
         })
     }
@@ -418,11 +423,17 @@ impl CudaExecutor {
         }
         if !self.graphs.contains_key(pass) {
             self.stream.wait()?;
-            self.forward.matmul.tune(&self.forward.kernels, &self.stream, &self.forward.products(pass))?;
-            let graph = self.stream.capture(|| self.forward.run(&self.stream, pass))?;
-            self.graphs.insert(*pass, graph);
+            self.capture(pass)?;
         }
         self.graphs[pass].launch(&self.stream)
+    }
+
+    /// Chooses the kernels for a pure decode and records it. Nothing may be running.
+    fn capture(&mut self, pass: &Pass) -> Result<(), CudaError> {
+        self.forward.matmul.tune(&self.forward.kernels, &self.stream, &self.forward.products(pass))?;
+        let graph = self.stream.capture(|| self.forward.run(&self.stream, pass))?;
+        self.graphs.insert(*pass, graph);
+        Ok(())
     }
 
     /// Copies the logits of rows that the host samples.
@@ -553,6 +564,39 @@ impl Executor for CudaExecutor {
         resolved.map_err(failed)?;
         Ok(StepResult { step, rows: done.entries.into_iter().map(|entry| (entry.row, entry.result)).collect() })
     }
+
+    fn preparations(&self) -> usize {
+        self.to_capture.len()
+    }
+
+    fn prepare(&mut self) {
+        let Some(pass) = self.to_capture.pop() else { return };
+        if self.graphs.contains_key(&pass) || !self.in_flight.is_empty() {
+            return;
+        }
+        // Tuning runs the head on the rows that the staged step names: row 0, not what another layout left at that place.
+        let captured = self
+            .context
+            .enter()
+            .and_then(|()| self.forward.staged.clear(&self.stream))
+            .and_then(|()| self.stream.wait())
+            .and_then(|()| self.capture(&pass));
+        if captured.is_err() {
+            // The step that needs it will meet the same error, and report it.
+            self.to_capture.clear();
+        }
+    }
+}
+
+/// The pure decodes of up to `sequences` rows, the likeliest last: powers of two before the rest, greedy before drawn.
+fn decode_passes(sequences: usize) -> Vec<Pass> {
+    let mut sizes: Vec<usize> = (1..=sequences).map(bucket).collect();
+    sizes.dedup();
+    sizes.sort_by_key(|size| (!size.is_power_of_two(), *size));
+    let pass = |draws| {
+        move |&size: &usize| Pass { layout: Layout { tokens: size, samples: size, tiles: 0 }, decodes: size, draws }
+    };
+    sizes.iter().map(pass(false)).chain(sizes.iter().map(pass(true))).rev().collect()
 }
 
 impl StepSlot {
@@ -571,78 +615,5 @@ impl Drop for CudaExecutor {
         // Nothing may be freed under a running step; an error here has been or will be seen elsewhere.
         let _ = self.context.enter();
         let _ = self.stream.wait();
-    }
-}
-
-/// Batch sizes for which decode graphs are captured: the smallest that holds `sequences`.
-fn bucket(sequences: usize) -> usize {
-    match sequences {
-        0..=2 => sequences.max(1),
-        3..=4 => 4,
-        5..=8 => 8,
-        9..=32 => sequences.next_multiple_of(8),
-        33..=128 => sequences.next_multiple_of(16),
-        _ => sequences.next_multiple_of(32),
-    }
-}
-
-/// Positions of a mixed step, padded so that few shapes of product occur.
-fn padded_tokens(tokens: usize) -> usize {
-    match tokens {
-        0..=8 => tokens.max(1),
-        9..=256 => tokens.next_multiple_of(16),
-        257..=1024 => tokens.next_multiple_of(64),
-        _ => tokens.next_multiple_of(128),
-    }
-}
-
-fn check_settings(limits: &StepLimits, options: &CudaOptions) -> Result<(), CudaError> {
-    if !limits.block_size.is_multiple_of(16) || limits.block_size == 0 {
-        return Err(CudaError::Setting(format!(
-            "--block-size {} does not work on CUDA: it must be a multiple of 16",
-            limits.block_size
-        )));
-    }
-    let share = options.gpu_memory_utilization;
-    if !(share > 0.0 && share <= 1.0) {
-        return Err(CudaError::Setting(format!("--gpu-memory-utilization {share} must be above 0 and at most 1")));
-    }
-    Ok(())
-}
-
-/// What the kernels need of a model's shape.
-fn check_spec(spec: &DecoderSpec) -> Result<(), CudaError> {
-    let refuse = |what: String| Err(CudaError::Unsupported(what));
-    if !spec.hidden_size.is_multiple_of(8) || spec.hidden_size > 16384 {
-        return refuse(format!("hidden size {} is no multiple of 8 up to 16384", spec.hidden_size));
-    }
-    for (index, layer) in spec.layers.iter().enumerate() {
-        let attention = &layer.attention;
-        if attention.head_dim > 256 || !attention.head_dim.is_multiple_of(8) {
-            return refuse(format!("layer {index} has head size {}, no multiple of 8 up to 256", attention.head_dim));
-        }
-        if !layer.feed_forward.hidden_size.is_multiple_of(8) {
-            return refuse(format!(
-                "layer {index} has feed-forward size {}, no multiple of 8",
-                layer.feed_forward.hidden_size
-            ));
-        }
-        if 2 * attention.rope.inverse_frequencies.len() > attention.head_dim {
-            return refuse(format!("layer {index} rotates more elements than a head has"));
-        }
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn buckets_hold_what_they_are_for() {
-        for n in 1..2000 {
-            assert!(bucket(n) >= n && bucket(bucket(n)) == bucket(n), "{n}");
-            assert!(padded_tokens(n) >= n && padded_tokens(padded_tokens(n)) == padded_tokens(n), "{n}");
-        }
     }
 }

@@ -7,9 +7,10 @@
 use crate::{
     CudaError,
     driver::{Buffer, Context, DevicePointer, Shape, Stream},
-    kernels::{Cache, Heads, Kernels, Rope, State, flash_shared_bytes, launch, shape},
+    kernels::{Cache, Heads, Kernels, Rope, State, TILE_QUERIES, WARPGROUP_THREADS, flash_shared_bytes, launch, shape},
     matmul::{Matmul, Norm, Output, Product, norm_threads},
     staging::Layout,
+    tensor_map::TensorMap,
     weights::{DeviceWeights, LayerWeights},
 };
 use powertrain_model::spec::{Activation, AttentionSpec, DecoderSpec, LayerSpec};
@@ -32,8 +33,8 @@ pub(crate) struct Pass {
     pub(crate) draws: bool,
 }
 
-/// Blocks of the flash kernel up to which its eight-warp form is used.
-const FLASH_FEW: usize = 400;
+/// Positions of a box of keys or values (flash.cu): a cache block holds whole boxes.
+const CACHE_BOX: usize = 16;
 
 /// What [`Forward::run_class`] runs by number.
 pub(crate) const CLASSES: [&str; 9] = [
@@ -81,13 +82,15 @@ pub(crate) struct Forward {
     pub(crate) cache: Buffer,
     pub(crate) cache_layer_bytes: usize,
     pub(crate) block_size: usize,
+    pub(crate) multiprocessors: usize,
 }
 
-/// Splits of the decode kernel for a batch: enough blocks to fill the device, fixed by the batch so that a graph can hold them.
+/// Splits of the decode kernel for a batch: as many blocks as the device holds at once, fixed by the batch so that a graph can hold them.
 fn decode_splits(sequences: usize, attention: &AttentionSpec) -> usize {
     let groups = sequences * decode_groups(attention);
     let blocks = if groups <= DECODE_FEW { DECODE_FEW_BLOCKS } else { DECODE_BLOCKS };
-    blocks.div_ceil(groups).clamp(1, DECODE_SPLITS_MAX)
+    // Rounded down: a few blocks more than fit at once would take as long again.
+    (blocks / groups).clamp(1, DECODE_SPLITS_MAX)
 }
 
 /// Blocks per sequence and split: groups of up to eight query heads that share a KV head.
@@ -324,12 +327,17 @@ impl Forward {
             softcap: spec.softcap.unwrap_or(0.0),
             magnitude: spec.rope.magnitude,
         };
+        let [qkv, ..] = self.layer_products(&self.spec.layers[index], weights, pass.layout.tokens);
+        let lacks_norm = self.matmul.leaves_norm(&qkv);
         let pointer = |buffer: &Option<Buffer>| buffer.as_ref().map_or(0, Buffer::pointer);
         let rope = Rope {
             bias: pointer(&weights.qkv_bias),
             query_norm: pointer(&weights.query_norm),
             key_norm: pointer(&weights.key_norm),
             inverse_frequencies: weights.inverse_frequencies.pointer(),
+            residual: if lacks_norm { self.workspace.residual.pointer() } else { 0 },
+            width: self.spec.hidden_size as i32,
+            norm_epsilon: self.spec.layers[index].attention_norm.epsilon,
             epsilon: spec.qk_norm.map_or(0.0, |norm| norm.epsilon),
         };
         // The fast kernels' lanes hold half a head in pairs and at most half a head past the rotary dimension.
@@ -362,6 +370,11 @@ impl Forward {
         let rows = self.staged_at(pass.layout.rows() + first);
         let positions = self.staged_at(pass.layout.positions() + first);
         let qkv = self.workspace.qkv.pointer() + (first * all_heads * heads.head_dim as usize * 2) as u64;
+        let residual = match rope.residual {
+            0 => 0,
+            residual => residual + (first * self.spec.hidden_size * 2) as u64,
+        };
+        let rope = Rope { residual, ..rope };
         // A lane holds this many of a head's elements in each half.
         let per_lane = heads.head_dim.max(2 * (heads.head_dim - heads.rotary)).unsigned_abs().div_ceil(64);
         let function = self.kernels.rope_write[match per_lane {
@@ -416,17 +429,27 @@ impl Forward {
         heads: Heads,
     ) -> Result<(), CudaError> {
         let tiles = self.staged_at(pass.layout.tile_words());
-        let (qkv, out) = (self.workspace.qkv.pointer(), self.workspace.attended.pointer());
-        // More queries a warp read shared memory less; fewer finish sooner where the device is not filled.
-        let many = usize::from(pass.layout.tiles * spec.heads > FLASH_FEW);
-        let function = self.kernels.flash[usize::from(spec.head_dim == 128)][many];
+        let out = self.workspace.attended.pointer();
+        let all_heads = spec.heads + 2 * spec.kv_heads;
+        let slots = self.cache_layer_bytes / (spec.kv_heads * spec.head_dim * 2);
+        let queries = TensorMap::heads(
+            self.workspace.qkv.pointer(),
+            pass.layout.tokens,
+            all_heads,
+            spec.head_dim,
+            TILE_QUERIES as usize,
+        )?;
+        let keys = TensorMap::heads(cache.keys, slots, spec.kv_heads, spec.head_dim, CACHE_BOX)?;
+        let values = TensorMap::heads(cache.values, slots, spec.kv_heads, spec.head_dim, CACHE_BOX)?;
         let shape = Shape {
-            grid: (spec.heads as u32, pass.layout.tiles as u32, 1),
-            threads: if many == 1 { 128 } else { 256 },
+            grid: ((spec.heads * pass.layout.tiles).min(self.multiprocessors) as u32, 1, 1),
+            threads: WARPGROUP_THREADS,
             shared_bytes: flash_shared_bytes(spec.head_dim as u32),
             overlap: true,
         };
-        launch!(stream, function, shape, self.state, tiles, qkv, out, cache, heads)
+        let function = self.kernels.flash[usize::from(spec.head_dim == 128)];
+        let (items, block_size) = ((spec.heads * pass.layout.tiles) as i32, cache.block_size);
+        launch!(stream, function, shape, queries, keys, values, self.state, tiles, items, out, block_size, heads)
     }
 
     fn choose(&self, stream: &Stream, pass: &Pass) -> Result<(), CudaError> {

@@ -49,6 +49,10 @@ pub(crate) struct Rope {
     pub(crate) query_norm: DevicePointer,
     pub(crate) key_norm: DevicePointer,
     pub(crate) inverse_frequencies: DevicePointer,
+    /// The residual `[tokens, width]` when the projections still lack its norm's factor; 0 when they have it.
+    pub(crate) residual: DevicePointer,
+    pub(crate) width: i32,
+    pub(crate) norm_epsilon: f32,
     pub(crate) epsilon: f32,
 }
 
@@ -80,8 +84,14 @@ pub(crate) const GEMV_STAGES_MAX: usize = 12;
 pub(crate) const GEMV_STATIC_BYTES: usize = 10 * 1024;
 /// Words of sampling parameters a row has (common.cuh).
 pub(crate) const SAMPLING_WORDS: usize = 8;
-/// Queries of one flash tile (attention.cu).
+/// Queries of one flash tile (flash.cu).
 pub(crate) const TILE_QUERIES: u32 = 128;
+/// Threads of a block of flash.cu and of gated.cu: two warpgroups that multiply, one that copies.
+pub(crate) const WARPGROUP_THREADS: u32 = 384;
+/// Rows and columns of a tile of gated.cu; a cluster takes two tiles of rows.
+pub(crate) const GATED_TILE: (usize, usize) = (128, 256);
+/// Dynamic shared memory of gated.cu: four stages of 64 columns of both operands, the result's tile, room to begin on a multiple of 1024.
+pub(crate) const GATED_SHARED_BYTES: u32 = 4 * (128 + 256) * 64 * 2 + 128 * 128 * 2 + 1024;
 
 /// Every kernel, loaded.
 #[derive(Debug)]
@@ -96,22 +106,25 @@ pub(crate) struct Kernels {
     pub(crate) fill_random: Function,
     /// Up to 8 rows, up to 16, and up to 8 of one tile a block.
     pub(crate) gemv: [Function; 3],
+    pub(crate) gated: Function,
     pub(crate) rope_write: [Function; 3],
     /// Head size 64, 128; each for many sequences and for few.
     pub(crate) decode: [[Function; 2]; 2],
-    /// Head size 64, 128; each with 16 and with 32 queries a warp.
-    pub(crate) flash: [[Function; 2]; 2],
+    /// Head size 64, 128.
+    pub(crate) flash: [Function; 2],
     pub(crate) attention_plain: Function,
     pub(crate) choose_greedy: Function,
     pub(crate) choose_drawn: Function,
-    _modules: [Module; 4],
+    _modules: [Module; 6],
 }
 
 impl Kernels {
     pub(crate) fn load(context: &Context) -> Result<Self, CudaError> {
         let step = Module::load(include_bytes!(concat!(env!("OUT_DIR"), "/step.cubin")))?;
         let gemv = Module::load(include_bytes!(concat!(env!("OUT_DIR"), "/gemv.cubin")))?;
+        let gated = Module::load(include_bytes!(concat!(env!("OUT_DIR"), "/gated.cubin")))?;
         let attention = Module::load(include_bytes!(concat!(env!("OUT_DIR"), "/attention.cubin")))?;
+        let flash = Module::load(include_bytes!(concat!(env!("OUT_DIR"), "/flash.cubin")))?;
         let sample = Module::load(include_bytes!(concat!(env!("OUT_DIR"), "/sample.cubin")))?;
         let kernels = Self {
             apply_changes: step.function("apply_changes")?,
@@ -122,6 +135,7 @@ impl Kernels {
             softcap_logits: step.function("softcap_logits")?,
             fill_random: step.function("fill_random")?,
             gemv: [gemv.function("gemv_8")?, gemv.function("gemv_16")?, gemv.function("gemv_8_direct")?],
+            gated: gated.function("gated")?,
             rope_write: [
                 attention.function("rope_write_1")?,
                 attention.function("rope_write_2")?,
@@ -131,30 +145,26 @@ impl Kernels {
                 [attention.function("decode_64")?, attention.function("decode_64_few")?],
                 [attention.function("decode_128")?, attention.function("decode_128_few")?],
             ],
-            flash: [
-                [attention.function("flash_64_16")?, attention.function("flash_64_32")?],
-                [attention.function("flash_128_16")?, attention.function("flash_128_32")?],
-            ],
+            flash: [flash.function("flash_64")?, flash.function("flash_128")?],
             attention_plain: attention.function("attention_plain")?,
             choose_greedy: sample.function("choose_greedy")?,
             choose_drawn: sample.function("choose_drawn")?,
-            _modules: [step, gemv, attention, sample],
+            _modules: [step, gemv, gated, attention, flash, sample],
         };
         for gemv in kernels.gemv {
             gemv.allow_shared(context.shared_memory_max - GEMV_STATIC_BYTES)?;
         }
-        for (functions, head_dim) in kernels.flash.iter().zip([64, 128]) {
-            for function in functions {
-                function.allow_shared(flash_shared_bytes(head_dim) as usize)?;
-            }
+        for (function, head_dim) in kernels.flash.iter().zip([64, 128]) {
+            function.allow_shared(flash_shared_bytes(head_dim) as usize)?;
         }
+        kernels.gated.allow_shared(GATED_SHARED_BYTES as usize)?;
         Ok(kernels)
     }
 }
 
-/// The queries, and two stages of 64 keys and values.
+/// Two stages of 128 queries, keys and values; with room to begin on a multiple of 1024.
 pub(crate) fn flash_shared_bytes(head_dim: u32) -> u32 {
-    (TILE_QUERIES + 2 * 2 * 64) * head_dim * 2
+    2 * 3 * TILE_QUERIES * head_dim * 2 + 1024
 }
 
 /// A launch that waits for the previous kernel by itself.
@@ -176,7 +186,7 @@ pub(crate) use launch;
 /// Checked when the crate is compiled: what the kernels assume of these layouts.
 const _: () = {
     assert!(size_of::<State>() == 32 && size_of::<Cache>() == 24 && size_of::<Heads>() == 32);
-    assert!(size_of::<Gemv>() == 88 && size_of::<Rope>() == 40);
+    assert!(size_of::<Gemv>() == 88 && size_of::<Rope>() == 56);
     assert!(size_of::<*mut c_void>() == size_of::<DevicePointer>());
 };
 

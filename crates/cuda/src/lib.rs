@@ -9,6 +9,8 @@
 mod error;
 
 #[cfg(feature = "cuda")]
+mod cublaslt;
+#[cfg(feature = "cuda")]
 mod driver;
 #[cfg(feature = "cuda")]
 mod executor;
@@ -21,7 +23,11 @@ mod libraries;
 #[cfg(feature = "cuda")]
 mod matmul;
 #[cfg(feature = "cuda")]
+mod shapes;
+#[cfg(feature = "cuda")]
 mod staging;
+#[cfg(feature = "cuda")]
+mod tensor_map;
 #[cfg(feature = "cuda")]
 mod weights;
 

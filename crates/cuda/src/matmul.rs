@@ -4,27 +4,31 @@
 //! stand around it; where both can, [`Matmul::tune`] measures which is faster. Without cuBLASLt the streaming kernel takes the rows in groups: slow, and said at start.
 
 use crate::{
+    cublaslt::{Lt, LtKey, LtKind},
     driver::{Buffer, Context, DevicePointer, Event, Shape, Stream},
     error::CudaError,
-    kernels::{GEMV_STAGE_BYTES, GEMV_STAGES_MAX, GEMV_STATIC_BYTES, Gemv, Kernels, launch, shape},
+    kernels::{
+        GATED_SHARED_BYTES, GATED_TILE, GEMV_STAGE_BYTES, GEMV_STAGES_MAX, GEMV_STATIC_BYTES, Gemv, Kernels,
+        WARPGROUP_THREADS, launch, shape,
+    },
+    tensor_map::TensorMap,
 };
-use cudarc::cublaslt::sys as lt;
-use std::{
-    cell::RefCell,
-    collections::{HashMap, HashSet, hash_map::Entry},
-    ffi::c_void,
-};
+use std::{cell::RefCell, collections::HashMap};
 
 /// Rows the streaming kernel takes.
 pub(crate) const GEMV_ROWS: usize = 16;
+/// Rows from which gated.cu may pay.
+const GATED_ROWS: usize = 160;
 /// Dynamic shared memory of a block of the streaming kernel so that two fit a multiprocessor.
 const GEMV_BESIDE_BYTES: usize = 100 << 10;
 /// Blocks of 512 columns up to which a tile is short (gemv.cu's DIRECT_BLOCKS), and the stages such products get.
 const GEMV_SHORT_BLOCKS: usize = 3;
 const GEMV_SHORT_STAGES: usize = 5;
-const LT_WORKSPACE_BYTES: usize = 64 << 20;
-/// Algorithms timed per shape.
-const LT_CANDIDATES: usize = 16;
+/// What a kernel costs that does not overlap with its neighbours, beside one that does: with 0 here, 16 rows of Qwen2.5-1.5B took 2.00 ms a
+/// step and their products 0.1 ms less than with the streaming kernels, which took 1.83.
+const CHAIN_BREAK_MS: f32 = 0.003;
+/// Blocks of the activation kernel aimed at.
+const ACTIVATION_BLOCKS: u32 = 1056;
 
 /// A weight matrix, `[rows, columns]` in bf16.
 #[derive(Debug)]
@@ -76,39 +80,16 @@ pub(crate) struct Product<'a> {
     pub(crate) m: usize,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct LtKey {
-    m: usize,
-    n: usize,
-    k: usize,
-    kind: LtKind,
+/// How a product is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// gemv.cu, whatever stands around the product included.
+    Streaming,
+    /// cuBLASLt and small kernels.
+    Library,
+    /// gated.cu behind a kernel for the norm.
+    Fused,
 }
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum LtKind {
-    Bf16,
-    Bf16Add,
-    F32,
-}
-
-struct LtPlan {
-    x: lt::cublasLtMatrixLayout_t,
-    w: lt::cublasLtMatrixLayout_t,
-    y: lt::cublasLtMatrixLayout_t,
-    algorithm: lt::cublasLtMatmulAlgo_t,
-    tuned: bool,
-}
-
-struct Lt {
-    handle: lt::cublasLtHandle_t,
-    description: lt::cublasLtMatmulDesc_t,
-    preference: lt::cublasLtMatmulPreference_t,
-    workspace: Buffer,
-    plans: RefCell<HashMap<LtKey, LtPlan>>,
-}
-
-// SAFETY: library handles, used by one thread at a time.
-unsafe impl Send for Lt {}
 
 /// The products' kernels and scratch memory.
 pub(crate) struct Matmul {
@@ -121,8 +102,10 @@ pub(crate) struct Matmul {
     shared_memory_max: usize,
     /// Stages of the ring at most.
     pub(crate) stages_max: usize,
-    /// Shapes for which cuBLASLt was measured to be faster, though the streaming kernel takes them.
-    library_wins: RefCell<HashSet<(LtKey, Output)>>,
+    /// Overrides which gate and up go through gated.cu, for checks.
+    pub(crate) fuse_gated: Option<bool>,
+    /// What was measured to be fastest, by shape.
+    fastest: RefCell<HashMap<(LtKey, Output), Way>>,
 }
 
 impl Matmul {
@@ -151,32 +134,70 @@ impl Matmul {
             multiprocessors: context.multiprocessors,
             shared_memory_max: context.shared_memory_max,
             stages_max: GEMV_STAGES_MAX,
-            library_wins: RefCell::default(),
+            fuse_gated: None,
+            fastest: RefCell::default(),
         })
     }
 
     /// `cuBLASLt 13.1.0`, or what stands in for it.
     pub(crate) fn library(&self) -> String {
         match &self.lt {
-            // SAFETY: the library is loaded.
-            Some(_) => format!("cuBLASLt {}", unsafe { lt::cublasLtGetVersion() }),
+            Some(_) => format!("cuBLASLt {}", Lt::version()),
             None => "no cuBLASLt: own kernel only, slow above 8 rows".into(),
         }
     }
 
     /// Puts a product on the stream.
     pub(crate) fn run(&self, kernels: &Kernels, stream: &Stream, p: &Product<'_>) -> Result<(), CudaError> {
-        if self.streams(p) && !self.library_wins.borrow().contains(&(p.key(), p.output)) {
-            return self.gemv(kernels, stream, p);
+        self.run_as(self.way(p), kernels, stream, p)
+    }
+
+    /// Whether [`run`](Self::run) leaves the norm's factor for the reader of the result to apply: `out = x . matrix^T` of the raw x.
+    pub(crate) fn leaves_norm(&self, p: &Product<'_>) -> bool {
+        let folded = p.norm.is_some_and(|norm| norm.weight == 0) && p.x_rows == 0;
+        folded && p.output == Output::Store && self.lt.is_some() && self.way(p) == Way::Library
+    }
+
+    /// What was measured to be fastest, or what is expected to be.
+    fn way(&self, p: &Product<'_>) -> Way {
+        if let (Some(fuse), Output::Gated { .. }) = (self.fuse_gated, p.output) {
+            return if fuse { Way::Fused } else { Way::Library };
         }
-        match &self.lt {
-            Some(lt) => self.with_library(lt, kernels, stream, p),
-            None => self.in_groups(kernels, stream, p),
+        if let Some(&way) = self.fastest.borrow().get(&(p.key(), p.output)) {
+            return way;
+        }
+        if self.streams(p) {
+            Way::Streaming
+        } else if self.expects_fused(p) {
+            Way::Fused
+        } else {
+            Way::Library
         }
     }
 
-    /// Times cuBLASLt's algorithms for these products and keeps the fastest of each shape, then that against the streaming kernel
-    /// where both can. `products` of one shape are taken in turn, so that their weights come from memory as they do in a step.
+    fn run_as(&self, way: Way, kernels: &Kernels, stream: &Stream, p: &Product<'_>) -> Result<(), CudaError> {
+        match (way, p.output, &self.lt) {
+            (Way::Streaming, ..) => self.gemv(kernels, stream, p),
+            (Way::Fused, Output::Gated { gelu }, _) => self.gated(kernels, stream, p, gelu),
+            (_, _, Some(lt)) => self.with_library(lt, kernels, stream, p),
+            (_, _, None) => self.in_groups(kernels, stream, p),
+        }
+    }
+
+    /// Whether gated.cu is expected to be faster than cuBLASLt and the activation kernel: by how full its waves of tiles are, and by what
+    /// the activation's pass costs beside the product. Fitted to 39 measured shapes (docs/benchmarks/h100-raw/gated.txt): right but for a few
+    /// within 5 %.
+    fn expects_fused(&self, p: &Product<'_>) -> bool {
+        let (n, k) = (p.matrix.rows, p.matrix.columns);
+        let clusters = (self.multiprocessors / 2) as usize;
+        let tiles = p.m.div_ceil(2 * GATED_TILE.0) * n.div_ceil(GATED_TILE.1);
+        let places = tiles.next_multiple_of(clusters) * 2 * GATED_TILE.0 * GATED_TILE.1;
+        let filled = (p.m * n) as f64 / places as f64;
+        matches!(p.output, Output::Gated { .. }) && p.m >= GATED_ROWS && filled * (1.0 + 500.0 / k as f64) >= 1.05
+    }
+
+    /// Times cuBLASLt's algorithms for these products and keeps the fastest of each shape, then that against our own kernels where they
+    /// can. `products` of one shape are taken in turn, so that their weights come from memory as they do in a step.
     /// Overwrites the products' outputs.
     pub(crate) fn tune(&self, kernels: &Kernels, stream: &Stream, products: &[Product<'_>]) -> Result<(), CudaError> {
         let Some(lt) = &self.lt else { return Ok(()) };
@@ -189,14 +210,26 @@ impl Matmul {
                 LtKind::F32 => same[0].out,
                 LtKind::Bf16 | LtKind::Bf16Add => self.gate_up.pointer(),
             };
-            lt.tune(stream, key, &same, out)?;
+            let operands: Vec<_> = same.iter().map(|p| (p.matrix.buffer.pointer(), p.x)).collect();
+            lt.tune(stream, key, &operands, out)?;
+            let mut ways = vec![Way::Library];
             if self.streams(same[0]) {
-                let library = time(stream, &same, |p| self.with_library(lt, kernels, stream, p))?;
-                let streaming = time(stream, &same, |p| self.gemv(kernels, stream, p))?;
-                if library < streaming {
-                    self.library_wins.borrow_mut().insert((key, output));
+                ways.push(Way::Streaming);
+            }
+            if matches!(output, Output::Gated { .. }) && key.m >= GATED_ROWS {
+                ways.push(Way::Fused);
+            }
+            let mut best = (f32::INFINITY, Way::Library);
+            for way in ways {
+                let alone = time(stream, &same, |p| self.run_as(way, kernels, stream, p))?;
+                // Among streaming kernels, which start before their neighbours end, another costs more than it does alone.
+                let milliseconds =
+                    alone + if way == Way::Streaming { 0.0 } else { CHAIN_BREAK_MS * timed(same.len()) as f32 };
+                if milliseconds < best.0 {
+                    best = (milliseconds, way);
                 }
             }
+            self.fastest.borrow_mut().insert((key, output), best.1);
         }
         Ok(())
     }
@@ -295,23 +328,46 @@ impl Matmul {
         Ok(())
     }
 
+    /// Gate and up with the activation in one kernel.
+    fn gated(&self, kernels: &Kernels, stream: &Stream, p: &Product<'_>, gelu: bool) -> Result<(), CudaError> {
+        let (n, k) = (p.matrix.rows, p.matrix.columns);
+        let x = self.normalised(kernels, stream, p)?;
+        let x = TensorMap::matrix(x, p.m, k, GATED_TILE.0)?;
+        let weights = TensorMap::matrix(p.matrix.buffer.pointer(), n, k, GATED_TILE.1 / 2)?;
+        let out = TensorMap::matrix(p.out, p.m, n / 2, GATED_TILE.0 / 2)?;
+        let tiles = p.m.div_ceil(2 * GATED_TILE.0) * n.div_ceil(GATED_TILE.1);
+        let clusters = tiles.min(self.multiprocessors as usize / 2) as u32;
+        let shape = Shape {
+            grid: (2 * clusters, 1, 1),
+            threads: WARPGROUP_THREADS,
+            shared_bytes: GATED_SHARED_BYTES,
+            overlap: true,
+        };
+        let (m, n, k, gelu) = (p.m as i32, n as i32, k as i32, i32::from(gelu));
+        launch!(stream, kernels.gated, shape, x, weights, out, m, n, k, gelu)
+    }
+
+    /// The product's input behind its norm, which takes a kernel where there is one.
+    fn normalised(&self, kernels: &Kernels, stream: &Stream, p: &Product<'_>) -> Result<DevicePointer, CudaError> {
+        let Some(norm) = p.norm else { return Ok(p.x) };
+        let (none, no_epsilon, width): (DevicePointer, f32, i32) = (0, 0.0, p.matrix.columns as i32);
+        let (x, rows, out) = (p.x, p.x_rows, self.normed.pointer());
+        let shape = shape((p.m as u32, 1, 1), norm_threads(p.matrix.columns));
+        let function = kernels.add_norm[usize::from(p.matrix.columns > 4096)];
+        let Norm { weight, epsilon } = norm;
+        launch!(stream, function, shape, x, none, none, no_epsilon, weight, epsilon, out, rows, width)?;
+        Ok(out)
+    }
+
     fn with_library(&self, lt: &Lt, kernels: &Kernels, stream: &Stream, p: &Product<'_>) -> Result<(), CudaError> {
         let (n, m) = (p.matrix.rows, p.m as u32);
-        let mut x = p.x;
-        if let Some(norm) = p.norm {
-            normalise(
-                kernels,
-                stream,
-                p.x,
-                norm.weight,
-                norm.epsilon,
-                self.normed.pointer(),
-                p.x_rows,
-                p.matrix.columns,
-                m,
-            )?;
-            x = self.normed.pointer();
-        }
+        // A norm whose weights are in the matrix is a factor per row: who reads the result next can apply it.
+        let folded = p.norm.filter(|norm| norm.weight == 0 && p.x_rows == 0);
+        let later = match p.output {
+            Output::Store | Output::Gated { .. } => folded,
+            Output::Residual | Output::Logits => None,
+        };
+        let x = if later.is_some() { p.x } else { self.normalised(kernels, stream, p)? };
         let w = p.matrix.buffer.pointer();
         match p.output {
             Output::Store => lt.run(stream, p.key(), w, x, p.out)?,
@@ -327,8 +383,23 @@ impl Matmul {
                 let gate_up = self.gate_up.pointer();
                 lt.run(stream, p.key(), w, x, gate_up)?;
                 let (width, gelu) = ((n / 2) as i32, i32::from(gelu));
-                let grid = ((n as u32 / 16).div_ceil(256), m, 1);
-                launch!(stream, kernels.gated_activation, shape(grid, 256), gate_up, p.out, width, gelu)?;
+                let (residual, epsilon) = later.map_or((0, 0.0), |norm| (p.x, norm.epsilon));
+                let columns = p.matrix.columns as i32;
+                // Few rows: as many blocks as the device holds at once; each reads the row's residual.
+                let blocks = (n as u32 / 16).div_ceil(256);
+                let grid = (blocks.min((ACTIVATION_BLOCKS / m).max(1)), m, 1);
+                launch!(
+                    stream,
+                    kernels.gated_activation,
+                    shape(grid, 256),
+                    gate_up,
+                    p.out,
+                    width,
+                    gelu,
+                    residual,
+                    columns,
+                    epsilon
+                )?;
             }
         }
         if p.bias != 0 {
@@ -355,32 +426,18 @@ pub(crate) fn norm_threads(width: usize) -> u32 {
     ((width / 8).next_multiple_of(32) as u32).clamp(32, 512)
 }
 
-/// `out[i] = rmsnorm(residual[rows[i]]) * weight`.
-#[expect(clippy::too_many_arguments, reason = "a kernel's parameters")]
-fn normalise(
-    kernels: &Kernels,
-    stream: &Stream,
-    residual: DevicePointer,
-    weight: DevicePointer,
-    epsilon: f32,
-    out: DevicePointer,
-    rows: DevicePointer,
-    width: usize,
-    m: u32,
-) -> Result<(), CudaError> {
-    let (none, no_epsilon, width_i32): (DevicePointer, f32, i32) = (0, 0.0, width as i32);
-    let shape = shape((m, 1, 1), norm_threads(width));
-    let function = kernels.add_norm[usize::from(width > 4096)];
-    launch!(stream, function, shape, residual, none, none, no_epsilon, weight, epsilon, out, rows, width_i32)
+/// How many launches [`time`] takes for `products` products.
+fn timed(products: usize) -> usize {
+    products.max(8)
 }
 
 /// Milliseconds of a graph of these products, each written at least once.
-fn time(
+pub(crate) fn time(
     stream: &Stream,
     products: &[&Product<'_>],
     run: impl Fn(&Product<'_>) -> Result<(), CudaError>,
 ) -> Result<f32, CudaError> {
-    let graph = stream.capture(|| products.iter().cycle().take(products.len().max(8)).try_for_each(|p| run(p)))?;
+    let graph = stream.capture(|| products.iter().cycle().take(timed(products.len())).try_for_each(|p| run(p)))?;
     let (begin, end) = (Event::create()?, Event::create()?);
     let mut fastest = f32::INFINITY;
     for _ in 0..5 {
@@ -391,183 +448,4 @@ fn time(
         fastest = fastest.min(end.milliseconds_since(&begin)?);
     }
     Ok(fastest)
-}
-
-fn check_lt(call: &'static str, status: lt::cublasStatus_t) -> Result<(), CudaError> {
-    match status {
-        lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS => Ok(()),
-        other => Err(CudaError::Call { call, reason: format!("{other:?}") }),
-    }
-}
-
-impl Lt {
-    fn new(context: &Context) -> Result<Self, CudaError> {
-        let (mut handle, mut description, mut preference) =
-            (std::ptr::null_mut(), std::ptr::null_mut(), std::ptr::null_mut());
-        let (transposed, workspace_bytes) = (1i32, LT_WORKSPACE_BYTES as u64);
-        use lt::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA;
-        use lt::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
-        // SAFETY: out-pointers to locals; attributes are given with their sizes.
-        unsafe {
-            check_lt("cublasLtCreate", lt::cublasLtCreate(&mut handle))?;
-            check_lt(
-                "cublasLtMatmulDescCreate",
-                lt::cublasLtMatmulDescCreate(
-                    &mut description,
-                    lt::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-                    lt::cudaDataType::CUDA_R_32F,
-                ),
-            )?;
-            check_lt(
-                "cublasLtMatmulDescSetAttribute",
-                lt::cublasLtMatmulDescSetAttribute(
-                    description,
-                    CUBLASLT_MATMUL_DESC_TRANSA,
-                    std::ptr::from_ref(&transposed).cast(),
-                    4,
-                ),
-            )?;
-            check_lt("cublasLtMatmulPreferenceCreate", lt::cublasLtMatmulPreferenceCreate(&mut preference))?;
-            check_lt(
-                "cublasLtMatmulPreferenceSetAttribute",
-                lt::cublasLtMatmulPreferenceSetAttribute(
-                    preference,
-                    CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                    std::ptr::from_ref(&workspace_bytes).cast(),
-                    8,
-                ),
-            )?;
-        }
-        let workspace = Buffer::allocate(context, LT_WORKSPACE_BYTES, "cuBLASLt workspace")?;
-        Ok(Self { handle, description, preference, workspace, plans: RefCell::default() })
-    }
-
-    /// The layouts of a shape and the algorithms the library proposes for it, best guess first.
-    fn propose(&self, key: LtKey, count: usize) -> Result<(LtPlan, Vec<lt::cublasLtMatmulAlgo_t>), CudaError> {
-        let bf16 = lt::cudaDataType::CUDA_R_16BF;
-        let result_type = if key.kind == LtKind::F32 { lt::cudaDataType::CUDA_R_32F } else { bf16 };
-        let layout = |kind, rows: usize, columns: usize| {
-            let mut layout = std::ptr::null_mut();
-            // SAFETY: out-pointer to a local.
-            let status =
-                unsafe { lt::cublasLtMatrixLayoutCreate(&mut layout, kind, rows as u64, columns as u64, rows as i64) };
-            check_lt("cublasLtMatrixLayoutCreate", status).map(|()| layout)
-        };
-        // Column-major as the library sees it: w is [k, n] transposed, x is [k, m], y is [n, m].
-        let (w, x, y) = (layout(bf16, key.k, key.n)?, layout(bf16, key.k, key.m)?, layout(result_type, key.n, key.m)?);
-        let mut results: Vec<lt::cublasLtMatmulHeuristicResult_t> = Vec::with_capacity(count);
-        let mut found = 0;
-        // SAFETY: there is room for `count` results, and `found` of them are written.
-        unsafe {
-            let status = lt::cublasLtMatmulAlgoGetHeuristic(
-                self.handle,
-                self.description,
-                w,
-                x,
-                y,
-                y,
-                self.preference,
-                count as i32,
-                results.as_mut_ptr(),
-                &mut found,
-            );
-            check_lt("cublasLtMatmulAlgoGetHeuristic", status)?;
-            results.set_len(found as usize);
-        }
-        let algorithms: Vec<_> = results.iter().map(|result| result.algo).collect();
-        let Some(&algorithm) = algorithms.first() else {
-            return Err(CudaError::Unsupported(format!("cuBLASLt has no algorithm for {key:?}")));
-        };
-        Ok((LtPlan { x, w, y, algorithm, tuned: false }, algorithms))
-    }
-
-    fn run(
-        &self,
-        stream: &Stream,
-        key: LtKey,
-        weights: DevicePointer,
-        x: DevicePointer,
-        out: DevicePointer,
-    ) -> Result<(), CudaError> {
-        let mut plans = self.plans.borrow_mut();
-        let plan = match plans.entry(key) {
-            Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => entry.insert(self.propose(key, 1)?.0),
-        };
-        self.multiply(stream, key, plan, &plan.algorithm, weights, x, out)
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "a product's operands")]
-    fn multiply(
-        &self,
-        stream: &Stream,
-        key: LtKey,
-        plan: &LtPlan,
-        algorithm: &lt::cublasLtMatmulAlgo_t,
-        weights: DevicePointer,
-        x: DevicePointer,
-        out: DevicePointer,
-    ) -> Result<(), CudaError> {
-        let one = 1f32;
-        let beta = if key.kind == LtKind::Bf16Add { 1f32 } else { 0f32 };
-        // SAFETY: the pointers are device buffers of the layouts' sizes; scalars are f32 as the description says.
-        let status = unsafe {
-            lt::cublasLtMatmul(
-                self.handle,
-                self.description,
-                std::ptr::from_ref(&one).cast(),
-                weights as *const c_void,
-                plan.w,
-                x as *const c_void,
-                plan.x,
-                std::ptr::from_ref(&beta).cast(),
-                out as *const c_void,
-                plan.y,
-                out as *mut c_void,
-                plan.y,
-                algorithm,
-                self.workspace.pointer() as *mut c_void,
-                LT_WORKSPACE_BYTES,
-                stream.0.cast(),
-            )
-        };
-        check_lt("cublasLtMatmul", status)
-    }
-
-    fn tune(
-        &self,
-        stream: &Stream,
-        key: LtKey,
-        products: &[&Product<'_>],
-        out: DevicePointer,
-    ) -> Result<(), CudaError> {
-        if self.plans.borrow().get(&key).is_some_and(|plan| plan.tuned) {
-            return Ok(());
-        }
-        const ROUNDS: usize = 3;
-        let launches = products.len().clamp(4, 8);
-        let (mut plan, algorithms) = self.propose(key, LT_CANDIDATES)?;
-        let (begin, end) = (Event::create()?, Event::create()?);
-        let mut best = f32::INFINITY;
-        for algorithm in algorithms {
-            let mut fastest = f32::INFINITY;
-            for _ in 0..ROUNDS {
-                begin.record(stream)?;
-                for product in products.iter().cycle().take(launches) {
-                    let weights = product.matrix.buffer.pointer();
-                    self.multiply(stream, key, &plan, &algorithm, weights, product.x, out)?;
-                }
-                end.record(stream)?;
-                end.wait()?;
-                fastest = fastest.min(end.milliseconds_since(&begin)?);
-            }
-            if fastest < best {
-                best = fastest;
-                plan.algorithm = algorithm;
-            }
-        }
-        plan.tuned = true;
-        self.plans.borrow_mut().insert(key, plan);
-        Ok(())
-    }
 }

@@ -12,9 +12,13 @@ use std::{
     any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, error::TryRecvError, unbounded_channel};
+
+/// How long nothing may have come before the executor prepares, and how often that is looked at: a request that comes meanwhile waits so long.
+const QUIET_BEFORE_PREPARING: Duration = Duration::from_millis(500);
+const QUIET_CHECK: Duration = Duration::from_micros(200);
 
 pub(crate) struct Worker {
     scheduler: Scheduler,
@@ -112,7 +116,7 @@ impl Worker {
             if self.drain_deadline.is_some() {
                 return Flow::Stop;
             }
-            match self.commands.blocking_recv() {
+            match self.next_command() {
                 Some(command) => self.obey(command),
                 None => return Flow::Stop,
             }
@@ -123,6 +127,26 @@ impl Worker {
             self.obey(command);
         }
         Flow::Continue
+    }
+
+    /// The next command; when none has come for a while, the executor prepares what it can until one does. A piece of that takes longer than a
+    /// client takes between two requests, so it must not begin in such a pause. `None` when nobody is left to send a command.
+    fn next_command(&mut self) -> Option<Command> {
+        let mut quiet_since = Instant::now();
+        while self.executor.preparations() > 0 {
+            match self.commands.try_recv() {
+                Ok(command) => return Some(command),
+                Err(TryRecvError::Disconnected) => return None,
+                Err(TryRecvError::Empty) => {}
+            }
+            if quiet_since.elapsed() < QUIET_BEFORE_PREPARING {
+                std::thread::sleep(QUIET_CHECK);
+            } else {
+                self.executor.prepare();
+                quiet_since = Instant::now() - QUIET_BEFORE_PREPARING;
+            }
+        }
+        self.commands.blocking_recv()
     }
 
     fn obey(&mut self, command: Command) {

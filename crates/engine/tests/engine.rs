@@ -6,12 +6,13 @@ use powertrain_engine::{
     StartError, StopConditions, SubmitError,
 };
 use powertrain_step::{
-    SamplingParams, StepLimits, StepPlan, TokenId,
+    Executor, ExecutorFacts, SamplingParams, StepError, StepLimits, StepPlan, StepResult, TokenId,
     mock::{Fault, Gate, MockExecutor, expected_tokens},
 };
 use std::{
     future::{Future, poll_fn},
     pin::Pin,
+    sync::mpsc::{Sender, channel},
     task::{Context, Waker},
     time::{Duration, Instant},
 };
@@ -452,4 +453,54 @@ fn the_handle_can_be_shared_and_streams_can_move() {
     moved::<EventStream>();
     moved::<Event>();
     moved::<Engine>();
+}
+
+/// Has work to prepare, and tells when it did a piece; steps must never run before the pieces that were due while idle.
+struct Preparing {
+    inner: MockExecutor,
+    left: u32,
+    done: Sender<u32>,
+    in_flight: u32,
+}
+
+impl Executor for Preparing {
+    fn facts(&self) -> &ExecutorFacts {
+        self.inner.facts()
+    }
+
+    fn launch(&mut self, plan: &StepPlan) -> Result<(), StepError> {
+        self.in_flight += 1;
+        self.inner.launch(plan)
+    }
+
+    fn collect(&mut self) -> Result<StepResult, StepError> {
+        self.in_flight -= 1;
+        self.inner.collect()
+    }
+
+    fn preparations(&self) -> usize {
+        self.left as usize
+    }
+
+    fn prepare(&mut self) {
+        assert_eq!(self.in_flight, 0, "nothing is prepared while steps run");
+        self.left -= 1;
+        self.done.send(self.left).expect("the test listens");
+    }
+}
+
+#[test]
+fn the_executor_prepares_while_there_is_nothing_to_run_and_requests_are_served_between() {
+    let (done, pieces) = channel();
+    let executor = Preparing { inner: mock(64, 2), left: 5, done, in_flight: 0 };
+    let engine = Engine::start(config(), Box::new(executor)).expect("limits that work together");
+    // Every piece is done without anybody asking for anything; then the engine waits.
+    for left in (0..5).rev() {
+        assert_eq!(pieces.recv_timeout(FAR).expect("the engine prepares"), left);
+    }
+    let wanted = request(1, 6, 9);
+    let (tokens, end) = read(submit(&engine.handle(), wanted.clone()));
+    assert_eq!(tokens, expected(&wanted));
+    assert_eq!(end.expect("it ends well").reason, FinishReason::MaxTokens);
+    drain(engine);
 }

@@ -173,4 +173,12 @@ pub trait Executor: Send {
     /// # Errors
     /// When that step failed as a whole; it is then no longer in flight.
     fn collect(&mut self) -> Result<StepResult, StepError>;
+
+    /// Pieces of work left that steps would otherwise do when they first need them (captured graphs).
+    fn preparations(&self) -> usize {
+        0
+    }
+
+    /// Does one of the [`preparations`](Self::preparations), which takes a fraction of a second. Called while there is nothing to run.
+    fn prepare(&mut self) {}
 }

@@ -30,34 +30,56 @@ fn profile(path: &str) -> Result<(), String> {
         (8, 1, 100, 12, true),
         (8, 1, 1000, 12, true),
         (16, 1, 100, 12, true),
+        (10, 1, 500, 12, true),
         (16, 1, 500, 12, true),
         (32, 1, 500, 12, true),
+        (64, 1, 500, 12, true),
+        (128, 1, 500, 12, true),
         (256, 1, 100, 12, true),
+        (256, 1, 500, 12, true),
+        (1, 512, 0, 12, false),
         (1, 1024, 0, 12, false),
         (1, 4096, 0, 12, false),
         (8, 1024, 0, 12, false),
+        (16, 512, 0, 12, false),
+        (1, 512, 0, 12, true),
+        (1, 1024, 0, 12, true),
+        (1, 4096, 0, 12, true),
+        (8, 1024, 0, 12, true),
     ];
-    for (step, (batch, len, position, stages, tune)) in (1..).zip(cases) {
+    let mut step = 0;
+    for (batch, len, position, stages, tune) in cases {
         let each = (position + len + 1).div_ceil(BLOCK);
-        let plan = StepPlan {
-            step,
-            released: (0..ROWS).map(RowId).collect(),
-            started: (0..batch)
-                .map(|row| RowStart {
-                    row: RowId(row),
-                    tokens: (0..position + len).map(|i| (i * 31 + row * 17) % 9000).collect::<Vec<_>>().into(),
-                    prompt_len: 1,
-                    computed: position,
-                    sampling: Arc::new(SamplingParams { temperature: 0.0, ..Default::default() }),
-                    prompt_logprobs: None,
-                })
-                .collect(),
-            appended: (0..batch)
-                .flat_map(|row| (0..each).map(move |i| (RowId(row), BlockId(row * each + i))))
-                .collect(),
-            work: (0..batch).map(|row| RowWork { row: RowId(row), start: position, len, sample: true }).collect(),
+        let mut next = |work: Vec<RowWork>| {
+            step += 1;
+            StepPlan { step, work, ..StepPlan::default() }
         };
-        let classes = profiler.profile(&[plan], stages, tune).map_err(|error| error.to_string())?;
+        // What comes before the step is computed, so that the cache holds what it would.
+        let rows_at_once = 8192 / position.max(1);
+        let firsts = if position == 0 { 0 } else { batch };
+        let mut plans: Vec<_> = (0..firsts)
+            .step_by(rows_at_once as usize)
+            .map(|first| {
+                let rows = first..batch.min(first + rows_at_once);
+                next(rows.map(|row| RowWork { row: RowId(row), start: 0, len: position, sample: true }).collect())
+            })
+            .collect();
+        let last = (0..batch).map(|row| RowWork { row: RowId(row), start: position, len, sample: true });
+        plans.push(next(last.collect()));
+        plans[0].released = (0..ROWS).map(RowId).collect();
+        plans[0].started = (0..batch)
+            .map(|row| RowStart {
+                row: RowId(row),
+                tokens: (0..position + len).map(|i| (i * 31 + row * 17) % 9000).collect::<Vec<_>>().into(),
+                prompt_len: position.max(1),
+                computed: 0,
+                sampling: Arc::new(SamplingParams { temperature: 0.0, ..Default::default() }),
+                prompt_logprobs: None,
+            })
+            .collect();
+        plans[0].appended =
+            (0..batch).flat_map(|row| (0..each).map(move |i| (RowId(row), BlockId(row * each + i)))).collect();
+        let classes = profiler.profile(&plans, stages, tune).map_err(|error| error.to_string())?;
         let words: Vec<_> = classes.iter().map(|(name, us)| format!("{name} {us:.1}")).collect();
         println!(
             "{path} batch {batch} x {len} at {position}, stages {stages}, tuned {tune}, us: {}",

@@ -1,0 +1,293 @@
+// Many queries of one sequence over the paged cache: flash attention with warpgroup products (Shah et al., FlashAttention-3, arXiv:2407.08608).
+//
+// 4 * queries * keys * head_dim operations a head, half of it under the causal mask; bound by the tensor cores and, beside them, by the
+// exponentials (one for 4 * head_dim operations). An item is a tile of 128 queries of one head; a block stays for every gridDim.x-th, longest
+// first. One warp copies queries, and keys and values 128 at a time in boxes of 16 positions (a block of the cache is a multiple of 16),
+// through rings of two, so that the next item's are there when this one ends; two warpgroups take 64 queries each. A warpgroup
+// issues S' = Q K' for the next keys before O += P V for these, and computes the softmax of S' while the latter runs; the two warpgroups
+// take turns in issuing, so that one's softmax runs beside the other's products. Keys go from the last to the first: the masked tiles come
+// first.
+#include "attention.cuh"
+#include "hopper.cuh"
+
+#define TILE_QUERIES 128
+#define TILE_KEYS 128
+#define HALF_BYTES (128 * 128)  // 128 rows of 64 elements
+#define STAGES 2
+
+template <int D>
+struct Values;
+template <>
+struct Values<128> {
+  static __device__ __forceinline__ void multiply(float (&o)[64], const u32 (&p)[4], u64 v) { multiply_registers_128(o, p, v); }
+};
+template <>
+struct Values<64> {
+  static __device__ __forceinline__ void multiply(float (&o)[32], const u32 (&p)[4], u64 v) { multiply_registers_64(o, p, v); }
+};
+
+// What the parts of a block share: where its rings and barriers are.
+template <int D>
+struct Place {
+  static constexpr int HALVES = D / 64, TILE_BYTES = HALVES * HALF_BYTES;
+  u32 queries, keys, values;                                      // STAGES tiles each
+  u32 q_full, q_empty, k_full, k_empty, v_full, v_empty;  // STAGES barriers each
+  __device__ Place(const void* shared, const u64* barriers) {
+    queries = (shared_address(shared) + 1023) & ~1023u;
+    keys = queries + STAGES * TILE_BYTES;
+    values = keys + STAGES * TILE_BYTES;
+    q_full = shared_address(barriers);
+    q_empty = q_full + 8 * STAGES;
+    k_full = q_empty + 8 * STAGES;
+    k_empty = k_full + 8 * STAGES;
+    v_full = k_empty + 8 * STAGES;
+    v_empty = v_full + 8 * STAGES;
+  }
+};
+
+// One tile of queries of one head, and which tiles of keys it sees: [begin, end).
+struct Work {
+  Tile tile;
+  int head, last, begin, end;
+  __device__ Work(const Tile* tiles, int item, const Heads& h) : tile(tiles[item / h.heads]), head(item % h.heads) {
+    last = tile.position + tile.queries - 1;
+    begin = h.window ? max(0, tile.position - h.window + 1) / TILE_KEYS : 0;
+    end = last / TILE_KEYS + 1;
+  }
+};
+
+// The copying warp: queries of every item, keys and values of every tile of keys, as the rings become free.
+template <int D>
+__device__ __forceinline__ void copy_all(const Place<D>& at, const TensorMap& q_map, const TensorMap& k_map, const TensorMap& v_map, const State& state, const Tile* tiles, int items, int block_size,
+                                         const Heads& h) {
+  constexpr int HALVES = D / 64, TILE_BYTES = HALVES * HALF_BYTES;
+  const int lane = threadIdx.x & 31, box = lane / HALVES, half = lane % HALVES;
+  int round = 0;  // tiles of keys copied
+  for (int item = blockIdx.x, turn = 0; item < items; item += gridDim.x, turn++) {
+    const Work work(tiles, item, h);
+    const int hk = work.head / (h.heads / h.kv_heads);
+    const int* blocks = blocks_of(state, work.tile.row);
+    const int q_stage = turn % STAGES;
+    barrier_wait(at.q_empty + 8 * q_stage, (turn / STAGES & 1) ^ 1);
+    if (lane == 0) barrier_expect(at.q_full + 8 * q_stage, TILE_BYTES);
+    __syncwarp();
+    if (lane < HALVES) load_box_3d(q_map, at.queries + q_stage * TILE_BYTES + lane * HALF_BYTES, at.q_full + 8 * q_stage, lane * 64, work.head, work.tile.token);
+    for (int n = work.end - 1; n >= work.begin; n--, round++) {
+      const int stage = round % STAGES, first = n * TILE_KEYS;
+      const u32 parity = (round / STAGES & 1) ^ 1;
+      // Sixteen positions a box; none past the last query's.
+      const int boxes = min(TILE_KEYS / 16, (work.last - first) / 16 + 1);
+      const u32 offset = stage * TILE_BYTES + half * HALF_BYTES + box * 2048;
+      const int slot = box < boxes ? (int)slot_of(blocks, first + box * 16, block_size) : 0;
+      barrier_wait(at.k_empty + 8 * stage, parity);
+      if (lane == 0) barrier_expect(at.k_full + 8 * stage, boxes * HALVES * 2048);
+      __syncwarp();
+      if (box < boxes) load_box_3d(k_map, at.keys + offset, at.k_full + 8 * stage, half * 64, hk, slot);
+      barrier_wait(at.v_empty + 8 * stage, parity);
+      if (lane == 0) barrier_expect(at.v_full + 8 * stage, boxes * HALVES * 2048);
+      __syncwarp();
+      if (box < boxes) load_box_3d(v_map, at.values + offset, at.v_full + 8 * stage, half * 64, hk, slot);
+    }
+  }
+}
+
+// A warpgroup's 64 queries of one item. `round` counts the tiles of keys before it.
+template <int D>
+__device__ __forceinline__ void attend(const Place<D>& at, const Work& work, int q_stage, u32 q_parity, int round, bf16* out, const Heads& h) {
+  constexpr int HALVES = D / 64, TILE_BYTES = HALVES * HALF_BYTES;
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, group = threadIdx.x >> 7, g = lane >> 2, q = lane & 3;
+  const Tile& tile = work.tile;
+  const int query = group * 64 + (warp & 3) * 16 + g;  // and query + 8
+  const float scale_log2 = h.softcap > 0.f ? 1.4426950408889634f : h.scale * 1.4426950408889634f;
+  float s[64], o[D / 2], top[2] = {-1e30f, -1e30f}, sum[2] = {0.f, 0.f}, shrink[2];
+  u32 p[TILE_KEYS / 16][4];
+#pragma unroll
+  for (int i = 0; i < 64; i++) s[i] = 0.f;
+#pragma unroll
+  for (int i = 0; i < D / 2; i++) o[i] = 0.f;
+
+  const u32 queries_at = at.queries + q_stage * TILE_BYTES;
+  const u64 queries = operand_along_k(queries_at + group * 64 * 128);
+  auto stage_of = [&](int i) { return (round + i) % STAGES; };
+  auto wait_full = [&](u32 full, int i) { barrier_wait(full + 8 * stage_of(i), (round + i) / STAGES & 1); };
+  auto release = [&](u32 empty, int i) {
+    if (lane == 0) barrier_arrive(empty + 8 * stage_of(i));
+  };
+  auto scores = [&](int i) {  // S = Q K of the i-th tile from the end
+    const u64 keys = operand_along_k(at.keys + stage_of(i) * TILE_BYTES);
+    pin(s);
+    products_begin();
+#pragma unroll
+    for (int c = 0; c < D / 16; c++) {
+      const int step = (c / 4) * (HALF_BYTES >> 4) + (c % 4) * 2;
+      multiply_128(s, queries + step, keys + step, c > 0);
+    }
+    products_commit();
+  };
+  auto add_values = [&](int i) {  // O += P V
+    const u64 values = operand_across_k(at.values + stage_of(i) * TILE_BYTES, HALF_BYTES);
+    pin(o);
+    products_begin();
+#pragma unroll
+    for (int c = 0; c < TILE_KEYS / 16; c++) Values<D>::multiply(o, p[c], values + c * (2048 >> 4));
+    products_commit();
+  };
+  // The scores of the i-th tile to weights; says by how much what came before shrinks.
+  auto soften = [&](int i) {
+    const int first = (work.end - 1 - i) * TILE_KEYS;
+    if (h.softcap > 0.f) {
+#pragma unroll
+      for (int e = 0; e < 64; e++) s[e] = cap_score(s[e] * h.scale, h.softcap);
+    }
+    if (first + TILE_KEYS - 1 > tile.position + group * 64 || (h.window && first <= work.last - h.window)) {
+#pragma unroll
+      for (int e = 0; e < 64; e++) {
+        const int key = first + (e >> 2) * 8 + q * 2 + (e & 1), position = tile.position + query + (e >> 1 & 1) * 8;
+        if (key > position || (h.window && key <= position - h.window)) s[e] = -INFINITY;
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      float x = -1e30f;
+#pragma unroll
+      for (int j = 0; j < 16; j++) x = fmaxf(x, fmaxf(s[4 * j + 2 * r], s[4 * j + 2 * r + 1]));
+      x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+      x = fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+      const float now = fmaxf(top[r], x * scale_log2);
+      shrink[r] = exp2_fast(top[r] - now);
+      top[r] = now;
+      float added = 0.f;
+#pragma unroll
+      for (int j = 0; j < 16; j++)
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+          float& weight = s[4 * j + 2 * r + e];
+          weight = exp2_fast(fmaf(weight, scale_log2, -now));
+          added += weight;
+        }
+      sum[r] = sum[r] * shrink[r] + added;
+    }
+  };
+  auto pack = [&] {
+#pragma unroll
+    for (int c = 0; c < TILE_KEYS / 16; c++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) p[c][e] = pack_bf16(s[8 * c + 2 * e], s[8 * c + 2 * e + 1]);
+  };
+
+  const int key_tiles = work.end - work.begin;
+  barrier_wait(at.q_full + 8 * q_stage, q_parity);
+  wait_full(at.k_full, 0);
+  scores(0);
+  // What lies past the last query's position was not copied, or is not ours, and may be NaN: its weight is 0, but 0 * NaN is not 0.
+  const int filled = work.last + 1 - (work.end - 1) * TILE_KEYS;
+  if (filled < TILE_KEYS) {
+    wait_full(at.v_full, 0);
+    const u32 values_at = at.values + stage_of(0) * TILE_BYTES;
+    for (int i = threadIdx.x; i < (TILE_KEYS - filled) * HALVES * 8; i += 256) {
+      const int row = filled + i / (HALVES * 8), piece = i % (HALVES * 8);
+      asm volatile("st.shared.v4.b32 [%0], {%1,%1,%1,%1};" ::"r"(values_at + piece / 8 * HALF_BYTES + row * 128 + piece % 8 * 16), "r"(0) : "memory");
+    }
+    shared_writes_to_async();
+    named_sync(1, 256);
+  }
+  products_wait<0>();
+  pin(s);
+  release(at.k_empty, 0);
+  soften(0);
+  pack();
+  for (int i = 1; i < key_tiles; i++) {
+    wait_full(at.k_full, i);
+    named_sync(2 + group, 256);
+    scores(i);
+    wait_full(at.v_full, i - 1);
+    add_values(i - 1);
+    named_arrive(3 - group, 256);
+    products_wait<1>();
+    pin(s);
+    release(at.k_empty, i);
+    soften(i);
+    products_wait<0>();
+    pin(o);
+    release(at.v_empty, i - 1);
+#pragma unroll
+    for (int j = 0; j < D / 2; j++) o[j] *= shrink[j >> 1 & 1];
+    pack();
+  }
+  wait_full(at.v_full, key_tiles - 1);
+  add_values(key_tiles - 1);
+  products_wait<0>();
+  pin(o);
+  release(at.v_empty, key_tiles - 1);
+
+  // Through the queries' memory, whose rows only this warp uses now, so that whole rows are written.
+#pragma unroll
+  for (int r = 0; r < 2; r++) {
+    sum[r] += __shfl_xor_sync(~0u, sum[r], 1);
+    sum[r] += __shfl_xor_sync(~0u, sum[r], 2);
+    sum[r] = 1.f / sum[r];
+  }
+  const int first_row = group * 64 + (warp & 3) * 16, r = lane & 15;
+#pragma unroll
+  for (int j = 0; j < D / 8; j += 2) {
+    u32 v[4];
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+#pragma unroll
+      for (int e = 0; e < 2; e++) v[2 * i + e] = pack_bf16(o[4 * (j + i) + 2 * e] * sum[e], o[4 * (j + i) + 2 * e + 1] * sum[e]);
+    const int chunk = j + (lane >> 4);
+    store_matrices(queries_at + chunk / 8 * HALF_BYTES + (first_row + r) * 128 + (((chunk & 7) ^ (r & 7)) << 4), v[0], v[1], v[2], v[3]);
+  }
+  __syncwarp();
+  for (int i = lane; i < 16 * (D / 8); i += 32) {
+    const int row = i / (D / 8), chunk = i % (D / 8);
+    if (first_row + row >= tile.queries) break;
+    const uint4 v = load_shared(queries_at + chunk / 8 * HALF_BYTES + (first_row + row) * 128 + (((chunk & 7) ^ (row & 7)) << 4));
+    *reinterpret_cast<uint4*>(out + ((u64)(tile.token + first_row + row) * h.heads + work.head) * D + chunk * 8) = v;
+  }
+  __syncwarp();
+  shared_writes_to_async();
+  if (lane == 0) barrier_arrive(at.q_empty + 8 * q_stage);
+}
+
+template <int D>
+__device__ __forceinline__ void flash_body(const TensorMap& q_map, const TensorMap& k_map, const TensorMap& v_map, const State& state, const Tile* tiles, int items, bf16* out, int block_size, const Heads& h) {
+  extern __shared__ unsigned char raw[];
+  __shared__ __align__(8) u64 barriers[6 * STAGES];
+  const Place<D> at(raw, barriers);
+  const int group = threadIdx.x >> 7;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < STAGES; i++) {
+      barrier_init(at.q_full + 8 * i, 1);
+      barrier_init(at.k_full + 8 * i, 1);
+      barrier_init(at.v_full + 8 * i, 1);
+      barrier_init(at.q_empty + 8 * i, 8);
+      barrier_init(at.k_empty + 8 * i, 8);
+      barrier_init(at.v_empty + 8 * i, 8);
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  __syncthreads();
+  wait_for_previous();
+  if (group == 2) {
+    give_registers<24>();
+    if (threadIdx.x < 288) copy_all<D>(at, q_map, k_map, v_map, state, tiles, items, block_size, h);
+  } else {
+    take_registers<240>();
+    if (group == 1) named_arrive(2, 256);  // the first turn is the other's
+    int round = 0;
+    for (int item = blockIdx.x, turn = 0; item < items; item += gridDim.x, turn++) {
+      const Work work(tiles, item, h);
+      attend<D>(at, work, turn % STAGES, turn / STAGES & 1, round, out, h);
+      round += work.end - work.begin;
+    }
+  }
+}
+#define FLASH(NAME, D)                                                                                                                                                              \
+  extern "C" __global__ void __launch_bounds__(384, 1) NAME(const __grid_constant__ TensorMap q_map, const __grid_constant__ TensorMap k_map, const __grid_constant__ TensorMap v_map, \
+                                                            State state, const Tile* tiles, int items, bf16* out, int block_size, Heads h) {                                                \
+    let_next_start();                                                                                                                                                              \
+    flash_body<D>(q_map, k_map, v_map, state, tiles, items, out, block_size, h);                                                                                                          \
+  }
+FLASH(flash_64, 64)
+FLASH(flash_128, 128)
