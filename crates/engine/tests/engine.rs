@@ -501,6 +501,6 @@ fn the_executor_prepares_while_there_is_nothing_to_run_and_requests_are_served_b
     let wanted = request(1, 6, 9);
     let (tokens, end) = read(submit(&engine.handle(), wanted.clone()));
     assert_eq!(tokens, expected(&wanted));
-    assert_eq!(end.expect("it ends well").reason, FinishReason::MaxTokens);
+    assert_eq!(end.expect("it ends well").reason, FinishReason::Length);
     drain(engine);
 }
