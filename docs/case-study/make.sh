@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the worked example: llama.cpp's llama-server ("before") and powertrain serve ("after") under the same weights and load,
 # in turns, on this machine. `make.sh` does all of it; a single step can be run alone:
-#   make.sh run before 1     one run of one side        make.sh quality     evaluations of both sides
+#   make.sh run before 1     one run of one side        make.sh perplexity  and `questions`: quality of both
 #   make.sh compare          verdicts from the runs     make.sh report      the case study from the files
 #
 # Needs: POWERTRAIN (a release build), LLAMA_BIN (folder of llama-server and llama-perplexity), MODEL (the GGUF file, which
@@ -19,7 +19,7 @@ runs=${RUNS:-3}
 clients=${CLIENTS:-1,4,8,16,32}
 seconds=${SECONDS_PER_LEVEL:-12}
 threads=${THREADS:-2}
-windows=${WINDOWS:-40}
+windows=${WINDOWS:-8}
 port=${PORT:-18311}
 url=http://127.0.0.1:$port
 server=
@@ -61,14 +61,19 @@ run() {
   stop
 }
 
-quality() {
+perplexity() {
   "$powertrain" eval perplexity --file "$text" --windows "$windows" --json "$model" >"$results/after-perplexity.json"
   # llama-perplexity prints its result; both count alike (crates/powertrain/src/perplexity.rs).
   "$llama/llama-perplexity" -m "$model" -f "$text" -c 512 --chunks "$windows" -t "$threads" 2>&1 |
-    awk -v file="$(basename "$text")" -v windows="$windows" '/^Final estimate: PPL =/ {
-      printf "{\"format\": \"powertrain-eval/1\", \"measure\": \"perplexity\", \"tool\": \"llama-perplexity\", \"file\": \"%s\", \"context\": 512, \"windows\": %d, \"perplexity\": %s}\n", file, windows, $5
+    awk -v file="$(basename "$text")" -v windows="$windows" '/Final estimate: PPL =/ {
+      sub(/.*PPL = /, "")
+      printf "{\"format\": \"powertrain-eval/1\", \"measure\": \"perplexity\", \"tool\": \"llama-perplexity\", \"file\": \"%s\", \"context\": 512, \"windows\": %d, \"perplexity\": %s}\n", file, windows, $1
     }' >"$results/before-perplexity.json"
   test -s "$results/before-perplexity.json"
+}
+
+# Questions with exact answers, to the servers themselves.
+questions() {
   for side in before after; do
     start "$side"
     "$powertrain" eval questions "$url" --json >"$results/$side-questions.json"
@@ -91,12 +96,14 @@ case ${1:-all} in
     for number in $(seq "$runs"); do
       if [ $((number % 2)) = 1 ]; then run before "$number"; run after "$number"; else run after "$number"; run before "$number"; fi
     done
-    quality
+    perplexity
+    questions
     compare
     report
     ;;
   run) run "$2" "$3" ;;
-  quality) quality ;;
+  perplexity) perplexity ;;
+  questions) questions ;;
   compare) compare ;;
   report) report ;;
   *) echo "unknown step $1; see the top of this file" >&2; exit 2 ;;
