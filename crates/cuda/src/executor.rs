@@ -570,8 +570,11 @@ impl Executor for CudaExecutor {
     }
 
     fn prepare(&mut self) {
+        if !self.in_flight.is_empty() {
+            return;
+        }
         let Some(pass) = self.to_capture.pop() else { return };
-        if self.graphs.contains_key(&pass) || !self.in_flight.is_empty() {
+        if self.graphs.contains_key(&pass) {
             return;
         }
         // Tuning runs the head on the rows that the staged step names: row 0, not what another layout left at that place.

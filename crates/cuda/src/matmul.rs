@@ -24,8 +24,8 @@ const GEMV_BESIDE_BYTES: usize = 100 << 10;
 /// Blocks of 512 columns up to which a tile is short (gemv.cu's DIRECT_BLOCKS), and the stages such products get.
 const GEMV_SHORT_BLOCKS: usize = 3;
 const GEMV_SHORT_STAGES: usize = 5;
-/// What a kernel costs that does not overlap with its neighbours, beside one that does: with 0 here, 16 rows of Qwen2.5-1.5B took 2.00 ms a
-/// step and their products 0.1 ms less than with the streaming kernels, which took 1.83.
+/// What a kernel costs that does not overlap with its neighbours, beside one that does: 16 rows of Qwen2.5-1.5B at 500 positions took 2.00 ms
+/// a step with 0 here and 1.88 ms with this.
 const CHAIN_BREAK_MS: f32 = 0.003;
 /// Blocks of the activation kernel aimed at.
 const ACTIVATION_BLOCKS: u32 = 1056;
@@ -185,8 +185,8 @@ impl Matmul {
     }
 
     /// Whether gated.cu is expected to be faster than cuBLASLt and the activation kernel: by how full its waves of tiles are, and by what
-    /// the activation's pass costs beside the product. Fitted to 39 measured shapes (docs/benchmarks/h100-raw/gated.txt): right but for a few
-    /// within 5 %.
+    /// the activation's pass costs beside the product. Fitted to 39 measured shapes (docs/benchmarks/h100-raw/gated.txt): right on 37; on 192
+    /// and 256 rows of Llama-3.1-8B it leaves 5 and 11 %, which tuning finds where it runs.
     fn expects_fused(&self, p: &Product<'_>) -> bool {
         let (n, k) = (p.matrix.rows, p.matrix.columns);
         let clusters = (self.multiprocessors / 2) as usize;

@@ -228,7 +228,12 @@ fn lead(analysis: &Analysis) -> Vec<Sentence> {
     }
     if let Some(row) = analysis.quality.iter().find(|row| row.comparable) {
         if let Some(change) = &row.change {
-            sentences.push(say![row.name, " on the same text changes by ", change, "."]);
+            let worth = match row.verdict {
+                Verdict::NotJudged => "; whether that is noise is not known, for a side has no interval",
+                verdict => verdict_words(verdict),
+            };
+            let comma = if row.verdict == Verdict::NotJudged { "" } else { ", " };
+            sentences.push(say![row.name, " on the same text changes by ", change, comma, worth, "."]);
         }
     } else {
         sentences.push(say!["Whether the answers are as good was not measured on both sides."]);
@@ -262,15 +267,6 @@ fn verdict_words(verdict: Verdict) -> &'static str {
     }
 }
 
-fn class(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Better => "better",
-        Verdict::Worse => "worse",
-        Verdict::NoDifference => "same",
-        Verdict::NotJudged => "unknown",
-    }
-}
-
 fn tiles(analysis: &Analysis) -> Vec<Tile> {
     let mut tiles = Vec::new();
     if let Some(changes) = analysis.changes_at_spot() {
@@ -288,7 +284,7 @@ fn tiles(analysis: &Analysis) -> Vec<Tile> {
                 after: change.after.clone(),
                 ratio: change.ratio.clone(),
                 verdict: Some(change.verdict.words()),
-                class: class(change.verdict),
+                class: change.verdict.class(),
             });
         }
     }
@@ -393,7 +389,7 @@ fn compared(analysis: &Analysis) -> Vec<Compared> {
                 after: change.after.clone(),
                 ratio: change.ratio.clone(),
                 verdict: change.verdict.words(),
-                class: class(change.verdict),
+                class: change.verdict.class(),
             })
         });
         Compared { name: metric.name, unit: metric.unit.suffix(), rows: rows.collect() }

@@ -102,6 +102,16 @@ pub fn verdict(before: Option<&Figure>, after: Option<&Figure>, better: Better) 
 }
 
 impl Verdict {
+    /// Its class in the page.
+    pub fn class(self) -> &'static str {
+        match self {
+            Self::Better => "better",
+            Self::Worse => "worse",
+            Self::NoDifference => "same",
+            Self::NotJudged => "unknown",
+        }
+    }
+
     /// In words.
     pub fn words(self) -> &'static str {
         match self {

@@ -1,6 +1,7 @@
 //! Quality: so that "faster" is never shown without "and as good".
 
 use crate::{
+    change::{Verdict, verdict},
     document::Document,
     figure::{Figure, Unit},
     metric::Better,
@@ -72,6 +73,14 @@ pub struct Row {
     pub after: Option<Figure>,
     /// (after − before) / before.
     pub change: Option<Figure>,
+    /// What the change is worth, by the rule of overlapping intervals; not judged where the sides are not comparable.
+    #[serde(skip)]
+    pub verdict: Verdict,
+    /// The verdict in words.
+    #[serde(rename = "verdict")]
+    pub words: &'static str,
+    /// The verdict's class in the page.
+    pub class: &'static str,
     /// What it was measured on, on either side.
     pub on: String,
     /// Both sides were measured on the same.
@@ -110,11 +119,46 @@ fn row(measure: &Measure, before: &[Document], after: &[Document]) -> Option<Row
         _ => None,
     };
     let better = if measure.better == Better::Lower { "lower" } else { "higher" };
-    Some(Row { name: measure.name, better, before, after, change, on: subject(any), comparable })
+    let verdict =
+        if comparable { verdict(before.as_ref(), after.as_ref(), measure.better) } else { Verdict::NotJudged };
+    let (words, class) = (verdict.words(), verdict.class());
+    Some(Row { name: measure.name, better, before, after, change, verdict, words, class, on: subject(any), comparable })
 }
 
 /// What an evaluation was made on: its text or its questions.
 fn subject(document: &Document) -> String {
     let file = document.text("/file").or_else(|| document.text("/text")).unwrap_or_default();
     file.rsplit(['/', '\\']).next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::document::Kind;
+    use serde_json::json;
+
+    fn questions(accuracy: f64, interval: Option<[f64; 2]>, questions: u32) -> Document {
+        Document {
+            id: "B1".into(),
+            path: "questions.json".into(),
+            sha256: String::new(),
+            kind: Kind::Eval,
+            json: json!({ "accuracy": accuracy, "accuracy_interval": interval, "questions": questions }),
+        }
+    }
+
+    #[test]
+    fn a_change_of_quality_inside_the_noise_is_called_so() {
+        let accuracy = &MEASURES[3];
+        for (after, expected) in [
+            (questions(0.33, Some([0.23, 0.46]), 60), Verdict::NoDifference),
+            (questions(0.10, Some([0.04, 0.20]), 60), Verdict::Worse),
+            (questions(0.90, Some([0.80, 0.96]), 60), Verdict::Better),
+            (questions(0.33, None, 60), Verdict::NotJudged),
+            (questions(0.10, Some([0.04, 0.20]), 30), Verdict::NotJudged),
+        ] {
+            let row = row(accuracy, &[questions(0.37, Some([0.26, 0.49]), 60)], &[after]);
+            assert_eq!(row.expect("both sides have it").verdict, expected);
+        }
+    }
 }
