@@ -14,12 +14,12 @@ struct Rope {
   float norm_epsilon, epsilon;
 };
 
-// Sine and cosine of the pairs a lane holds: pair = lane + 32 j.
+// Sine and cosine of the pairs a lane holds: pair = PAIRS lane + j.
 template <int PAIRS>
 __device__ __forceinline__ void angles(const Rope& rope, const Heads& h, int position, float (&sine)[PAIRS], float (&cosine)[PAIRS]) {
 #pragma unroll
   for (int j = 0; j < PAIRS; j++) {
-    const int pair = (threadIdx.x & 31) + 32 * j;
+    const int pair = PAIRS * (threadIdx.x & 31) + j;
     sine[j] = 0.f; cosine[j] = 1.f;
     if (pair < h.rotary / 2) {
       sincosf(position * rope.inverse_frequencies[pair], &sine[j], &cosine[j]);
@@ -29,22 +29,50 @@ __device__ __forceinline__ void angles(const Rope& rope, const Heads& h, int pos
   }
 }
 
+// N adjacent aligned elements (1, 2 or 4) in one load or store.
+template <int N>
+__device__ __forceinline__ void load_adjacent(const bf16* from, float (&v)[N]) {
+  if constexpr (N == 1) v[0] = __bfloat162float(*from);
+  else {
+    u32 pairs[N / 2];
+    if constexpr (N == 4) *reinterpret_cast<uint2*>(pairs) = *reinterpret_cast<const uint2*>(from);
+    else pairs[0] = *reinterpret_cast<const u32*>(from);
+#pragma unroll
+    for (int j = 0; j < N; j++) v[j] = j & 1 ? unpack_bf16(pairs[j / 2]).y : unpack_bf16(pairs[j / 2]).x;
+  }
+}
+template <int N>
+__device__ __forceinline__ void store_adjacent(bf16* to, const float (&v)[N]) {
+  if constexpr (N == 1) *to = __float2bfloat16(v[0]);
+  else if constexpr (N == 2) *reinterpret_cast<u32*>(to) = pack_bf16(v[0], v[1]);
+  else *reinterpret_cast<uint2*>(to) = make_uint2(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]));
+}
+
 // One head of one token by one warp, from the projections to `to` (which may be where it came from). `head` counts queries, then keys,
-// then values.
+// then values. A lane holds PAIRS adjacent pairs, or as many as a head has left for it.
 template <int PAIRS>
 __device__ __forceinline__ void prepare_head(const Rope& rope, const Heads& h, const bf16* from, bf16* to, int head, float factor, const float (&sine)[PAIRS], const float (&cosine)[PAIRS]) {
-  const int lane = threadIdx.x & 31, half = h.rotary / 2, rest = h.head_dim - h.rotary;
+  const int lane = threadIdx.x & 31, half = h.rotary / 2, rest = h.head_dim - h.rotary, first = PAIRS * lane;
   const bool is_value = head >= h.heads + h.kv_heads;
+  const bool whole = half % PAIRS == 0 && h.head_dim % PAIRS == 0;
   const float* b = rope.bias ? rope.bias + head * h.head_dim : nullptr;
   const float* norm = is_value ? nullptr : head < h.heads ? rope.q_norm : rope.k_norm;
-  float lo[PAIRS], hi[PAIRS], tail[PAIRS], squares = 0.f;
+  float lo[PAIRS] = {}, hi[PAIRS] = {}, tail[PAIRS], squares = 0.f;
+  if (whole && first < half) {
+    load_adjacent<PAIRS>(from + first, lo);
+    load_adjacent<PAIRS>(from + half + first, hi);
+  }
 #pragma unroll
   for (int j = 0; j < PAIRS; j++) {
-    const int pair = lane + 32 * j;
-    lo[j] = hi[j] = tail[j] = 0.f;
+    const int pair = first + j;
+    tail[j] = 0.f;
     if (pair < half) {
-      lo[j] = __bfloat162float(from[pair]) * factor + (b ? b[pair] : 0.f);
-      hi[j] = __bfloat162float(from[pair + half]) * factor + (b ? b[pair + half] : 0.f);
+      if (!whole) {
+        lo[j] = __bfloat162float(from[pair]);
+        hi[j] = __bfloat162float(from[pair + half]);
+      }
+      lo[j] = lo[j] * factor + (b ? b[pair] : 0.f);
+      hi[j] = hi[j] * factor + (b ? b[pair + half] : 0.f);
     }
     // Elements past the rotary dimension; a model with them has no more than 32 * PAIRS of them.
     if (pair < rest) tail[j] = __bfloat162float(from[h.rotary + pair]) * factor + (b ? b[h.rotary + pair] : 0.f);
@@ -54,18 +82,28 @@ __device__ __forceinline__ void prepare_head(const Rope& rope, const Heads& h, c
     const float scale = rsqrtf(warp_sum(squares) / h.head_dim + rope.epsilon);
 #pragma unroll
     for (int j = 0; j < PAIRS; j++) {
-      const int pair = lane + 32 * j;
+      const int pair = first + j;
       if (pair < half) { lo[j] *= scale * norm[pair]; hi[j] *= scale * norm[pair + half]; }
       if (pair < rest) tail[j] *= scale * norm[h.rotary + pair];
     }
   }
+  float turned_lo[PAIRS], turned_hi[PAIRS];
 #pragma unroll
   for (int j = 0; j < PAIRS; j++) {
-    const int pair = lane + 32 * j;
-    if (pair < half) {
-      const float s = is_value ? 0.f : sine[j], c = is_value ? 1.f : cosine[j];
-      to[pair] = __float2bfloat16(lo[j] * c - hi[j] * s);
-      to[pair + half] = __float2bfloat16(hi[j] * c + lo[j] * s);
+    const float s = is_value ? 0.f : sine[j], c = is_value ? 1.f : cosine[j];
+    turned_lo[j] = lo[j] * c - hi[j] * s;
+    turned_hi[j] = hi[j] * c + lo[j] * s;
+  }
+  if (whole && first < half) {
+    store_adjacent<PAIRS>(to + first, turned_lo);
+    store_adjacent<PAIRS>(to + half + first, turned_hi);
+  }
+#pragma unroll
+  for (int j = 0; j < PAIRS; j++) {
+    const int pair = first + j;
+    if (!whole && pair < half) {
+      to[pair] = __float2bfloat16(turned_lo[j]);
+      to[pair + half] = __float2bfloat16(turned_hi[j]);
     }
     if (pair < rest) to[h.rotary + pair] = __float2bfloat16(tail[j]);
   }
@@ -89,15 +127,15 @@ __device__ __forceinline__ void rope_write_body(const State& state, const int* r
     prepare_head<PAIRS>(rope, h, from, to, head, factor, sine, cosine);
   }
 }
-#define ROPE_WRITE(NAME, PAIRS)                                                                                                     \
-  extern "C" __global__ void NAME(State state, const int* row, const int* position, bf16* qkv, Rope rope, Cache cache, Heads h) {   \
+#define ROPE_WRITE(NAME, PAIRS, RESIDENT)                                                                                           \
+  extern "C" __global__ void __launch_bounds__(512, RESIDENT) NAME(State state, const int* row, const int* position, bf16* qkv, Rope rope, Cache cache, Heads h) { \
     let_next_start();                                                                                                               \
     wait_for_previous();                                                                                                            \
     rope_write_body<PAIRS>(state, row, position, qkv, rope, cache, h);                                                              \
   }
-ROPE_WRITE(rope_write_1, 1)
-ROPE_WRITE(rope_write_2, 2)
-ROPE_WRITE(rope_write_4, 4)
+ROPE_WRITE(rope_write_1, 1, 4)
+ROPE_WRITE(rope_write_2, 2, 3)
+ROPE_WRITE(rope_write_4, 4, 2)
 
 // ---- decode: one query a sequence. Must read len * kv_heads * head_dim * 4 bytes; bound by memory once the batch is large.
 // Block = (split of the positions, up to 8 query heads of one KV head, sequence), W warps, each 16 positions at a time. The block makes its

@@ -4,9 +4,9 @@
 // exponentials (one for 4 * head_dim operations). An item is a tile of 128 queries of one head; a block stays for every gridDim.x-th, longest
 // first. One warp copies queries, and keys and values 128 at a time in boxes of 16 positions (a block of the cache is a multiple of 16),
 // through rings of two, so that the next item's are there when this one ends; two warpgroups take 64 queries each. A warpgroup
-// issues S' = Q K' for the next keys before O += P V for these, and computes the softmax of S' while the latter runs; the two warpgroups
-// take turns in issuing, so that one's softmax runs beside the other's products. Keys go from the last to the first: the masked tiles come
-// first.
+// issues S' = Q K' for the next keys, be they the next item's, before O += P V for these, and computes the softmax of S' while the latter
+// runs; the two warpgroups take turns in issuing, so that one's softmax runs beside the other's products. Keys go from the last to the
+// first: the masked tiles come first.
 #include "attention.cuh"
 #include "hopper.cuh"
 
@@ -91,13 +91,13 @@ __device__ __forceinline__ void copy_all(const Place<D>& at, const TensorMap& q_
   }
 }
 
-// A warpgroup's 64 queries of one item. `round` counts the tiles of keys before it.
+// A warpgroup's 64 queries of every item of the block, as one stream of tiles of keys: the first scores of an item are issued before the last
+// values of the item in front of it are multiplied, so that the tensor cores have work across the border.
 template <int D>
-__device__ __forceinline__ void attend(const Place<D>& at, const Work& work, int q_stage, u32 q_parity, int round, bf16* out, const Heads& h) {
+__device__ __forceinline__ void attend_all(const Place<D>& at, const Tile* tiles, int items, bf16* out, const Heads& h) {
   constexpr int HALVES = D / 64, TILE_BYTES = HALVES * HALF_BYTES;
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, group = threadIdx.x >> 7, g = lane >> 2, q = lane & 3;
-  const Tile& tile = work.tile;
-  const int query = group * 64 + (warp & 3) * 16 + g;  // and query + 8
+  const int first_row = group * 64 + (warp & 3) * 16;  // of this warp's 16 queries
   const float scale_log2 = h.softcap > 0.f ? 1.4426950408889634f : h.scale * 1.4426950408889634f;
   float s[64], o[D / 2], top[2] = {-1e30f, -1e30f}, sum[2] = {0.f, 0.f}, shrink[2];
   u32 p[TILE_KEYS / 16][4];
@@ -106,15 +106,14 @@ __device__ __forceinline__ void attend(const Place<D>& at, const Work& work, int
 #pragma unroll
   for (int i = 0; i < D / 2; i++) o[i] = 0.f;
 
-  const u32 queries_at = at.queries + q_stage * TILE_BYTES;
-  const u64 queries = operand_along_k(queries_at + group * 64 * 128);
-  auto stage_of = [&](int i) { return (round + i) % STAGES; };
-  auto wait_full = [&](u32 full, int i) { barrier_wait(full + 8 * stage_of(i), (round + i) / STAGES & 1); };
-  auto release = [&](u32 empty, int i) {
-    if (lane == 0) barrier_arrive(empty + 8 * stage_of(i));
+  // `round` counts the block's tiles of keys, `turn` its items.
+  auto wait_full = [&](u32 full, int round) { barrier_wait(full + 8 * (round % STAGES), round / STAGES & 1); };
+  auto release = [&](u32 empty, int round) {
+    if (lane == 0) barrier_arrive(empty + 8 * (round % STAGES));
   };
-  auto scores = [&](int i) {  // S = Q K of the i-th tile from the end
-    const u64 keys = operand_along_k(at.keys + stage_of(i) * TILE_BYTES);
+  auto queries_of = [&](int turn) { return at.queries + turn % STAGES * TILE_BYTES; };
+  auto scores = [&](int turn, int round) {  // S = Q K
+    const u64 queries = operand_along_k(queries_of(turn) + group * 64 * 128), keys = operand_along_k(at.keys + round % STAGES * TILE_BYTES);
     pin(s);
     products_begin();
 #pragma unroll
@@ -124,25 +123,38 @@ __device__ __forceinline__ void attend(const Place<D>& at, const Work& work, int
     }
     products_commit();
   };
-  auto add_values = [&](int i) {  // O += P V
-    const u64 values = operand_across_k(at.values + stage_of(i) * TILE_BYTES, HALF_BYTES);
+  auto add_values = [&](int round) {  // O += P V
+    const u64 values = operand_across_k(at.values + round % STAGES * TILE_BYTES, HALF_BYTES);
     pin(o);
     products_begin();
 #pragma unroll
     for (int c = 0; c < TILE_KEYS / 16; c++) Values<D>::multiply(o, p[c], values + c * (2048 >> 4));
     products_commit();
   };
-  // The scores of the i-th tile to weights; says by how much what came before shrinks.
-  auto soften = [&](int i) {
-    const int first = (work.end - 1 - i) * TILE_KEYS;
+  // What lies past the last query's position was not copied, or is not ours, and may be NaN: its weight is 0, but 0 * NaN is not 0.
+  auto clear_rest = [&](const Work& work, int round) {
+    const int filled = work.last + 1 - (work.end - 1) * TILE_KEYS;
+    if (filled >= TILE_KEYS) return;
+    wait_full(at.v_full, round);
+    const u32 values_at = at.values + round % STAGES * TILE_BYTES;
+    for (int i = threadIdx.x; i < (TILE_KEYS - filled) * HALVES * 8; i += 256) {
+      const int row = filled + i / (HALVES * 8), piece = i % (HALVES * 8);
+      asm volatile("st.shared.v4.b32 [%0], {%1,%1,%1,%1};" ::"r"(values_at + piece / 8 * HALF_BYTES + row * 128 + piece % 8 * 16), "r"(0) : "memory");
+    }
+    shared_writes_to_async();
+    named_sync(1, 256);
+  };
+  // The scores of tile n of the item's keys to weights; says by how much what came before shrinks.
+  auto soften = [&](const Work& work, int n) {
+    const int first = n * TILE_KEYS;
     if (h.softcap > 0.f) {
 #pragma unroll
       for (int e = 0; e < 64; e++) s[e] = cap_score(s[e] * h.scale, h.softcap);
     }
-    if (first + TILE_KEYS - 1 > tile.position + group * 64 || (h.window && first <= work.last - h.window)) {
+    if (first + TILE_KEYS - 1 > work.tile.position + group * 64 || (h.window && first <= work.last - h.window)) {
 #pragma unroll
       for (int e = 0; e < 64; e++) {
-        const int key = first + (e >> 2) * 8 + q * 2 + (e & 1), position = tile.position + query + (e >> 1 & 1) * 8;
+        const int key = first + (e >> 2) * 8 + q * 2 + (e & 1), position = work.tile.position + first_row + g + (e >> 1 & 1) * 8;
         if (key > position || (h.window && key <= position - h.window)) s[e] = -INFINITY;
       }
     }
@@ -174,80 +186,106 @@ __device__ __forceinline__ void attend(const Place<D>& at, const Work& work, int
 #pragma unroll
       for (int e = 0; e < 4; e++) p[c][e] = pack_bf16(s[8 * c + 2 * e], s[8 * c + 2 * e + 1]);
   };
-
-  const int key_tiles = work.end - work.begin;
-  barrier_wait(at.q_full + 8 * q_stage, q_parity);
-  wait_full(at.k_full, 0);
-  scores(0);
-  // What lies past the last query's position was not copied, or is not ours, and may be NaN: its weight is 0, but 0 * NaN is not 0.
-  const int filled = work.last + 1 - (work.end - 1) * TILE_KEYS;
-  if (filled < TILE_KEYS) {
-    wait_full(at.v_full, 0);
-    const u32 values_at = at.values + stage_of(0) * TILE_BYTES;
-    for (int i = threadIdx.x; i < (TILE_KEYS - filled) * HALVES * 8; i += 256) {
-      const int row = filled + i / (HALVES * 8), piece = i % (HALVES * 8);
-      asm volatile("st.shared.v4.b32 [%0], {%1,%1,%1,%1};" ::"r"(values_at + piece / 8 * HALF_BYTES + row * 128 + piece % 8 * 16), "r"(0) : "memory");
+  // O / sum of an item to `out`, through its queries' memory, whose rows only this warp uses now, so that whole rows are written.
+  auto write = [&](const Tile& tile, int head, int turn, float (&total)[2]) {
+    const u32 queries_at = queries_of(turn);
+    const int r = lane & 15;
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+      total[e] += __shfl_xor_sync(~0u, total[e], 1);
+      total[e] += __shfl_xor_sync(~0u, total[e], 2);
+      total[e] = 1.f / total[e];
     }
+#pragma unroll
+    for (int j = 0; j < D / 8; j += 2) {
+      u32 v[4];
+#pragma unroll
+      for (int i = 0; i < 2; i++)
+#pragma unroll
+        for (int e = 0; e < 2; e++) v[2 * i + e] = pack_bf16(o[4 * (j + i) + 2 * e] * total[e], o[4 * (j + i) + 2 * e + 1] * total[e]);
+      const int chunk = j + (lane >> 4);
+      store_matrices(queries_at + chunk / 8 * HALF_BYTES + (first_row + r) * 128 + (((chunk & 7) ^ (r & 7)) << 4), v[0], v[1], v[2], v[3]);
+    }
+    __syncwarp();
+    for (int i = lane; i < 16 * (D / 8); i += 32) {
+      const int row = i / (D / 8), chunk = i % (D / 8);
+      if (first_row + row >= tile.queries) break;
+      const uint4 v = load_shared(queries_at + chunk / 8 * HALF_BYTES + (first_row + row) * 128 + (((chunk & 7) ^ (row & 7)) << 4));
+      *reinterpret_cast<uint4*>(out + ((u64)(tile.token + first_row + row) * h.heads + head) * D + chunk * 8) = v;
+    }
+    __syncwarp();
     shared_writes_to_async();
-    named_sync(1, 256);
-  }
+    if (lane == 0) barrier_arrive(at.q_empty + 8 * (turn % STAGES));
+  };
+
+  int item = blockIdx.x, turn = 0, round = 0;
+  if (item >= items) return;
+  Work work(tiles, item, h);
+  wait_full(at.q_full, 0);
+  wait_full(at.k_full, 0);
+  scores(0, 0);
+  clear_rest(work, 0);
   products_wait<0>();
   pin(s);
   release(at.k_empty, 0);
-  soften(0);
+  soften(work, work.end - 1);
   pack();
-  for (int i = 1; i < key_tiles; i++) {
-    wait_full(at.k_full, i);
+  for (;;) {
+    for (int n = work.end - 2; n >= work.begin; n--) {
+      round++;
+      wait_full(at.k_full, round);
+      named_sync(2 + group, 256);
+      scores(turn, round);
+      wait_full(at.v_full, round - 1);
+      add_values(round - 1);
+      named_arrive(3 - group, 256);
+      products_wait<1>();
+      pin(s);
+      release(at.k_empty, round);
+      soften(work, n);
+      products_wait<0>();
+      pin(o);
+      release(at.v_empty, round - 1);
+#pragma unroll
+      for (int j = 0; j < D / 2; j++) o[j] *= shrink[j >> 1 & 1];
+      pack();
+    }
+    item += gridDim.x;
+    if (item >= items) break;
+    const Tile done = work.tile;
+    const int done_head = work.head;
+    float total[2] = {sum[0], sum[1]};
+    work = Work(tiles, item, h);
+    turn++;
+    round++;
+    wait_full(at.q_full, turn);
+    wait_full(at.k_full, round);
     named_sync(2 + group, 256);
-    scores(i);
-    wait_full(at.v_full, i - 1);
-    add_values(i - 1);
+    scores(turn, round);
+    wait_full(at.v_full, round - 1);
+    add_values(round - 1);
     named_arrive(3 - group, 256);
+    clear_rest(work, round);
     products_wait<1>();
     pin(s);
-    release(at.k_empty, i);
-    soften(i);
+    release(at.k_empty, round);
+    top[0] = top[1] = -1e30f;
+    sum[0] = sum[1] = 0.f;
+    soften(work, work.end - 1);
     products_wait<0>();
     pin(o);
-    release(at.v_empty, i - 1);
+    release(at.v_empty, round - 1);
+    write(done, done_head, turn - 1, total);
 #pragma unroll
-    for (int j = 0; j < D / 2; j++) o[j] *= shrink[j >> 1 & 1];
+    for (int j = 0; j < D / 2; j++) o[j] = 0.f;
     pack();
   }
-  wait_full(at.v_full, key_tiles - 1);
-  add_values(key_tiles - 1);
+  wait_full(at.v_full, round);
+  add_values(round);
   products_wait<0>();
   pin(o);
-  release(at.v_empty, key_tiles - 1);
-
-  // Through the queries' memory, whose rows only this warp uses now, so that whole rows are written.
-#pragma unroll
-  for (int r = 0; r < 2; r++) {
-    sum[r] += __shfl_xor_sync(~0u, sum[r], 1);
-    sum[r] += __shfl_xor_sync(~0u, sum[r], 2);
-    sum[r] = 1.f / sum[r];
-  }
-  const int first_row = group * 64 + (warp & 3) * 16, r = lane & 15;
-#pragma unroll
-  for (int j = 0; j < D / 8; j += 2) {
-    u32 v[4];
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-#pragma unroll
-      for (int e = 0; e < 2; e++) v[2 * i + e] = pack_bf16(o[4 * (j + i) + 2 * e] * sum[e], o[4 * (j + i) + 2 * e + 1] * sum[e]);
-    const int chunk = j + (lane >> 4);
-    store_matrices(queries_at + chunk / 8 * HALF_BYTES + (first_row + r) * 128 + (((chunk & 7) ^ (r & 7)) << 4), v[0], v[1], v[2], v[3]);
-  }
-  __syncwarp();
-  for (int i = lane; i < 16 * (D / 8); i += 32) {
-    const int row = i / (D / 8), chunk = i % (D / 8);
-    if (first_row + row >= tile.queries) break;
-    const uint4 v = load_shared(queries_at + chunk / 8 * HALF_BYTES + (first_row + row) * 128 + (((chunk & 7) ^ (row & 7)) << 4));
-    *reinterpret_cast<uint4*>(out + ((u64)(tile.token + first_row + row) * h.heads + work.head) * D + chunk * 8) = v;
-  }
-  __syncwarp();
-  shared_writes_to_async();
-  if (lane == 0) barrier_arrive(at.q_empty + 8 * q_stage);
+  release(at.v_empty, round);
+  write(work.tile, work.head, turn, sum);
 }
 
 template <int D>
@@ -275,12 +313,7 @@ __device__ __forceinline__ void flash_body(const TensorMap& q_map, const TensorM
   } else {
     take_registers<240>();
     if (group == 1) named_arrive(2, 256);  // the first turn is the other's
-    int round = 0;
-    for (int item = blockIdx.x, turn = 0; item < items; item += gridDim.x, turn++) {
-      const Work work(tiles, item, h);
-      attend<D>(at, work, turn % STAGES, turn / STAGES & 1, round, out, h);
-      round += work.end - work.begin;
-    }
+    attend_all<D>(at, tiles, items, out, h);
   }
 }
 #define FLASH(NAME, D)                                                                                                                                                              \

@@ -1,4 +1,4 @@
-// Gate and up for many rows with the activation fused: out[M, N / 2] = activation(x . Wg^T) * (x . Wu^T).
+// Gate and up for many rows with the activation fused: out[M, N / 2] = activation(f x . Wg^T) * (f x . Wu^T), f the factor of a row's norm, or 1.
 //
 // 2 M N K operations; must move (M K + N K + M N / 2) * 2 bytes: bound by the tensor cores from M of about 300. Without the fusion the
 // product's M N * 2 bytes would be written and read again: 0.12 ms of the 1.4 ms that 4096 rows of an 8B model take.
@@ -19,9 +19,10 @@
 #define BOX_BYTES (64 * 64 * 2)    // 64 rows x 64 columns of the result
 #define GROUP 8                    // pairs of row tiles that run side by side
 
-// activation(gate) * up of a warpgroup's 64 x 256 products, to the 64 x 128 elements at `to`, swizzled as the copy engine takes them.
+// activation(factor gate) * factor up of a warpgroup's 64 x 256 products, to the 64 x 128 elements at `to`, swizzled as the copy engine takes
+// them. `factor`: of the lane's two rows.
 template <bool GELU>
-__device__ __forceinline__ void stage_result(const float (&d)[128], u32 to) {
+__device__ __forceinline__ void stage_result(const float (&d)[128], const float (&factor)[2], u32 to) {
   const int lane = threadIdx.x & 31, r = lane & 15, row = (threadIdx.x >> 5 & 3) * 16 + r;
 #pragma unroll
   for (int p = 0; p < 16; p += 2) {  // two groups of eight result columns
@@ -31,7 +32,7 @@ __device__ __forceinline__ void stage_result(const float (&d)[128], u32 to) {
 #pragma unroll
       for (int e = 0; e < 2; e++) {
         const float *gate = &d[(p + i) * 8 + 2 * e], *up = gate + 4;
-        v[2 * i + e] = pack_bf16(activate(gate[0], GELU) * up[0], activate(gate[1], GELU) * up[1]);
+        v[2 * i + e] = pack_bf16(activate(gate[0] * factor[e], GELU) * (up[0] * factor[e]), activate(gate[1] * factor[e], GELU) * (up[1] * factor[e]));
       }
     const int chunk = p + (lane >> 4);
     store_matrices(to + chunk / 8 * BOX_BYTES + row * 128 + (((chunk & 7) ^ (r & 7)) << 4), v[0], v[1], v[2], v[3]);
@@ -39,7 +40,7 @@ __device__ __forceinline__ void stage_result(const float (&d)[128], u32 to) {
 }
 
 extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
-    gated(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map, const __grid_constant__ TensorMap out_map, int M, int N, int K, int gelu) {
+    gated(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map, const __grid_constant__ TensorMap out_map, const float* factors, int M, int N, int K, int gelu) {
   extern __shared__ unsigned char raw[];
   __shared__ __align__(8) u64 barriers[2 * STAGES];
   const u32 ring = (shared_address(raw) + 1023) & ~1023u, staging = ring + STAGES * STAGE_BYTES;
@@ -94,7 +95,14 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
     for (int t = blockIdx.x / 2; t < tiles; t += clusters) {
       int row, column;
       place(t, row, column);
-      float d[128];
+      float d[128], factor[2] = {1.f, 1.f};
+      if (factors) {
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+          const int at = row + group * 64 + (warp & 3) * 16 + (lane >> 2) + 8 * e;
+          if (at < M) factor[e] = factors[at];
+        }
+      }
       int behind = -1;  // the stage whose products may still run
       for (int k = 0; k < steps; k++) {
         barrier_wait(full + 8 * stage, phase);
@@ -116,8 +124,8 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
       // The staging area is free when the last tile's stores have read it.
       if (threadIdx.x % 128 == 0) stores_read();
       named_sync(1 + group, 128);
-      if (gelu) stage_result<true>(d, mine);
-      else stage_result<false>(d, mine);
+      if (gelu) stage_result<true>(d, factor, mine);
+      else stage_result<false>(d, factor, mine);
       shared_writes_to_async();
       named_sync(1 + group, 128);
       if (threadIdx.x % 128 == 0) {

@@ -132,6 +132,28 @@ __device__ __forceinline__ void add_norm_body(bf16* residual, const bf16* delta,
 ADD_NORM(add_norm_4096, 1)
 ADD_NORM(add_norm_16384, 4)
 
+// factors[m] = 1 / rms(x[m]), for a product that applies it to its result. One warp a row; reads M * width * 2 bytes; bound by memory.
+extern "C" __global__ void norm_factors(const bf16* x, float* factors, int rows, int width, float epsilon) {
+  let_next_start();
+  wait_for_previous();
+  const int m = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5), lane = threadIdx.x & 31;
+  if (m >= rows) return;
+  const uint4* row = reinterpret_cast<const uint4*>(x + (u64)m * width);
+  float squares = 0.f;
+#pragma unroll 8
+  for (int i = lane; i < width / 8; i += 32) {
+    const uint4 v = row[i];
+    const u32* pairs = reinterpret_cast<const u32*>(&v);
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      const float2 f = unpack_bf16(pairs[j]);
+      squares += f.x * f.x + f.y * f.y;
+    }
+  }
+  squares = warp_sum(squares);
+  if (lane == 0) factors[m] = rsqrtf(squares / width + epsilon);
+}
+
 // residual[m] += bias: an output projection's bias where the product has no epilogue for it.
 extern "C" __global__ void add_bias(bf16* residual, const float* bias, int width) {
   let_next_start();

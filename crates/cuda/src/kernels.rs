@@ -101,6 +101,7 @@ pub(crate) struct Kernels {
     /// Widths up to 4096, and up to 16384.
     pub(crate) add_norm: [Function; 2],
     pub(crate) add_bias: Function,
+    pub(crate) norm_factors: Function,
     pub(crate) gated_activation: Function,
     pub(crate) softcap_logits: Function,
     pub(crate) fill_random: Function,
@@ -131,6 +132,7 @@ impl Kernels {
             embed: step.function("embed")?,
             add_norm: [step.function("add_norm_4096")?, step.function("add_norm_16384")?],
             add_bias: step.function("add_bias")?,
+            norm_factors: step.function("norm_factors")?,
             gated_activation: step.function("gated_activation")?,
             softcap_logits: step.function("softcap_logits")?,
             fill_random: step.function("fill_random")?,
