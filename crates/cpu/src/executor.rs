@@ -153,7 +153,7 @@ impl CpuExecutor {
     }
 
     fn error(plan: &StepPlan, reason: impl Into<String>) -> StepError {
-        StepError { step: plan.step, executor: NAME, reason: reason.into() }
+        StepError::Failed { step: plan.step, executor: NAME, reason: reason.into() }
     }
 
     /// Runs all layers, then logits and choices, chunk after chunk.
@@ -252,7 +252,7 @@ impl Executor for CpuExecutor {
     }
 
     fn collect(&mut self) -> Result<StepResult, StepError> {
-        self.finished.take().ok_or_else(|| StepError {
+        self.finished.take().ok_or_else(|| StepError::Failed {
             step: 0,
             executor: NAME,
             reason: "no step is in flight".to_owned(),

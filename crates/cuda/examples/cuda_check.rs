@@ -4,6 +4,7 @@
 //! cuda_check products              every product kernel against f64
 //! cuda_check gated                 gate and up of many rows against cuBLASLt and a kernel for the activation, in time
 //! cuda_check models [FOLDER...]    whole models against the reference: synthetic shapes, and checkpoints given
+//! cuda_check faults                no memory for graphs, a freed cache, a stream that hangs: what the engine makes of it
 //! cuda_check profile SHAPE...      where the time of a step goes
 //! cuda_check engine SHAPE...       throughput through the real engine, without HTTP
 //! cuda_check bench SHAPE...        decode and prefill of a config.json with dummy weights
@@ -14,6 +15,8 @@
 mod bench;
 #[path = "cuda_check/engine.rs"]
 mod engine;
+#[path = "cuda_check/faults.rs"]
+mod faults;
 #[path = "cuda_check/models.rs"]
 mod models;
 
@@ -25,12 +28,13 @@ fn main() -> ExitCode {
         Some("products") => products(),
         Some("gated") => gated(),
         Some("models") => models::check_all(&arguments[1..]),
+        Some("faults") => faults::check_all(),
         Some("engine") => engine::measure_all(&arguments[1..]),
         Some("profile") => bench::profile_all(&arguments[1..]),
         Some("bench") => bench::bench_all(&arguments[1..]),
         _ => {
             println!(
-                "usage: cuda_check products | gated | models [FOLDER...] | profile CONFIG_FOLDER... | engine CONFIG_FOLDER... | bench CONFIG_FOLDER..."
+                "usage: cuda_check products | gated | models [FOLDER...] | faults | profile CONFIG_FOLDER... | engine CONFIG_FOLDER... | bench CONFIG_FOLDER..."
             );
             return ExitCode::from(2);
         }

@@ -11,7 +11,7 @@ use crate::{
     weights::bf16_bits,
 };
 use powertrain_model::Model;
-use powertrain_step::{Executor, StepLimits, StepPlan};
+use powertrain_step::{Executor, ExecutorFacts, StepError, StepLimits, StepPlan, StepResult};
 
 /// Device time of the last of some steps by class of kernel: pairs of name and microseconds per step.
 ///
@@ -40,9 +40,63 @@ impl Profiler {
     ) -> Result<Vec<(&'static str, f32)>, CudaError> {
         for plan in plans {
             let result = self.0.launch(plan).and_then(|()| self.0.collect());
-            result.map_err(|error| CudaError::Call { call: "step", reason: error.reason })?;
+            result.map_err(|error| CudaError::Call { call: "step", reason: error.to_string() })?;
         }
         self.0.profile(stages_max, tune)
+    }
+}
+
+/// A fault that really happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spoil {
+    /// The device's memory is filled to the last 2 MiB: no graph can be captured any more.
+    Exhaust,
+    /// The KV cache is given back under the next step, which reads and writes it all the same.
+    FreeCache,
+    /// The stream waits for a value that nobody writes.
+    Hang,
+}
+
+/// An executor that spoils itself before one of its steps.
+#[derive(Debug)]
+pub struct Spoiled {
+    inner: CudaExecutor,
+    step: u64,
+    how: Spoil,
+}
+
+impl Spoiled {
+    /// Loads a model as [`load`](crate::load) does, to be spoilt before step `step`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load(
+        model: &Model,
+        limits: &StepLimits,
+        options: &CudaOptions,
+        step: u64,
+        how: Spoil,
+    ) -> Result<Self, CudaError> {
+        CudaExecutor::load(model, limits, options).map(|inner| Self { inner, step, how })
+    }
+}
+
+impl Executor for Spoiled {
+    fn facts(&self) -> &ExecutorFacts {
+        self.inner.facts()
+    }
+
+    fn launch(&mut self, plan: &StepPlan) -> Result<(), StepError> {
+        if plan.step == self.step {
+            let reason = |error: CudaError| format!("could not be spoilt: {error}");
+            let failed = |error| StepError::Failed { step: plan.step, executor: "cuda", reason: reason(error) };
+            self.inner.spoil(self.how).map_err(failed)?;
+        }
+        self.inner.launch(plan)
+    }
+
+    fn collect(&mut self) -> Result<StepResult, StepError> {
+        self.inner.collect()
     }
 }
 

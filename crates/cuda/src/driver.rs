@@ -10,10 +10,32 @@ use std::ffi::{CStr, CString, c_void};
 /// An address in device memory.
 pub(crate) type DevicePointer = cu::CUdeviceptr;
 
+/// Whether a call that failed so was merely refused. All else is taken for the end of the context: the driver reports sticky errors of earlier
+/// launches at whatever call comes next, and a list of those would never be whole.
+fn is_refusal(result: CUresult) -> bool {
+    use CUresult as R;
+    matches!(
+        result,
+        R::CUDA_ERROR_INVALID_VALUE
+            | R::CUDA_ERROR_INVALID_HANDLE
+            | R::CUDA_ERROR_NOT_FOUND
+            | R::CUDA_ERROR_NOT_READY
+            | R::CUDA_ERROR_NOT_SUPPORTED
+            | R::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES
+            | R::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+            | R::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
+            | R::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT
+            | R::CUDA_ERROR_NO_BINARY_FOR_GPU
+            | R::CUDA_ERROR_UNSUPPORTED_PTX_VERSION
+    )
+}
+
 /// `Ok`, or the call's name with CUDA's words.
 pub(crate) fn check(call: &'static str, result: CUresult) -> Result<(), CudaError> {
-    if result == CUresult::CUDA_SUCCESS {
-        return Ok(());
+    match result {
+        CUresult::CUDA_SUCCESS => return Ok(()),
+        CUresult::CUDA_ERROR_OUT_OF_MEMORY => return Err(CudaError::Exhausted { call }),
+        _ => {}
     }
     let mut text = std::ptr::null();
     // SAFETY: `text` is a place for a pointer to a static string; on failure it stays null.
@@ -24,7 +46,8 @@ pub(crate) fn check(call: &'static str, result: CUresult) -> Result<(), CudaErro
         // SAFETY: CUDA gave a static, NUL-terminated string.
         unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
     };
-    Err(CudaError::Call { call, reason: format!("{result:?}: {words}") })
+    let reason = format!("{result:?}: {words}");
+    Err(if is_refusal(result) { CudaError::Call { call, reason } } else { CudaError::Lost { call, reason } })
 }
 
 /// Calls a driver function by name and checks it.
@@ -186,6 +209,12 @@ impl Buffer {
         Ok(values)
     }
 
+    /// Gives the memory back although it is still used: for a check of what follows.
+    pub(crate) fn free_early(&self) -> Result<(), CudaError> {
+        // SAFETY: allocated by us. What reads it after this faults on the device, as the check wants it to.
+        unsafe { driver!(cuMemFree_v2(self.pointer)) }
+    }
+
     /// Zeroes all of it.
     pub(crate) fn clear(&self, stream: &Stream) -> Result<(), CudaError> {
         // SAFETY: the whole of our own allocation.
@@ -263,6 +292,13 @@ impl Stream {
     pub(crate) fn wait(&self) -> Result<(), CudaError> {
         // SAFETY: our own stream.
         unsafe { driver!(cuStreamSynchronize(self.0)) }
+    }
+
+    /// Holds up all later work until a word that nobody writes is the largest there is: for a check of what follows.
+    pub(crate) fn wait_for_ever(&self, at: &Pinned) -> Result<(), CudaError> {
+        let never = cu::CUstreamWaitValue_flags::CU_STREAM_WAIT_VALUE_EQ as u32;
+        // SAFETY: the word is in page-locked memory that the device reads.
+        unsafe { driver!(cuStreamWaitValue32_v2(self.0, at.device_address(), u32::MAX - 1, never)) }
     }
 
     /// Copies the first `words` of pinned memory to the start of a buffer, in order with the stream's work.

@@ -40,6 +40,23 @@ pub enum CudaError {
         /// CUDA's own words.
         reason: String,
     },
+    /// A call failed, and with it the context: sticky errors (an illegal address, a failed launch, an uncorrectable memory error) and lost
+    /// devices. No later call can succeed.
+    #[error("{call} failed: {reason}")]
+    Lost {
+        /// The function.
+        call: &'static str,
+        /// CUDA's own words.
+        reason: String,
+    },
+    /// The driver found no memory for something whose size it knows alone: a graph, page-locked host memory.
+    #[error(
+        "{call} failed: no memory is left; lower --gpu-memory-utilization, so that the KV cache leaves more to the driver"
+    )]
+    Exhausted {
+        /// The function.
+        call: &'static str,
+    },
     /// The device's memory does not hold what was asked for.
     #[error("{what} needs {needed_mib} MiB of GPU memory, {free_mib} MiB are free; {remedy}")]
     OutOfMemory {

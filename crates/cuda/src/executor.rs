@@ -22,6 +22,8 @@ use std::{
     sync::Arc,
 };
 
+mod faults;
+
 const NAME: &str = "cuda";
 /// Steps launched before the oldest is collected.
 const DEPTH: usize = 2;
@@ -418,12 +420,17 @@ impl CudaExecutor {
     fn run(&mut self, pass: &Pass) -> Result<(), CudaError> {
         self.last_pass = Some(*pass);
         let decode_only = pass.layout.tokens > 0 && pass.layout.tiles == 0 && pass.decodes == pass.layout.tokens;
-        if self.enforce_eager || !decode_only {
+        if !decode_only {
             return self.forward.run(&self.stream, pass);
         }
         if !self.graphs.contains_key(pass) {
+            if self.enforce_eager {
+                return self.forward.run(&self.stream, pass);
+            }
             self.stream.wait()?;
-            self.capture(pass)?;
+            if !self.captured(pass)? {
+                return self.forward.run(&self.stream, pass);
+            }
         }
         self.graphs[pass].launch(&self.stream)
     }
@@ -490,6 +497,17 @@ impl CudaExecutor {
         Ok(())
     }
 
+    /// A row the host samples cannot go on before its token is chosen.
+    fn resolve_waiting(&mut self) -> Result<(), CudaError> {
+        let waits = |entry: &Entry| entry.sample.as_ref().is_some_and(|sample| sample.host_logits.is_some());
+        for index in 0..self.in_flight.len() {
+            if self.in_flight[index].entries.iter().any(waits) {
+                self.resolve(index)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Waits for a step and reads its tokens; samples what is the host's.
     fn resolve(&mut self, index: usize) -> Result<(), CudaError> {
         let step = &mut self.in_flight[index];
@@ -543,25 +561,21 @@ impl Executor for CudaExecutor {
 
     fn launch(&mut self, plan: &StepPlan) -> Result<(), StepError> {
         assert!(self.in_flight.len() < DEPTH, "more steps launched than the executor holds");
-        let failed = |error: CudaError| StepError { step: plan.step, executor: NAME, reason: error.to_string() };
-        self.context.enter().map_err(failed)?;
-        // A row the host samples cannot go on before its token is chosen.
-        for index in 0..self.in_flight.len() {
-            let waits = |entry: &Entry| entry.sample.as_ref().is_some_and(|sample| sample.host_logits.is_some());
-            if self.in_flight[index].entries.iter().any(waits) {
-                self.resolve(index).map_err(failed)?;
-            }
-        }
-        self.start(plan).map_err(failed)
+        let resolved = self.context.enter().and_then(|()| self.resolve_waiting());
+        let unsent = self.chosen.clone();
+        resolved.and_then(|()| self.start(plan)).map_err(|error| {
+            // Rows that this step does not hold live on, and their tokens still have to reach the device.
+            self.chosen = unsent;
+            self.chosen.retain(|(row, ..)| !plan.work.iter().any(|work| work.row.0 == *row));
+            self.judge(plan.step, error)
+        })
     }
 
     fn collect(&mut self) -> Result<StepResult, StepError> {
         let step = self.in_flight.front().map(|step| step.step).expect("a step is in flight");
-        let failed = |error: CudaError| StepError { step, executor: NAME, reason: error.to_string() };
-        self.context.enter().map_err(failed)?;
-        let resolved = self.resolve(0);
+        let resolved = self.context.enter().and_then(|()| self.resolve(0));
         let done = self.in_flight.pop_front().expect("checked above");
-        resolved.map_err(failed)?;
+        resolved.map_err(|error| self.judge(step, error))?;
         Ok(StepResult { step, rows: done.entries.into_iter().map(|entry| (entry.row, entry.result)).collect() })
     }
 
@@ -569,13 +583,13 @@ impl Executor for CudaExecutor {
         self.to_capture.len()
     }
 
-    fn prepare(&mut self) {
+    fn prepare(&mut self) -> Result<(), ExecutorLost> {
         if !self.in_flight.is_empty() {
-            return;
+            return Ok(());
         }
-        let Some(pass) = self.to_capture.pop() else { return };
+        let Some(pass) = self.to_capture.pop() else { return Ok(()) };
         if self.graphs.contains_key(&pass) {
-            return;
+            return Ok(());
         }
         // Tuning runs the head on the rows that the staged step names: row 0, not what another layout left at that place.
         let captured = self
@@ -583,10 +597,17 @@ impl Executor for CudaExecutor {
             .enter()
             .and_then(|()| self.forward.staged.clear(&self.stream))
             .and_then(|()| self.stream.wait())
-            .and_then(|()| self.capture(&pass));
-        if captured.is_err() {
-            // The step that needs it will meet the same error, and report it.
-            self.to_capture.clear();
+            .and_then(|()| self.captured(&pass));
+        match captured {
+            Ok(_) => Ok(()),
+            Err(error) => match self.lost(&error) {
+                Some(lost) => Err(lost),
+                None => {
+                    // The step that needs it will meet the same error, and report it.
+                    self.to_capture.clear();
+                    Ok(())
+                }
+            },
         }
     }
 }

@@ -20,6 +20,8 @@ pub struct EngineConfig {
     pub vocab_size: u32,
     /// With work to do and no step completed for this long, the engine no longer counts as live.
     pub stall_timeout: Duration,
+    /// A step that takes longer is given up, and the engine with it; `None`: any time.
+    pub step_timeout: Option<Duration>,
 }
 
 /// Why an engine did not start.

@@ -1,10 +1,12 @@
 //! Starting and stopping the engine thread.
 
 use crate::{
-    EngineConfig, Handle, StartError,
+    EngineConfig, Handle, Health, StartError,
+    clients::Clients,
     handle::{COMMANDS_MAX, Command, Shared},
     health::Pulse,
     snapshot::Counters,
+    watchdog,
     worker::Worker,
 };
 use powertrain_scheduler::{Scheduler, SchedulerConfig};
@@ -22,12 +24,12 @@ const LAST_STEP_GRACE: Duration = Duration::from_secs(10);
 /// A running engine. Dropping it ends what runs at once; [`drain`](Self::drain) gives it time.
 pub struct Engine {
     handle: Handle,
-    /// The thread's last word: requests it had to cut short. `None` once it was heard.
+    /// The thread's last word, or the watchdog's: requests it had to cut short. `None` once it was heard.
     done: Option<mpsc::Receiver<u32>>,
 }
 
 /// How a drain went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Drained {
     /// The engine stopped; this many requests had to be ended before they were done.
     Stopped {
@@ -36,6 +38,11 @@ pub enum Drained {
     },
     /// A step hangs in the executor; its requests cannot be ended.
     Stuck,
+    /// The engine died, before or meanwhile; its requests ended with the reason.
+    Dead {
+        /// What [`Health::Dead`] says.
+        reason: String,
+    },
 }
 
 impl Engine {
@@ -60,16 +67,24 @@ impl Engine {
             draining: AtomicBool::new(false),
             pulse: Pulse::new(config.stall_timeout),
             counters: Counters::default(),
+            clients: Clients::default(),
             facts,
             limits: config.limits,
             vocab_size: config.vocab_size,
         });
         let (finished, done) = mpsc::channel();
+        let (runs, engine_runs) = mpsc::channel();
+        if let Some(limit) = config.step_timeout {
+            let (shared, last_word) = (Arc::clone(&shared), finished.clone());
+            let watch = move || watchdog::watch(&shared, limit, &engine_runs, &last_word);
+            std::thread::Builder::new().name("engine-watchdog".into()).spawn(watch)?;
+        }
         let worker = Worker::new(scheduler, executor, receiver, Arc::clone(&shared));
         std::thread::Builder::new().name("engine".into()).spawn(move || {
             let cut_short = worker.run();
             // Nobody waits for it when the engine was dropped after a stuck drain.
             let _ = finished.send(cut_short);
+            drop(runs);
         })?;
         Ok(Self { handle: Handle { shared }, done: Some(done) })
     }
@@ -91,10 +106,14 @@ impl Engine {
         // A thread that is gone has left its last word already.
         let _ = self.handle.shared.commands.send(Command::Drain(deadline));
         let patience = deadline.saturating_duration_since(Instant::now()) + LAST_STEP_GRACE;
-        match done.recv_timeout(patience) {
-            Ok(cut_short) => Drained::Stopped { cut_short },
-            Err(mpsc::RecvTimeoutError::Disconnected) => Drained::Stopped { cut_short: 0 },
-            Err(mpsc::RecvTimeoutError::Timeout) => Drained::Stuck,
+        // A dead engine's thread may never come back from the executor.
+        let dead = self.handle.shared.pulse.is_dead();
+        let last_word = if dead { Ok(0) } else { done.recv_timeout(patience) };
+        match (self.handle.health(), last_word) {
+            (Health::Dead(reason), _) => Drained::Dead { reason },
+            (_, Ok(cut_short)) => Drained::Stopped { cut_short },
+            (_, Err(mpsc::RecvTimeoutError::Disconnected)) => Drained::Stopped { cut_short: 0 },
+            (_, Err(mpsc::RecvTimeoutError::Timeout)) => Drained::Stuck,
         }
     }
 }

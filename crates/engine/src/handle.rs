@@ -1,9 +1,13 @@
 //! How everyone else talks to the engine thread.
 
-use crate::{EventStream, Health, Request, Snapshot, SubmitError, health::Pulse, snapshot::Counters};
+use crate::{
+    Event, EventStream, Failure, Health, Request, Snapshot, SubmitError, clients::Clients, health::Pulse,
+    snapshot::Counters,
+};
 use powertrain_scheduler::{NewSequence, SequenceId};
 use powertrain_step::{ExecutorFacts, StepLimits};
 use std::{
+    future::{Future, poll_fn},
     pin::pin,
     sync::{
         Arc,
@@ -29,9 +33,25 @@ pub(crate) struct Shared {
     pub(crate) draining: AtomicBool,
     pub(crate) pulse: Pulse,
     pub(crate) counters: Counters,
+    pub(crate) clients: Clients,
     pub(crate) facts: ExecutorFacts,
     pub(crate) limits: StepLimits,
     pub(crate) vocab_size: u32,
+}
+
+impl Shared {
+    /// Ends every request, and the taking of new ones.
+    pub(crate) fn die(&self, reason: String) {
+        tracing::error!(reason, "the engine is dead; the process must be restarted");
+        // Before the requests: who hears of a failure finds the reason, and itself counted.
+        self.pulse.die(reason.clone());
+        self.permits.close();
+        let clients = self.clients.close(&reason);
+        self.counters.add_failed(clients.len() as u64);
+        for client in clients {
+            client.send(Event::Failed(Failure::Engine(reason.clone())));
+        }
+    }
 }
 
 /// What the engine thread is told. The channel needs no bound of its own: submissions hold a permit each, a stream cancels
@@ -69,7 +89,13 @@ impl Handle {
         let sequences = requests.into_iter().map(Request::into_sequence).collect();
         let submission = Submission { sequences, deadlines, reply, _permit };
         self.shared.commands.send(Command::Submit(submission)).map_err(|_| SubmitError::EngineStopped)?;
-        answer.await.unwrap_or(Err(SubmitError::EngineStopped))
+        // A thread that hangs in the executor answers nobody.
+        let (mut answer, mut death) = (pin!(answer), pin!(self.shared.pulse.death()));
+        poll_fn(|context| match answer.as_mut().poll(context) {
+            Poll::Ready(answer) => Poll::Ready(answer.unwrap_or(Err(SubmitError::EngineStopped))),
+            Poll::Pending => death.as_mut().poll(context).map(|_| Err(SubmitError::EngineStopped)),
+        })
+        .await
     }
 
     /// As [`submit`](Self::submit), for threads outside an async runtime.
@@ -96,6 +122,11 @@ impl Handle {
     /// Whether the engine works.
     pub fn health(&self) -> Health {
         self.shared.pulse.health(Instant::now())
+    }
+
+    /// Resolves with the reason when the engine dies; never where it does not.
+    pub async fn death(&self) -> String {
+        self.shared.pulse.death().await
     }
 
     /// Whether the engine takes requests: it is neither draining nor dead.

@@ -1,12 +1,15 @@
-//! Whether the engine works: a step completed lately, or there is nothing to run.
+//! Whether the engine works: a step completed lately, or there is nothing to run; and what the executor is at.
 
 use std::{
+    collections::VecDeque,
+    fmt,
     sync::{
-        OnceLock,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
+use tokio::sync::watch;
 
 /// The engine's own answer to "are you alive?".
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,7 +18,7 @@ pub enum Health {
     Live,
     /// There is work, and no step completed for this long.
     Stalled(Duration),
-    /// The engine thread ended by a panic; the process must be restarted.
+    /// The engine broke down: the executor was lost, a step hangs, or a panic ended the thread. The process must be restarted.
     Dead(String),
 }
 
@@ -26,6 +29,22 @@ impl Health {
     }
 }
 
+/// What the executor was given to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Task {
+    Step { step: u64, rows: usize, tokens: u32 },
+    Preparation,
+}
+
+impl fmt::Display for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Step { step, rows, tokens } => write!(f, "step {step} ({rows} rows, {tokens} tokens)"),
+            Self::Preparation => f.write_str("a preparation of steps to come"),
+        }
+    }
+}
+
 /// Written by the engine thread, read by anyone.
 pub(crate) struct Pulse {
     origin: Instant,
@@ -33,7 +52,9 @@ pub(crate) struct Pulse {
     busy: AtomicBool,
     /// Milliseconds since `origin` at which a step completed or work appeared.
     last_beat_ms: AtomicU64,
-    death: OnceLock<String>,
+    /// What the executor has not given back, oldest first, each with the moment from which on it alone keeps the engine waiting.
+    tasks: Mutex<VecDeque<(Task, Instant)>>,
+    death: watch::Sender<Option<String>>,
 }
 
 impl Pulse {
@@ -43,7 +64,8 @@ impl Pulse {
             stall_timeout,
             busy: AtomicBool::new(false),
             last_beat_ms: AtomicU64::new(0),
-            death: OnceLock::new(),
+            tasks: Mutex::default(),
+            death: watch::Sender::new(None),
         }
     }
 
@@ -58,13 +80,59 @@ impl Pulse {
         self.busy.store(false, Relaxed);
     }
 
+    /// The executor was given a task.
+    pub(crate) fn begin(&self, task: Task, now: Instant) {
+        self.tasks().push_back((task, now));
+    }
+
+    /// The executor did not take the last task.
+    pub(crate) fn retract(&self) {
+        self.tasks().pop_back();
+    }
+
+    /// The executor gave the oldest task back; the next one could not be done before.
+    pub(crate) fn end(&self, now: Instant) {
+        let mut tasks = self.tasks();
+        tasks.pop_front();
+        if let Some((_, since)) = tasks.front_mut() {
+            *since = now;
+        }
+    }
+
+    /// The task that keeps the engine waiting for longer than `limit`, and for how long.
+    pub(crate) fn overdue(&self, now: Instant, limit: Duration) -> Option<(Task, Duration)> {
+        let (task, since) = *self.tasks().front()?;
+        let took = now.saturating_duration_since(since);
+        (took > limit).then_some((task, took))
+    }
+
+    fn tasks(&self) -> MutexGuard<'_, VecDeque<(Task, Instant)>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The engine broke down; only the first reason counts.
     pub(crate) fn die(&self, reason: String) {
-        // Only the first reason counts.
-        let _ = self.death.set(reason);
+        self.death.send_if_modified(|death| {
+            let first = death.is_none();
+            death.get_or_insert(reason);
+            first
+        });
+    }
+
+    pub(crate) fn is_dead(&self) -> bool {
+        self.death.borrow().is_some()
+    }
+
+    /// Resolves with the reason when the engine breaks down.
+    pub(crate) async fn death(&self) -> String {
+        let mut death = self.death.subscribe();
+        let reason = death.wait_for(Option::is_some).await;
+        // The sender is `self`.
+        reason.ok().and_then(|reason| reason.clone()).unwrap_or_default()
     }
 
     pub(crate) fn health(&self, now: Instant) -> Health {
-        if let Some(reason) = self.death.get() {
+        if let Some(reason) = &*self.death.borrow() {
             return Health::Dead(reason.clone());
         }
         let last_beat = self.origin + Duration::from_millis(self.last_beat_ms.load(Relaxed));
@@ -88,6 +156,28 @@ mod tests {
         pulse.rest();
         assert_eq!(pulse.health(at(2000)), Health::Live, "idle again");
         pulse.die("it broke".into());
+        pulse.die("it broke again".into());
         assert_eq!(pulse.health(at(2000)), Health::Dead("it broke".into()));
+    }
+
+    #[test]
+    fn overdue_is_the_oldest_task_counted_from_when_it_was_alone() {
+        let pulse = Pulse::new(Duration::from_secs(10));
+        let at = |seconds| pulse.origin + Duration::from_secs(seconds);
+        let step = |step| Task::Step { step, rows: 3, tokens: 40 };
+        let overdue = |seconds| pulse.overdue(at(seconds), Duration::from_secs(5));
+        assert_eq!(overdue(100), None, "nothing was given");
+        pulse.begin(step(1), at(100));
+        pulse.begin(step(2), at(101));
+        assert_eq!(overdue(105), None);
+        assert_eq!(overdue(106), Some((step(1), Duration::from_secs(6))));
+        pulse.end(at(107));
+        assert_eq!(overdue(112), None, "step 2 is alone since 107");
+        assert_eq!(overdue(113), Some((step(2), Duration::from_secs(6))));
+        pulse.begin(step(3), at(113));
+        pulse.retract();
+        pulse.end(at(114));
+        assert_eq!(overdue(1000), None, "all were given back");
+        assert_eq!(step(7).to_string(), "step 7 (3 rows, 40 tokens)");
     }
 }

@@ -61,6 +61,11 @@ macro_rules! counters {
                 self.queue_drain_per_second.store(queue_drain_per_second.to_bits(), Relaxed);
             }
 
+            /// For the end, when the engine thread may not come to store its own count.
+            pub(crate) fn add_failed(&self, requests: u64) {
+                self.ended.failed.fetch_add(requests, Relaxed);
+            }
+
             pub(crate) fn load(&self) -> Snapshot {
                 Snapshot {
                     $($field: self.$field.load(Relaxed),)*

@@ -2,19 +2,21 @@
 
 use crate::{
     Event, EventStream, Failure, FinishReason, Finished, RequestsEnded, SubmitError, Timings,
+    clients::Client,
     deadlines::Deadlines,
     drain_rate::DrainRate,
     handle::{COMMANDS_MAX, Command, Shared, Submission},
+    health::Task,
 };
 use powertrain_scheduler::{Output, Outputs, Refusal, Scheduler, SequenceId, Summary};
-use powertrain_step::{Executor, StepError};
+use powertrain_step::{Executor, ExecutorLost, StepError, StepPlan};
 use std::{
     any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, error::TryRecvError, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, error::TryRecvError, unbounded_channel};
 
 /// How long nothing may have come before the executor prepares, and how often that is looked at: a request that comes meanwhile waits so long.
 const QUIET_BEFORE_PREPARING: Duration = Duration::from_millis(500);
@@ -25,30 +27,12 @@ pub(crate) struct Worker {
     executor: Box<dyn Executor>,
     commands: UnboundedReceiver<Command>,
     shared: Arc<Shared>,
-    /// By [`SequenceId::slot`].
-    clients: Vec<Option<Client>>,
     deadlines: Deadlines<SequenceId>,
     outputs: Outputs,
     ended: RequestsEnded,
     drain_rate: DrainRate,
     drain_deadline: Option<Instant>,
     cut_short: u32,
-}
-
-/// Who a sequence's events go to.
-struct Client {
-    sequence: SequenceId,
-    events: UnboundedSender<Event>,
-    queued: Instant,
-    scheduled: Option<Instant>,
-    first_token: Option<Instant>,
-}
-
-impl Client {
-    fn send(&self, event: Event) {
-        // A receiver that is gone has sent its cancellation.
-        let _ = self.events.send(event);
-    }
 }
 
 /// Whether the loop goes on.
@@ -70,7 +54,6 @@ impl Worker {
             executor,
             commands,
             shared,
-            clients: Vec::new(),
             deadlines: Deadlines::new(),
             outputs: Outputs::new(),
             ended: RequestsEnded::default(),
@@ -80,45 +63,52 @@ impl Worker {
         }
     }
 
-    /// Serves until drained. A panic, the executor's or our own, ends every request with an error and the engine with it.
-    /// Returns how many requests were cut short.
+    /// Serves until drained. Where that ends in a panic, the executor's or our own, or the executor is lost, every request ends with an error
+    /// and the engine with it. Returns how many requests were cut short.
     pub(crate) fn run(mut self) -> u32 {
         self.publish();
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.serve())) {
-            let reason = panic_message(&*panic);
-            tracing::error!(reason, "the engine thread panicked");
-            self.shared.pulse.die(format!("the engine thread panicked: {reason}"));
-            self.shared.permits.close();
+        let reason = match catch_unwind(AssertUnwindSafe(|| self.serve())) {
+            Ok(Ok(())) => None,
+            Ok(Err(lost)) => Some(lost.to_string()),
+            Err(panic) => Some(format!("the engine thread panicked: {}", panic_message(&*panic))),
+        };
+        if let Some(reason) = reason {
             self.commands.close();
-            for client in self.clients.iter_mut().filter_map(Option::take) {
-                self.ended.failed += 1;
-                client.send(Event::Failed(Failure::Engine(reason.clone())));
-            }
             self.publish();
+            self.shared.die(reason);
+        }
+        if self.shared.pulse.is_dead() {
+            // Giving back what a lost device holds may take forever.
+            std::mem::forget(self.executor);
         }
         self.cut_short
     }
 
-    fn serve(&mut self) {
-        while self.take_commands() == Flow::Continue {
+    /// Returns when drained, or when the watchdog gave the engine up meanwhile.
+    fn serve(&mut self) -> Result<(), ExecutorLost> {
+        while self.take_commands()? == Flow::Continue {
             self.end_what_is_late(Instant::now());
-            self.launch_steps();
-            self.collect_step();
+            self.launch_steps()?;
+            self.collect_step()?;
+            if self.shared.pulse.is_dead() {
+                return Ok(());
+            }
             self.publish();
         }
+        Ok(())
     }
 
     /// Reads commands; waits for one when there is nothing to run.
-    fn take_commands(&mut self) -> Flow {
+    fn take_commands(&mut self) -> Result<Flow, ExecutorLost> {
         if self.scheduler.is_idle() {
             self.shared.pulse.rest();
             self.publish();
             if self.drain_deadline.is_some() {
-                return Flow::Stop;
+                return Ok(Flow::Stop);
             }
-            match self.next_command() {
+            match self.next_command()? {
                 Some(command) => self.obey(command),
-                None => return Flow::Stop,
+                None => return Ok(Flow::Stop),
             }
         }
         // Bounded, so that a flood of commands does not keep steps from running.
@@ -126,27 +116,29 @@ impl Worker {
             let Ok(command) = self.commands.try_recv() else { break };
             self.obey(command);
         }
-        Flow::Continue
+        Ok(Flow::Continue)
     }
 
     /// The next command; when none has come for a while, the executor prepares what it can until one does. A piece of that takes longer than a
     /// client takes between two requests, so it must not begin in such a pause. `None` when nobody is left to send a command.
-    fn next_command(&mut self) -> Option<Command> {
+    fn next_command(&mut self) -> Result<Option<Command>, ExecutorLost> {
         let mut quiet_since = Instant::now();
         while self.executor.preparations() > 0 {
             match self.commands.try_recv() {
-                Ok(command) => return Some(command),
-                Err(TryRecvError::Disconnected) => return None,
+                Ok(command) => return Ok(Some(command)),
+                Err(TryRecvError::Disconnected) => return Ok(None),
                 Err(TryRecvError::Empty) => {}
             }
             if quiet_since.elapsed() < QUIET_BEFORE_PREPARING {
                 std::thread::sleep(QUIET_CHECK);
             } else {
-                self.executor.prepare();
+                self.shared.pulse.begin(Task::Preparation, Instant::now());
+                self.executor.prepare()?;
+                self.shared.pulse.end(Instant::now());
                 quiet_since = Instant::now() - QUIET_BEFORE_PREPARING;
             }
         }
-        self.commands.blocking_recv()
+        Ok(self.commands.blocking_recv())
     }
 
     fn obey(&mut self, command: Command) {
@@ -155,7 +147,7 @@ impl Worker {
             Command::Cancel(sequence) => {
                 if self.scheduler.finish(sequence).is_some() {
                     self.ended.cancelled += 1;
-                    self.clients[sequence.slot()] = None;
+                    self.shared.clients.take(sequence);
                 }
             }
             Command::Drain(deadline) => self.drain_deadline = Some(deadline),
@@ -183,16 +175,10 @@ impl Worker {
         for (sequence, deadline) in ids.into_iter().zip(deadlines) {
             let (events, receiver) = unbounded_channel();
             streams.push(EventStream::new(sequence, receiver, self.shared.commands.clone()));
-            let client = Client { sequence, events, queued: now, scheduled: None, first_token: None };
-            if self.clients.len() <= sequence.slot() {
-                self.clients.resize_with(sequence.slot() + 1, || None);
-            }
-            self.clients[sequence.slot()] = Some(client);
+            let clients = &self.shared.clients;
+            clients.insert(Client { sequence, events, queued: now, scheduled: None, first_token: None });
             if let Some(deadline) = deadline {
-                let clients = &self.clients;
-                let is_alive =
-                    |other: SequenceId| clients[other.slot()].as_ref().is_some_and(|client| client.sequence == other);
-                self.deadlines.push(deadline, sequence, is_alive);
+                self.deadlines.push(deadline, sequence, |other| clients.is_alive(other));
             }
         }
         // A submitter that is gone leaves the streams to us: dropping them cancels the requests.
@@ -222,11 +208,9 @@ impl Worker {
             self.end(sequence, FinishReason::DeadlineExceeded, now);
         }
         if self.drain_deadline.is_some_and(|deadline| deadline <= now) {
-            for slot in 0..self.clients.len() {
-                if let Some(sequence) = self.clients[slot].as_ref().map(|client| client.sequence) {
-                    self.cut_short += 1;
-                    self.end(sequence, FinishReason::Shutdown, now);
-                }
+            for sequence in self.shared.clients.sequences() {
+                self.cut_short += 1;
+                self.end(sequence, FinishReason::Shutdown, now);
             }
         }
     }
@@ -238,7 +222,7 @@ impl Worker {
     }
 
     fn finish(&mut self, sequence: SequenceId, reason: FinishReason, summary: Summary, now: Instant) {
-        let Some(client) = self.clients[sequence.slot()].take() else { return };
+        let Some(client) = self.shared.clients.take(sequence) else { return };
         match reason {
             FinishReason::EndOfSequence | FinishReason::StopToken(_) => self.ended.stop += 1,
             FinishReason::Length => self.ended.length += 1,
@@ -262,50 +246,60 @@ impl Worker {
     }
 
     fn fail(&mut self, sequence: SequenceId, failure: Failure) {
-        if let Some(client) = self.clients[sequence.slot()].take() {
+        if let Some(client) = self.shared.clients.take(sequence) {
             self.ended.failed += 1;
             client.send(Event::Failed(failure));
         }
     }
 
     /// Brings as many steps in flight as may be.
-    fn launch_steps(&mut self) {
+    fn launch_steps(&mut self) -> Result<(), ExecutorLost> {
         let waited = self.scheduler.stats().waiting > 0;
         while let Some(plan) = self.scheduler.plan() {
             let step = plan.step;
             // An executor may compute the whole step before `launch` returns.
             let now = Instant::now();
+            self.shared.pulse.begin(task(plan), now);
             let launched = self.executor.launch(plan);
             let departed = self.scheduler.first_scheduled();
             self.drain_rate.record(departed.len(), waited, now);
             for &sequence in departed {
-                if let Some(client) = &mut self.clients[sequence.slot()] {
+                let cached_tokens = self.scheduler.cached_tokens(sequence).unwrap_or(0);
+                self.shared.clients.with(sequence, |client| {
                     client.scheduled = Some(now);
-                    let cached_tokens = self.scheduler.cached_tokens(sequence).unwrap_or(0);
                     client.send(Event::Scheduled { at: now, cached_tokens });
-                }
+                });
             }
             if let Err(error) = launched {
-                self.fail_step(step, &error);
+                self.shared.pulse.retract();
+                self.fail_step(step, error)?;
             }
         }
+        Ok(())
     }
 
-    fn collect_step(&mut self) {
-        let Some(step) = self.scheduler.oldest_step() else { return };
-        match self.executor.collect() {
+    fn collect_step(&mut self) -> Result<(), ExecutorLost> {
+        let Some(step) = self.scheduler.oldest_step() else { return Ok(()) };
+        let collected = self.executor.collect();
+        self.shared.pulse.end(Instant::now());
+        match collected {
             Ok(result) => {
                 self.scheduler.complete(result, &mut self.outputs);
                 self.deliver(None);
+                Ok(())
             }
-            Err(error) => self.fail_step(step, &error),
+            Err(error) => self.fail_step(step, error),
         }
     }
 
-    fn fail_step(&mut self, step: u64, error: &StepError) {
+    fn fail_step(&mut self, step: u64, error: StepError) -> Result<(), ExecutorLost> {
+        if let StepError::Lost(lost) = error {
+            return Err(lost);
+        }
         tracing::error!(step, %error, "a step failed; its requests end, the others go on");
         self.scheduler.fail_step(step, &mut self.outputs);
-        self.deliver(Some(error));
+        self.deliver(Some(&error));
+        Ok(())
     }
 
     fn deliver(&mut self, step_error: Option<&StepError>) {
@@ -314,12 +308,14 @@ impl Worker {
         let mut outputs = std::mem::take(&mut self.outputs);
         for (sequence, output) in outputs.drain(..) {
             match output {
-                Output::PromptLogprobs(logprobs) => self.send(sequence, Event::PromptLogprobs(logprobs)),
+                Output::PromptLogprobs(logprobs) => {
+                    self.shared.clients.with(sequence, |client| client.send(Event::PromptLogprobs(logprobs)));
+                }
                 Output::Token(token) => {
-                    if let Some(client) = &mut self.clients[sequence.slot()] {
+                    self.shared.clients.with(sequence, |client| {
                         client.first_token.get_or_insert(now);
-                    }
-                    self.send(sequence, Event::Token(token));
+                        client.send(Event::Token(token));
+                    });
                 }
                 Output::Finished(reason, summary) => self.finish(sequence, reason, summary, now),
                 Output::RowFailed(error) => self.fail(sequence, Failure::Row(error)),
@@ -332,15 +328,13 @@ impl Worker {
         self.outputs = outputs;
     }
 
-    fn send(&self, sequence: SequenceId, event: Event) {
-        if let Some(client) = &self.clients[sequence.slot()] {
-            client.send(event);
-        }
-    }
-
     fn publish(&self) {
         self.shared.counters.store(&self.scheduler.stats(), &self.ended, self.drain_rate.per_second());
     }
+}
+
+fn task(plan: &StepPlan) -> Task {
+    Task::Step { step: plan.step, rows: plan.work.len(), tokens: plan.work.iter().map(|work| work.len).sum() }
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> String {

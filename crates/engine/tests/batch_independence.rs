@@ -52,6 +52,7 @@ impl Bench<'_> {
             async_scheduling: true,
             vocab_size: self.vocab_size,
             stall_timeout: Duration::from_secs(3600),
+            step_timeout: None,
         };
         Engine::start(config, (self.build)(&self.model, limits, way.kv_blocks)).expect("limits that work together")
     }

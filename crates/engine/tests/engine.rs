@@ -6,7 +6,7 @@ use powertrain_engine::{
     StartError, StopConditions, SubmitError,
 };
 use powertrain_step::{
-    Executor, ExecutorFacts, SamplingParams, StepError, StepLimits, StepPlan, StepResult, TokenId,
+    Executor, ExecutorFacts, ExecutorLost, SamplingParams, StepError, StepLimits, StepPlan, StepResult, TokenId,
     mock::{Fault, Gate, MockExecutor, expected_tokens},
 };
 use std::{
@@ -30,6 +30,7 @@ fn config() -> EngineConfig {
         async_scheduling: true,
         vocab_size: VOCAB,
         stall_timeout: FAR,
+        step_timeout: None,
     }
 }
 
@@ -326,8 +327,93 @@ fn a_panic_in_the_executor_ends_every_stream_and_the_engine_says_so() {
     let error = handle.blocking_submit(vec![request(1, 5, 1)]).err();
     assert_eq!(error, Some(SubmitError::EngineStopped));
     assert!(matches!(handle.health(), Health::Dead(_)) && !handle.is_accepting());
-    assert_eq!(engine.drain(Instant::now() + FAR), Drained::Stopped { cut_short: 0 });
+    assert!(
+        matches!(engine.drain(Instant::now() + FAR), Drained::Dead { reason } if reason.contains("asked to panic"))
+    );
     assert_eq!(handle.snapshot().ended.failed, 12);
+}
+
+#[test]
+fn a_lost_executor_ends_every_stream_with_the_reason_and_is_not_touched_again() {
+    for fault in [Fault::LostAtLaunch, Fault::LostAtCollect] {
+        for depth in [1, 2] {
+            let (executor, gate) = mock(64, depth).with_faults(fault_at(3, fault)).gated();
+            let engine = Engine::start(config(), Box::new(Undroppable(executor))).expect("limits that work together");
+            let handle = engine.handle();
+            let asked = (0..12).map(|name| request(name, 5, 20)).collect();
+            let streams = handle.blocking_submit(asked).expect("there is room");
+            gate.open();
+            for stream in streams {
+                let failure = read(stream).1.expect_err("the device is gone");
+                assert_eq!(
+                    failure.to_string(),
+                    "the engine stopped: mock is lost: asked to lose the device; the server must be restarted"
+                );
+            }
+            let reason = "mock is lost: asked to lose the device".to_owned();
+            assert_eq!(handle.health(), Health::Dead(reason.clone()));
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            assert_eq!(runtime.block_on(handle.death()), reason);
+            assert_eq!(handle.blocking_submit(vec![request(1, 5, 1)]).err(), Some(SubmitError::EngineStopped));
+            assert_eq!(engine.drain(Instant::now() + FAR), Drained::Dead { reason });
+            assert_eq!(handle.snapshot().ended.failed, 12);
+        }
+    }
+}
+
+#[test]
+fn an_executor_lost_while_it_prepares_is_known_before_a_request_comes() {
+    let (done, _pieces) = channel();
+    let executor = Preparing { inner: mock(64, 2), left: 5, lost_at: 3, done, in_flight: 0 };
+    let engine = Engine::start(config(), Box::new(executor)).expect("limits that work together");
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    assert_eq!(runtime.block_on(engine.handle().death()), "preparing is lost: asked to be");
+}
+
+#[test]
+fn a_step_beyond_its_limit_ends_every_request_although_the_executor_never_comes_back() {
+    let (executor, gate) = mock(64, 2).gated();
+    let config = EngineConfig { step_timeout: Some(Duration::from_millis(20)), ..config() };
+    let engine = Engine::start(config, Box::new(Undroppable(executor))).unwrap();
+    let handle = engine.handle();
+    let streams = handle.blocking_submit((0..3).map(|name| request(name, 5, 20)).collect()).expect("there is room");
+    gate.wait_until_blocked();
+    // The engine thread may have read this one or not; it hangs either way.
+    let unread = handle.blocking_submit(vec![request(9, 5, 1)]).map(|mut streams| read(streams.remove(0)).1.is_err());
+    assert!(matches!(unread, Err(SubmitError::EngineStopped) | Ok(true)));
+    for stream in streams {
+        let failure = read(stream).1.expect_err("its step hangs").to_string();
+        assert!(failure.contains("step 1 (3 rows, 15 tokens) has not come back after"), "{failure}");
+        assert!(failure.contains("--step-timeout is 0.02 s"), "{failure}");
+    }
+    assert!(matches!(handle.health(), Health::Dead(_)));
+    assert_eq!(handle.blocking_submit(vec![request(1, 5, 1)]).err(), Some(SubmitError::EngineStopped));
+    assert!(matches!(engine.drain(Instant::now() + FAR), Drained::Dead { .. }), "nobody waits for the step");
+    assert!(handle.snapshot().ended.failed >= 3);
+    gate.open();
+}
+
+/// Freeing what a lost device holds could wait forever.
+struct Undroppable(MockExecutor);
+
+impl Drop for Undroppable {
+    fn drop(&mut self) {
+        std::process::abort();
+    }
+}
+
+impl Executor for Undroppable {
+    fn facts(&self) -> &ExecutorFacts {
+        self.0.facts()
+    }
+
+    fn launch(&mut self, plan: &StepPlan) -> Result<(), StepError> {
+        self.0.launch(plan)
+    }
+
+    fn collect(&mut self) -> Result<StepResult, StepError> {
+        self.0.collect()
+    }
 }
 
 #[test]
@@ -459,6 +545,8 @@ fn the_handle_can_be_shared_and_streams_can_move() {
 struct Preparing {
     inner: MockExecutor,
     left: u32,
+    /// It is lost over the piece before this many are left.
+    lost_at: u32,
     done: Sender<u32>,
     in_flight: u32,
 }
@@ -482,17 +570,21 @@ impl Executor for Preparing {
         self.left as usize
     }
 
-    fn prepare(&mut self) {
+    fn prepare(&mut self) -> Result<(), ExecutorLost> {
         assert_eq!(self.in_flight, 0, "nothing is prepared while steps run");
+        if self.left == self.lost_at {
+            return Err(ExecutorLost { executor: "preparing", reason: "asked to be".into() });
+        }
         self.left -= 1;
         self.done.send(self.left).expect("the test listens");
+        Ok(())
     }
 }
 
 #[test]
 fn the_executor_prepares_while_there_is_nothing_to_run_and_requests_are_served_between() {
     let (done, pieces) = channel();
-    let executor = Preparing { inner: mock(64, 2), left: 5, done, in_flight: 0 };
+    let executor = Preparing { inner: mock(64, 2), left: 5, lost_at: 0, done, in_flight: 0 };
     let engine = Engine::start(config(), Box::new(executor)).expect("limits that work together");
     // Every piece is done without anybody asking for anything; then the engine waits.
     for left in (0..5).rev() {

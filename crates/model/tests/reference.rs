@@ -124,7 +124,7 @@ fn a_plan_that_breaks_the_contract_is_refused_with_a_reason() {
     let blocks = |count: u32| (0..count).map(|block| (RowId(0), BlockId(block))).collect::<Vec<_>>();
     let check = |plan: StepPlan, expected: &str| {
         let mut executor = reference::Reference::new(&model, limits(), 64);
-        let reason = executor.launch(&StepPlan { step: 1, ..plan }).unwrap_err().reason;
+        let reason = executor.launch(&StepPlan { step: 1, ..plan }).unwrap_err().to_string();
         assert!(reason.contains(expected), "{reason:?} does not contain {expected:?}");
     };
     let plan = |started: Vec<RowStart>, appended: Vec<(RowId, BlockId)>, work: Vec<RowWork>| StepPlan {

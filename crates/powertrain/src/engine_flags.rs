@@ -2,7 +2,7 @@
 
 use crate::size::Bytes;
 use powertrain_cpu::{Activations, KvDtype, Numa, SimdLevel};
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 /// Which model, how much of it at once, in how much memory, on what.
 #[derive(Clone, clap::Args)]
@@ -39,6 +39,11 @@ pub(crate) struct EngineFlags {
     /// Seconds without a finished step, while there is work, after which /health says so; more than the slowest step takes
     #[arg(long, value_name = "SECONDS", default_value_t = 300, help_heading = "Scheduling")]
     pub(crate) stall_timeout: u32,
+
+    /// Seconds a step may take. One that takes longer hangs: its requests end with an error and the process with code 1, for its supervisor;
+    /// 0 for any time [default: 1800, on a GPU 120]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, help_heading = "Scheduling")]
+    pub(crate) step_timeout: Option<Duration>,
 
     /// Memory for the KV cache, as 4GiB or 512MiB [default: a quarter of what is free, but no more than all sequences need; on a
     /// GPU what --gpu-memory-utilization leaves]
@@ -98,6 +103,16 @@ pub(crate) enum LoadFormat {
     Auto,
     /// Made up
     Dummy,
+}
+
+/// No time is longer: a sum with the clock's must not overflow.
+const SECONDS_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
+    let number: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    let most = SECONDS_MAX.as_secs();
+    let time = Duration::try_from_secs_f64(number).ok().filter(|time| *time <= SECONDS_MAX);
+    time.ok_or_else(|| format!("give 0 to {most} seconds (a year)"))
 }
 
 /// What computes.

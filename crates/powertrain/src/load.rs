@@ -85,6 +85,8 @@ impl EngineFlags {
                 text.tokenizer.vocab_size()
             ));
         }
+        // A GPU takes a second for its slowest step; a CPU that pages a large model in may take many minutes.
+        let step_timeout = Duration::from_secs(if executor.facts().executor == "cuda" { 120 } else { 1800 });
         let engine = Engine::start(
             EngineConfig {
                 limits,
@@ -93,6 +95,7 @@ impl EngineFlags {
                 async_scheduling: true,
                 vocab_size,
                 stall_timeout: Duration::from_secs(u64::from(self.stall_timeout.max(1))),
+                step_timeout: Some(self.step_timeout.unwrap_or(step_timeout)).filter(|limit| !limit.is_zero()),
             },
             executor,
         )?;

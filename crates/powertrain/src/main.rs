@@ -32,6 +32,8 @@ use std::{io::Write, process::ExitCode};
 
 /// Ends with this code when the command could not be carried out; clap uses the same for unknown flags.
 const BAD_INPUT: u8 = 2;
+/// Ends with this code when what was served broke down: the same command can be started again.
+const ENGINE_DIED: u8 = 1;
 
 /// Serves large language models from one binary: fetch, serve, measure.
 #[derive(Parser)]
@@ -77,7 +79,7 @@ fn ended(done: anyhow::Result<ExitCode>) -> ExitCode {
         Err(error) => {
             // One line: what was tried, then why it failed.
             eprintln!("error: {error:#}");
-            ExitCode::from(BAD_INPUT)
+            ExitCode::from(if error.is::<serve::EngineDied>() { ENGINE_DIED } else { BAD_INPUT })
         }
     }
 }

@@ -1,6 +1,11 @@
 //! `powertrain serve [MODEL]`
 
-use crate::{banner, engine_flags::EngineFlags, load::Loaded, size::Bytes};
+use crate::{
+    banner,
+    engine_flags::{EngineFlags, seconds},
+    load::Loaded,
+    size::Bytes,
+};
 use anyhow::{Context, bail};
 use powertrain_engine::Drained;
 use powertrain_hub::ModelReference;
@@ -10,8 +15,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Threads for HTTP and text; the model has its own.
 const HTTP_THREADS: usize = 2;
-/// No deadline is longer: a sum with the clock's time must not overflow.
-const TIMEOUT_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+/// Once the engine is dead, the driver under it may never come back from what it does at the end of the process: then it ends so soon.
+const EXIT_TIME_MAX: Duration = Duration::from_secs(3);
 
 /// Serve a model over HTTP with the OpenAI API.
 #[derive(clap::Args)]
@@ -71,6 +76,11 @@ enum LogLines {
     Json,
 }
 
+/// The engine died while it served; the supervisor is to start the process anew.
+#[derive(Debug, thiserror::Error)]
+#[error("the engine died: {0}")]
+pub(crate) struct EngineDied(String);
+
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
     let format = match arguments.log_format {
         LogLines::Text => LogFormat::Text,
@@ -81,6 +91,12 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
     let served = runtime.block_on(serve(arguments));
     // A model that is still being fetched or loaded does not keep the process: what was fetched is resumed next time.
     runtime.shutdown_background();
+    if served.as_ref().is_err_and(|error| error.is::<EngineDied>()) {
+        std::thread::spawn(|| {
+            std::thread::sleep(EXIT_TIME_MAX);
+            std::process::abort();
+        });
+    }
     served
 }
 
@@ -135,7 +151,10 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
     match drained {
         Drained::Stopped { cut_short: 0 } => tracing::info!("stopped"),
         Drained::Stopped { cut_short } => tracing::warn!(cut_short, "stopped; some requests were ended early"),
-        Drained::Stuck => bail!("a step hangs in the executor; its requests could not be ended"),
+        Drained::Stuck => {
+            return Err(EngineDied("a step hangs in the executor; its requests could not be ended".to_owned()).into());
+        }
+        Drained::Dead { reason } => return Err(EngineDied(reason).into()),
     }
     Ok(())
 }
@@ -155,6 +174,7 @@ impl Arguments {
             request_timeout: self.request_timeout,
             shutdown_timeout: self.shutdown_timeout,
             allowed_origins: self.allowed_origin.clone(),
+            ..ServerConfig::default()
         }
     }
 }
@@ -177,13 +197,6 @@ impl StopSignal {
             _ = self.interrupt.recv() => {}
         }
     }
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    let number: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
-    let most = TIMEOUT_MAX.as_secs();
-    let time = Duration::try_from_secs_f64(number).ok().filter(|time| *time <= TIMEOUT_MAX);
-    time.ok_or_else(|| format!("give 0 to {most} seconds (a year)"))
 }
 
 /// An empty key, as an unset variable in a compose file makes it, would lock nothing while it seems to.

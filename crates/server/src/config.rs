@@ -19,6 +19,8 @@ pub struct ServerConfig {
     pub request_timeout: Option<Duration>,
     /// How long requests may run on after the signal to stop (`--shutdown-timeout`).
     pub shutdown_timeout: Duration,
+    /// How long a server whose engine died still answers, with the reason, before it ends.
+    pub death_notice: Duration,
     /// Origins whose pages may call this server (`--allowed-origin`); `*` means any; none: CORS is off.
     pub allowed_origins: Vec<String>,
     /// Connections at once; further ones wait in the system's queue.
@@ -35,6 +37,7 @@ impl Default for ServerConfig {
             request_bytes_max: 8 << 20,
             request_timeout: None,
             shutdown_timeout: Duration::from_secs(30),
+            death_notice: Duration::from_secs(2),
             allowed_origins: Vec::new(),
             connections_max: 4096,
         }

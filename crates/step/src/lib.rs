@@ -10,6 +10,7 @@
 //! - The executor owns each row's token table: it starts as [`RowStart::tokens`] and the executor itself appends what it
 //!   samples. So step N+1 can be launched before the tokens of step N were collected.
 //! - After preemption a sequence returns by a new `RowStart` with all its tokens; the executor remembers nothing else.
+//! - An executor that is lost is lost for good; all else that fails, fails a row or a step.
 //! - A plan that fails has released its rows all the same. A row it would have started is released by a later plan, although
 //!   it may never have started: that is no error.
 #![forbid(unsafe_code)]
@@ -107,15 +108,32 @@ pub enum RowError {
     },
 }
 
-/// A step could not run at all: every row in it fails, the engine goes on.
-#[derive(Debug, thiserror::Error)]
-#[error("step {step} failed on {executor}: {reason}")]
-pub struct StepError {
-    /// The plan's number.
-    pub step: u64,
+/// Why a step did not run.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StepError {
+    /// It could not run: every row in it fails, later steps run.
+    #[error("step {step} failed on {executor}: {reason}")]
+    Failed {
+        /// The plan's number.
+        step: u64,
+        /// The executor's name.
+        executor: &'static str,
+        /// What happened, and the way out where there is one.
+        reason: String,
+    },
+    /// No step will run any more.
+    #[error(transparent)]
+    Lost(#[from] ExecutorLost),
+}
+
+/// The executor, or the device under it, cannot compute any more: a sticky CUDA error, a device that fell off the bus. Nothing is to be asked
+/// of it again, not even to free what it holds: the process is to end.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{executor} is lost: {reason}")]
+pub struct ExecutorLost {
     /// The executor's name.
     pub executor: &'static str,
-    /// What happened, and the way out where there is one.
+    /// What happened.
     pub reason: String,
 }
 
@@ -165,7 +183,8 @@ pub trait Executor: Send {
     /// Starts a step. At most [`ExecutorFacts::depth`] may be in flight.
     ///
     /// # Errors
-    /// When the step could not be started; it is then not in flight, its rows' state is unknown and the caller releases them.
+    /// When the step could not be started; it is then not in flight, its rows' state is unknown and the caller releases them. After
+    /// [`StepError::Lost`] nothing may be called, here and below.
     fn launch(&mut self, plan: &StepPlan) -> Result<(), StepError>;
 
     /// Waits for the oldest step in flight.
@@ -180,5 +199,10 @@ pub trait Executor: Send {
     }
 
     /// Does one of the [`preparations`](Self::preparations), which takes a fraction of a second. Called while there is nothing to run.
-    fn prepare(&mut self) {}
+    ///
+    /// # Errors
+    /// When the executor was lost over it. What can be done without is no error.
+    fn prepare(&mut self) -> Result<(), ExecutorLost> {
+        Ok(())
+    }
 }

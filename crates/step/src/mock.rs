@@ -6,8 +6,8 @@
 //! [`expected_tokens`] says which, whatever the batch was. Work is done as late as the contract allows, in `collect`.
 
 use crate::{
-    BlockId, Executor, ExecutorFacts, RowError, RowId, RowOutput, RowStart, RowWork, SampledToken, StepError,
-    StepLimits, StepPlan, StepResult, TokenId, TokenLogprobs,
+    BlockId, Executor, ExecutorFacts, ExecutorLost, RowError, RowId, RowOutput, RowStart, RowWork, SampledToken,
+    StepError, StepLimits, StepPlan, StepResult, TokenId, TokenLogprobs,
 };
 use std::{
     collections::{HashMap, VecDeque},
@@ -27,6 +27,10 @@ pub enum Fault {
     Row(usize),
     /// `collect` panics.
     Panic,
+    /// `launch` loses the device.
+    LostAtLaunch,
+    /// `collect` loses the device.
+    LostAtCollect,
 }
 
 /// See the [module](self).
@@ -190,8 +194,9 @@ impl Executor for MockExecutor {
             Fault::Launch => {
                 // Steps in flight do not use these rows, so that it happens early makes no difference.
                 self.release(&plan.released);
-                Err(StepError { step: plan.step, executor: "mock", reason: "asked to fail at launch".into() })
+                Err(StepError::Failed { step: plan.step, executor: "mock", reason: "asked to fail at launch".into() })
             }
+            Fault::LostAtLaunch => Err(lost()),
             fault => {
                 self.in_flight.push_back((plan.clone(), fault));
                 Ok(())
@@ -208,11 +213,12 @@ impl Executor for MockExecutor {
         let step = plan.step;
         match fault {
             Fault::Panic => panic!("asked to panic in step {step}"),
+            Fault::LostAtCollect => Err(lost()),
             Fault::Collect => {
                 for work in &plan.work {
                     self.rows.get_mut(&work.row).expect("work is for live rows").damaged = true;
                 }
-                Err(StepError { step, executor: "mock", reason: "asked to fail".into() })
+                Err(StepError::Failed { step, executor: "mock", reason: "asked to fail".into() })
             }
             fault => {
                 let rows = plan.work.iter().enumerate().map(|(entry, &work)| match fault {
@@ -226,6 +232,10 @@ impl Executor for MockExecutor {
             }
         }
     }
+}
+
+fn lost() -> StepError {
+    ExecutorLost { executor: "mock", reason: "asked to lose the device".into() }.into()
 }
 
 /// The tokens a [`MockExecutor`] generates after `prompt`.

@@ -29,6 +29,7 @@ fn measure(path: &str) -> Result<(), String> {
         async_scheduling: true,
         vocab_size: model.spec().vocab_size as u32,
         stall_timeout: Duration::from_secs(60),
+        step_timeout: Some(Duration::from_secs(60)),
     };
     let engine = Engine::start(config, executor).map_err(|error| error.to_string())?;
     let handle = engine.handle();

@@ -11,7 +11,7 @@ use std::{path::Path, sync::Arc};
 const WORST_TOLERANCE: f64 = 0.25;
 const MEAN_TOLERANCE: f64 = 0.02;
 
-const SYNTHETIC: [(&str, &str); 8] = [
+pub(crate) const SYNTHETIC: [(&str, &str); 8] = [
     (
         "llama, head 64, group 3, odd vocabulary",
         r#"{"architectures":["LlamaForCausalLM"],"hidden_size":192,"intermediate_size":320,"num_attention_heads":6,"num_key_value_heads":2,"head_dim":64,"num_hidden_layers":2,"vocab_size":999,"max_position_embeddings":2048,"rms_norm_eps":1e-5,"rope_theta":10000.0,"tie_word_embeddings":true}"#,
@@ -67,7 +67,7 @@ fn report(name: &str, result: Result<String, String>) -> usize {
 }
 
 /// A model of a config with the dummy weights in host memory, so that both sides compute with the same.
-fn synthetic(json: &str) -> Result<Model, String> {
+pub(crate) fn synthetic(json: &str) -> Result<Model, String> {
     let path = Path::new("synthetic/config.json");
     let config = Config::parse(path, json.as_bytes()).map_err(|error| error.to_string())?;
     let described = describe_config(&config, &|_| true).map_err(|error| error.to_string())?;

@@ -129,7 +129,7 @@ impl Executor for Reference {
     }
 
     fn launch(&mut self, plan: &StepPlan) -> Result<(), StepError> {
-        let failed = |reason: String| StepError { step: plan.step, executor: "reference", reason };
+        let failed = |reason: String| StepError::Failed { step: plan.step, executor: "reference", reason };
         if self.finished.is_some() {
             return Err(failed("the step before was not collected: depth is 1".to_owned()));
         }
@@ -138,7 +138,8 @@ impl Executor for Reference {
     }
 
     fn collect(&mut self) -> Result<StepResult, StepError> {
-        let nothing = || StepError { step: 0, executor: "reference", reason: "no step is in flight".to_owned() };
+        let nothing =
+            || StepError::Failed { step: 0, executor: "reference", reason: "no step is in flight".to_owned() };
         self.finished.take().ok_or_else(nothing)
     }
 }

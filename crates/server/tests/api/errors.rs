@@ -202,17 +202,6 @@ async fn a_failure_in_a_stream_is_an_error_chunk() {
 }
 
 #[tokio::test]
-async fn a_dead_engine_is_not_healthy() {
-    let failing = |executor: powertrain_step::mock::MockExecutor| executor.with_faults(|_| Fault::Panic);
-    let server = Setup { executor: failing, ..Setup::default() }.start().await;
-    assert_eq!(server.get("/health").await.status, 200);
-    assert_eq!(server.post(CHAT, &chat_body("x", json!({}))).await.error().0, 500);
-    assert_eq!(server.get("/health").await.error().0, 503);
-    assert_eq!(server.get("/ready").await.error().0, 503);
-    assert_eq!(server.post(CHAT, &chat_body("x", json!({}))).await.error().0, 503);
-}
-
-#[tokio::test]
 async fn other_origins_may_call_only_when_allowed() {
     let server = Setup::default().start().await;
     let mut page = server.client().await.with("origin", "https://example.com");

@@ -2,13 +2,15 @@
 
 use crate::{
     client::{Client, streamed_text},
-    server::{Setup, chat_body},
+    server::{Running, Setup, chat_body},
 };
 use powertrain_engine::Drained;
 use powertrain_server::{BindError, Server, ServerConfig};
+use powertrain_step::mock::{Fault, MockExecutor};
 use serde_json::{Value, json};
 use std::time::Duration;
 
+const FAR: Duration = Duration::from_secs(3600);
 const CHAT: &str = "/v1/chat/completions";
 
 #[tokio::test]
@@ -108,4 +110,57 @@ async fn what_does_not_finish_in_time_ends_with_an_error() {
     assert_eq!(whole.await.expect("no panic").error().0, 503);
     drop(probe);
     assert!(matches!(server.ended().await, Drained::Stopped { cut_short: 1.. }));
+}
+
+#[tokio::test]
+async fn a_dead_engine_says_why_and_the_server_ends() {
+    let causes: [fn(MockExecutor) -> MockExecutor; 3] = [
+        |executor| executor.with_faults(|_| Fault::Panic),
+        |executor| executor.with_faults(|_| Fault::LostAtLaunch),
+        |executor| executor.with_faults(|plan| if plan.step == 4 { Fault::LostAtCollect } else { Fault::None }),
+    ];
+    for (executor, why) in causes.into_iter().zip(["asked to panic", "mock is lost", "mock is lost"]) {
+        let mut setup = Setup { executor, ..Setup::default() };
+        setup.config.death_notice = FAR;
+        check_death(setup.start().await, why).await;
+    }
+}
+
+#[tokio::test]
+async fn a_step_beyond_its_limit_says_so_and_the_server_ends() {
+    let mut setup = Setup { gated: true, step_timeout: Some(Duration::from_millis(20)), ..Setup::default() };
+    setup.config.death_notice = FAR;
+    check_death(setup.start().await, "--step-timeout is 0.02 s").await;
+}
+
+/// Its first request kills the engine.
+async fn check_death(mut server: Running, why: &str) {
+    let mut probe = server.client().await;
+    assert_eq!(probe.get("/health").await.status, 200);
+    let body = chat_body("x", json!({"max_tokens": 50}));
+    let (status, message) = server.post(CHAT, &body).await.error();
+    assert_eq!((status, message.contains(why)), (500, true), "{message}");
+    for path in ["/health", "/ready"] {
+        let (status, message) = probe.get(path).await.error();
+        assert_eq!((status, message.contains(why)), (503, true), "{path}: {message}");
+    }
+    let (status, message) = server.post(CHAT, &body).await.error();
+    assert_eq!((status, message.contains(why)), (503, true), "{message}");
+    server.signal();
+    drop(probe);
+    assert!(matches!(server.ended().await, Drained::Dead { reason } if reason.contains(why)));
+}
+
+#[tokio::test]
+async fn a_server_whose_engine_died_ends_by_itself() {
+    let mut setup = Setup { executor: |executor| executor.with_faults(|_| Fault::LostAtLaunch), ..Setup::default() };
+    setup.config.death_notice = Duration::ZERO;
+    let server = setup.start().await;
+    let (engine, address) = (server.engine.clone(), server.address);
+    // The answer may or may not come before the connection is closed.
+    let asking =
+        tokio::spawn(async move { Client::connect(address).await.post(CHAT, &chat_body("x", json!({}))).await });
+    engine.death().await;
+    assert!(matches!(server.ended().await, Drained::Dead { .. }));
+    drop(asking);
 }

@@ -30,6 +30,7 @@ pub(crate) struct Setup {
     pub(crate) max_queue: u32,
     pub(crate) max_model_len: u32,
     pub(crate) gated: bool,
+    pub(crate) step_timeout: Option<Duration>,
     pub(crate) template: bool,
     pub(crate) executor: fn(MockExecutor) -> MockExecutor,
 }
@@ -48,6 +49,7 @@ impl Default for Setup {
             max_queue: 256,
             max_model_len: 2048,
             gated: false,
+            step_timeout: None,
             template: true,
             executor: |executor| executor,
         }
@@ -86,6 +88,7 @@ impl Setup {
             async_scheduling: true,
             vocab_size: VOCAB_SIZE,
             stall_timeout: Duration::from_secs(600),
+            step_timeout: self.step_timeout,
         };
         let engine = Engine::start(config, Box::new(executor)).expect("the engine starts");
         let tokenizer = Arc::new(toy_tokenizer());

@@ -1,0 +1,93 @@
+//! Real faults under a real engine: what its requests hear, and what health says.
+
+use crate::models::{SYNTHETIC, synthetic};
+use powertrain_cuda::{
+    CudaOptions,
+    check::{Spoil, Spoiled},
+};
+use powertrain_engine::{Engine, EngineConfig, Event, Health, Request, StopConditions};
+use powertrain_step::{SamplingParams, StepLimits};
+use std::time::{Duration, Instant};
+
+const LIMITS: StepLimits =
+    StepLimits { max_num_seqs: 16, max_num_batched_tokens: 256, max_model_len: 512, block_size: 16 };
+const STEP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The hang comes last: its device does not come back.
+pub(crate) fn check_all() -> usize {
+    let checks: [(&str, Spoil, Expected); 3] = [
+        ("no memory left for graphs", Spoil::Exhaust, unharmed),
+        ("KV cache freed under the engine", Spoil::FreeCache, |heard| dead(heard, "cuda is lost: ")),
+        ("a stream that waits for ever", Spoil::Hang, |heard| dead(heard, "has not come back after")),
+    ];
+    let mut failures = 0;
+    for (name, how, expected) in checks {
+        let checked = provoke(how).and_then(|heard| expected(&heard).map(|()| heard.said));
+        match &checked {
+            Ok(said) => println!("ok     {name}: {said}"),
+            Err(said) => println!("FAILED {name}: {said}"),
+        }
+        failures += usize::from(checked.is_err());
+    }
+    failures
+}
+
+type Expected = fn(&Heard) -> Result<(), String>;
+
+/// What eight requests heard, and the engine's health after.
+struct Heard {
+    failures: Vec<String>,
+    health: Health,
+    said: String,
+}
+
+fn provoke(how: Spoil) -> Result<Heard, String> {
+    let model = synthetic(SYNTHETIC[0].1)?;
+    let options = CudaOptions { kv_cache_bytes: Some(64 << 20), ..CudaOptions::default() };
+    let executor = Spoiled::load(&model, &LIMITS, &options, 20, how).map_err(|error| error.to_string())?;
+    let config = EngineConfig {
+        limits: LIMITS,
+        max_queue: 64,
+        prefix_caching: true,
+        async_scheduling: true,
+        vocab_size: model.spec().vocab_size as u32,
+        stall_timeout: Duration::from_secs(60),
+        step_timeout: Some(STEP_TIMEOUT),
+    };
+    let engine = Engine::start(config, Box::new(executor)).map_err(|error| error.to_string())?;
+    let handle = engine.handle();
+    let request = |serial: u32| Request {
+        id: serial.to_string().into(),
+        prompt: (0..20).map(|i| i * 37 % 900 + serial).collect(),
+        sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+        // Of different lengths, so that batches of all sizes come.
+        stop: StopConditions { max_tokens: 40 + 8 * serial, stop_token_ids: Vec::new(), eos_token_ids: Vec::new() },
+        priority: 0,
+        deadline: None,
+        cache_salt: None,
+        prompt_logprobs: None,
+    };
+    let begin = Instant::now();
+    let streams = handle.blocking_submit((0..8).map(request).collect()).map_err(|error| error.to_string())?;
+    let mut failures = Vec::new();
+    for mut stream in streams {
+        while let Some(event) = stream.blocking_next() {
+            if let Event::Failed(failure) = event {
+                failures.push(failure.to_string());
+            }
+        }
+    }
+    let (took, health) = (begin.elapsed().as_secs_f64(), handle.health());
+    let said = format!("{} of 8 requests failed after {took:.2} s, health is {health:?}", failures.len());
+    Ok(Heard { failures, health, said })
+}
+
+fn unharmed(heard: &Heard) -> Result<(), String> {
+    if heard.failures.is_empty() && heard.health.is_live() { Ok(()) } else { Err(heard.said.clone()) }
+}
+
+fn dead(heard: &Heard, why: &str) -> Result<(), String> {
+    let told = heard.failures.len() == 8 && heard.failures.iter().all(|failure| failure.contains(why));
+    let known = matches!(&heard.health, Health::Dead(reason) if reason.contains(why));
+    if told && known { Ok(()) } else { Err(format!("{}; requests heard {:?}", heard.said, heard.failures)) }
+}

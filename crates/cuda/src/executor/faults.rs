@@ -1,0 +1,54 @@
+//! What a failed call means: for the step, or for the executor.
+
+use super::{CudaExecutor, NAME};
+use crate::{CudaError, check::Spoil, driver::Buffer, forward::Pass};
+use powertrain_step::{ExecutorLost, StepError};
+
+impl CudaExecutor {
+    /// Captures a pass, unless the driver has no memory for its graph: then this and all later kinds of passes are launched kernel by kernel.
+    pub(super) fn captured(&mut self, pass: &Pass) -> Result<bool, CudaError> {
+        match self.capture(pass) {
+            Err(error @ CudaError::Exhausted { .. }) => {
+                tracing::warn!(%error, graphs = self.graphs.len(), "no further graphs are captured: such steps will be slower");
+                self.enforce_eager = true;
+                self.to_capture.clear();
+                Ok(false)
+            }
+            captured => captured.map(|()| true),
+        }
+    }
+
+    /// What a failure means for the engine: where the context still answers, only the step failed.
+    pub(super) fn judge(&self, step: u64, error: CudaError) -> StepError {
+        match self.lost(&error) {
+            Some(lost) => lost.into(),
+            None => StepError::Failed { step, executor: NAME, reason: error.to_string() },
+        }
+    }
+
+    pub(super) fn lost(&self, error: &CudaError) -> Option<ExecutorLost> {
+        let reason = match error {
+            CudaError::Lost { .. } => error.to_string(),
+            // A launch that was accepted may have failed since; nothing of the step may be left running either.
+            _ => format!("{error}; then {}", self.stream.wait().err()?),
+        };
+        Some(ExecutorLost { executor: NAME, reason })
+    }
+
+    /// Does what `how` says, for checks on a device.
+    pub(crate) fn spoil(&mut self, how: Spoil) -> Result<(), CudaError> {
+        self.context.enter()?;
+        match how {
+            Spoil::Exhaust => {
+                for bytes in (21..=36).rev().map(|power| 1_usize << power) {
+                    while let Ok(buffer) = Buffer::allocate(&self.context, bytes, "the check") {
+                        std::mem::forget(buffer);
+                    }
+                }
+                Ok(())
+            }
+            Spoil::FreeCache => self.stream.wait().and_then(|()| self.forward.cache.free_early()),
+            Spoil::Hang => self.stream.wait_for_ever(&self.slots[0].results),
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! Notices when the executor does not come back from a step, which the engine thread, waiting for it, cannot.
+
+use crate::handle::Shared;
+use std::{
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
+};
+
+/// How often it looks: a share of the limit, within these bounds.
+const LOOKS_PER_LIMIT: u32 = 8;
+const INTERVAL_MIN: Duration = Duration::from_millis(5);
+const INTERVAL_MAX: Duration = Duration::from_secs(1);
+
+/// Declares the engine dead when a step takes longer than `limit`, and says so to `last_word`. Returns when the engine thread has dropped
+/// its end of `engine_runs`.
+pub(crate) fn watch(
+    shared: &Arc<Shared>,
+    limit: Duration,
+    engine_runs: &mpsc::Receiver<()>,
+    last_word: &mpsc::Sender<u32>,
+) {
+    let interval = (limit / LOOKS_PER_LIMIT).clamp(INTERVAL_MIN, INTERVAL_MAX);
+    while engine_runs.recv_timeout(interval) == Err(mpsc::RecvTimeoutError::Timeout) {
+        if let Some((task, took)) = shared.pulse.overdue(Instant::now(), limit) {
+            shared.die(format!(
+                "{task} has not come back after {:.1} s; --step-timeout is {} s: the device hangs, or is too slow for such steps (lower --max-num-batched-tokens, or raise the limit)",
+                took.as_secs_f64(),
+                limit.as_secs_f64()
+            ));
+            // Nobody waits for it unless the engine is being stopped.
+            let _ = last_word.send(0);
+            return;
+        }
+    }
+}
