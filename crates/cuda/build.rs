@@ -11,7 +11,7 @@ use std::{
     process::Command,
 };
 
-const KERNELS: [&str; 6] = ["attention", "flash", "gated", "gemv", "sample", "step"];
+const KERNELS: [&str; 7] = ["attention", "flash", "gated", "gemv", "sample", "skinny", "step"];
 
 fn main() {
     println!("cargo:rerun-if-changed=kernels");

@@ -1,11 +1,13 @@
 //! Checks the executor on the GPU of this machine against the scalar reference, and measures it.
 //!
 //! ```text
-//! cuda_check products              every product kernel against f64
+//! cuda_check products [NAME]       every product kernel against f64, or one of skinny, general, gated
 //! cuda_check gated                 gate and up of many rows against cuBLASLt and a kernel for the activation, in time
+//! cuda_check skinny                products of 1 to 128 rows: cuBLASLt, the streaming kernel and skinny.cu, in time
 //! cuda_check models [FOLDER...]    whole models against the reference: synthetic shapes, and checkpoints given
 //! cuda_check faults                no memory for graphs, a freed cache, a stream that hangs: what the engine makes of it
 //! cuda_check profile SHAPE...      where the time of a step goes
+//! cuda_check decode SHAPE...       the same, of decodes alone
 //! cuda_check engine SHAPE...       throughput through the real engine, without HTTP
 //! cuda_check bench SHAPE...        decode and prefill of a config.json with dummy weights
 //! ```
@@ -25,16 +27,18 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let failures = match arguments.first().map(String::as_str) {
-        Some("products") => products(),
+        Some("products") => products(arguments.get(1).map(String::as_str)),
         Some("gated") => gated(),
+        Some("skinny") => skinny(&arguments[1..]),
         Some("models") => models::check_all(&arguments[1..]),
         Some("faults") => faults::check_all(),
         Some("engine") => engine::measure_all(&arguments[1..]),
-        Some("profile") => bench::profile_all(&arguments[1..]),
+        Some("profile") => bench::profile_all(&arguments[1..], true),
+        Some("decode") => bench::profile_all(&arguments[1..], false),
         Some("bench") => bench::bench_all(&arguments[1..]),
         _ => {
             println!(
-                "usage: cuda_check products | gated | models [FOLDER...] | faults | profile CONFIG_FOLDER... | engine CONFIG_FOLDER... | bench CONFIG_FOLDER..."
+                "usage: cuda_check products [skinny | general | gated] | gated | skinny [ROWS...] | models [FOLDER...] | faults | profile CONFIG_FOLDER... | decode CONFIG_FOLDER... | engine CONFIG_FOLDER... | bench CONFIG_FOLDER..."
             );
             return ExitCode::from(2);
         }
@@ -43,11 +47,14 @@ fn main() -> ExitCode {
     if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn products() -> usize {
-    let both = powertrain_cuda::check::products()
-        .and_then(|products| powertrain_cuda::check::gated().map(|gated| [products, gated].concat()));
-    let findings = match both {
-        Ok(findings) => findings,
+fn products(only: Option<&str>) -> usize {
+    use powertrain_cuda::check;
+    type Check = fn() -> Result<Vec<check::Finding>, powertrain_cuda::CudaError>;
+    let all: [(&str, Check); 3] = [("skinny", check::skinny), ("general", check::products), ("gated", check::gated)];
+    let wanted = all.into_iter().filter(|(name, _)| only.is_none_or(|only| only == *name));
+    let findings: Result<Vec<_>, _> = wanted.map(|(_, check)| check()).collect();
+    let findings = match findings {
+        Ok(findings) => findings.concat(),
         Err(error) => {
             println!("error: {error}");
             return 1;
@@ -60,6 +67,41 @@ fn products() -> usize {
     let worst = findings.iter().map(|finding| finding.relative_error).fold(0.0, f64::max);
     println!("{} products compared, largest relative error {worst:.2e}, {} failed", findings.len(), failed.len());
     failed.len()
+}
+
+fn skinny(rows: &[String]) -> usize {
+    use powertrain_cuda::check::{Timed, skinny_times};
+    let rows: Vec<usize> = match rows {
+        [] => vec![1, 8, 10, 16, 32, 64, 128],
+        rows => rows.iter().filter_map(|rows| rows.parse().ok()).collect(),
+    };
+    let shapes = [
+        (2048, 1536, Timed::Residual),
+        (1536, 1536, Timed::Residual),
+        (17920, 1536, Timed::Gated),
+        (1536, 8960, Timed::Residual),
+        (151_936, 1536, Timed::Logits),
+        (6144, 4096, Timed::Residual),
+        (4096, 4096, Timed::Residual),
+        (28672, 4096, Timed::Gated),
+        (4096, 14336, Timed::Residual),
+        (128_256, 4096, Timed::Logits),
+    ];
+    for (n, k, timed) in shapes {
+        for &m in &rows {
+            match skinny_times(m, n, k, timed) {
+                Ok(times) => {
+                    let times: Vec<_> = times.iter().map(|(name, us)| format!("{name} {us:.1}")).collect();
+                    println!("{timed:?} {m} x {n} x {k}, us: {}", times.join(" | "));
+                }
+                Err(error) => {
+                    println!("FAILED {m} x {n} x {k}: {error}");
+                    return 1;
+                }
+            }
+        }
+    }
+    0
 }
 
 fn gated() -> usize {

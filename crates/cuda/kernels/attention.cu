@@ -283,6 +283,8 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
       mma_16x8x16(o[j], a, pa, pb);
     }
   }
+  // Where there are many blocks, memory is busy until here: what the next kernel copies ahead would only compete.
+  if (W == 4) let_next_start();
 #pragma unroll
   for (int d = 4; d < 32; d <<= 1) {
     l0 += __shfl_xor_sync(~0u, l0, d);
@@ -344,7 +346,7 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
 #define DECODE(NAME, D, W, RESIDENT)                                                                                                                                               \
   extern "C" __global__ void __launch_bounds__(W * 32, RESIDENT) NAME(State state, const int* row, const int* position, const bf16* qkv, bf16* out, float* part_out,               \
                                                                       float2* part_ml, u32* arrivals, Rope rope, Cache cache, Heads h) {                                          \
-    let_next_start();                                                                                                                                                             \
+    if (W == 8) let_next_start();                                                                                                                                                 \
     decode_body<D, W>(state, row, position, qkv, out, part_out, part_ml, arrivals, rope, cache, h);                                                                               \
   }
 DECODE(decode_64, 64, 4, 4)

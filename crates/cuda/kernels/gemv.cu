@@ -14,8 +14,6 @@
 #define STAGE_BYTES (TILE_ROWS * ROW_BYTES)
 #define MAX_STAGES 12
 
-enum { OUT_STORE = 0, OUT_RESIDUAL = 1, OUT_GATED = 2, OUT_LOGITS = 3 };
-
 struct Gemv {
   const bf16* weights;       // [N, K]
   const bf16* x;             // [*, K]

@@ -7,15 +7,19 @@ use crate::{
     driver::{Buffer, Context, Stream},
     executor::CudaExecutor,
     kernels::{Kernels, fill_random},
-    matmul::{Matmul, Matrix, Norm, Output, Product, time},
+    matmul::{Matmul, Matrix, Norm, Output, Product, Way, time},
     weights::bf16_bits,
 };
 use powertrain_model::Model;
 use powertrain_step::{Executor, ExecutorFacts, StepError, StepLimits, StepPlan, StepResult};
 
+mod skinny;
+
+pub use skinny::{Timed, skinny, skinny_times};
+
 /// Device time of the last of some steps by class of kernel: pairs of name and microseconds per step.
 ///
-/// `stages_max` bounds the ring of the weight-streaming kernel (12 is what it is built for); `tune` times cuBLASLt's algorithms first.
+/// `tune` times what can compute the products first, `skinny` says whether skinny.cu is among it.
 #[derive(Debug)]
 pub struct Profiler(CudaExecutor);
 
@@ -35,14 +39,14 @@ impl Profiler {
     pub fn profile(
         &mut self,
         plans: &[StepPlan],
-        stages_max: usize,
+        skinny: bool,
         tune: bool,
     ) -> Result<Vec<(&'static str, f32)>, CudaError> {
         for plan in plans {
             let result = self.0.launch(plan).and_then(|()| self.0.collect());
             result.map_err(|error| CudaError::Call { call: "step", reason: error.to_string() })?;
         }
-        self.0.profile(stages_max, tune)
+        self.0.profile(skinny, tune)
     }
 }
 
@@ -223,7 +227,7 @@ pub fn gated() -> Result<Vec<Finding>, CudaError> {
     let stream = Stream::create()?;
     let rows_max = 1100;
     let mut matmul = Matmul::new(&context, rows_max, 2048, 4096)?;
-    matmul.fuse_gated = Some(true);
+    matmul.forced = Some(Way::Fused);
     let mut findings = Vec::new();
     for (n, k) in [(16, 64), (256, 64), (272, 72), (528, 200), (1040, 1536), (3072, 576)] {
         let matrix = Matrix { buffer: Buffer::allocate(&context, n * k * 2, "check")?, rows: n, columns: k };
@@ -311,8 +315,8 @@ pub fn gated_times(m: usize, n: usize, k: usize) -> Result<[f32; 2], CudaError> 
     let each: Vec<_> = products.iter().collect();
     let mut times = [0.0; 2];
     matmul.tune(&kernels, &stream, &products)?;
-    for (slot, fuse) in times.iter_mut().zip([false, true]) {
-        matmul.fuse_gated = Some(fuse);
+    for (slot, way) in times.iter_mut().zip([Way::Library, Way::Fused]) {
+        matmul.forced = Some(way);
         *slot = time(&stream, &each, |p| matmul.run(&kernels, &stream, p))? * 1e3 / 8.0;
     }
     Ok(times)

@@ -189,8 +189,12 @@ impl Buffer {
     /// Copies from the host, waiting for it.
     pub(crate) fn write<T: Copy>(&self, at_bytes: usize, values: &[T]) -> Result<(), CudaError> {
         assert!(at_bytes + size_of_val(values) <= self.bytes, "write past the end of a device buffer");
-        // SAFETY: the range was checked, and `values` is readable for its size.
-        unsafe { driver!(cuMemcpyHtoD_v2(self.pointer + at_bytes as u64, values.as_ptr().cast(), size_of_val(values))) }
+        // The call returns when the values are staged; our streams do not wait for what it puts on the default one.
+        // SAFETY: the range was checked, and `values` is readable for its size; the null stream is the default one.
+        unsafe {
+            driver!(cuMemcpyHtoD_v2(self.pointer + at_bytes as u64, values.as_ptr().cast(), size_of_val(values)))?;
+            driver!(cuStreamSynchronize(std::ptr::null_mut()))
+        }
     }
 
     /// Copies to the host, waiting for it and for all work before.
@@ -469,6 +473,8 @@ pub(crate) struct Shape {
     pub(crate) grid: (u32, u32, u32),
     pub(crate) threads: u32,
     pub(crate) shared_bytes: u32,
+    /// Blocks, neighbours along x, that share their memory; 0 leaves it to the kernel.
+    pub(crate) cluster: u32,
     /// Whether it may start before the work in front of it is done: it then waits by itself (programmatic dependent launch).
     pub(crate) overlap: bool,
 }
@@ -492,12 +498,22 @@ impl Function {
         shape: Shape,
         arguments: &mut [*mut c_void],
     ) -> Result<(), CudaError> {
-        let mut attribute = cu::CUlaunchAttribute {
-            id: cu::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        let attribute = |id| cu::CUlaunchAttribute {
+            id,
             // SAFETY: a union of plain data, for which zeros are valid.
             ..unsafe { std::mem::zeroed() }
         };
-        attribute.value.programmaticStreamSerializationAllowed = 1;
+        let mut attributes = Vec::with_capacity(2);
+        if shape.overlap {
+            let mut overlap = attribute(cu::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION);
+            overlap.value.programmaticStreamSerializationAllowed = 1;
+            attributes.push(overlap);
+        }
+        if shape.cluster > 0 {
+            let mut cluster = attribute(cu::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION);
+            cluster.value.clusterDim = cu::CUlaunchAttributeValue_union__bindgen_ty_1 { x: shape.cluster, y: 1, z: 1 };
+            attributes.push(cluster);
+        }
         let config = cu::CUlaunchConfig {
             gridDimX: shape.grid.0,
             gridDimY: shape.grid.1,
@@ -507,8 +523,8 @@ impl Function {
             blockDimZ: 1,
             sharedMemBytes: shape.shared_bytes,
             hStream: stream.0,
-            attrs: &mut attribute,
-            numAttrs: u32::from(shape.overlap),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
         };
         // SAFETY: the caller's promise; the configuration lives through the call.
         unsafe { driver!(cuLaunchKernelEx(&config, self.0, arguments.as_mut_ptr(), std::ptr::null_mut())) }

@@ -245,17 +245,18 @@ impl CudaExecutor {
 
     /// Microseconds of device time of the last step's launches, class by class, each as a graph of its own with the launches of all
     /// layers. Classes overlap less with each other than alone, so their sum is not the whole. Spoils the state of all rows.
-    pub(crate) fn profile(&mut self, stages_max: usize, tune: bool) -> Result<Vec<(&'static str, f32)>, CudaError> {
+    pub(crate) fn profile(&mut self, skinny: bool, tune: bool) -> Result<Vec<(&'static str, f32)>, CudaError> {
         const REPLAYS: usize = 7;
         let Some(pass) = self.last_pass else { return Ok(Vec::new()) };
         self.context.enter()?;
-        self.forward.matmul.stages_max = stages_max;
+        self.forward.matmul.skinny = skinny;
         if tune {
             self.forward.matmul.tune(&self.forward.kernels, &self.stream, &self.forward.products(&pass))?;
         }
         let (begin, end) = (Event::create()?, Event::create()?);
         let mut classes = Vec::new();
-        for (class, name) in crate::forward::CLASSES.iter().enumerate() {
+        // The whole step, which is first, comes last: by then the clocks have settled from the prefill before it.
+        for (class, name) in crate::forward::CLASSES.iter().enumerate().rev() {
             self.forward.run_class(&self.stream, &pass, class)?;
             self.stream.wait()?;
             let graph = self.stream.capture(|| self.forward.run_class(&self.stream, &pass, class))?;
@@ -271,6 +272,7 @@ impl CudaExecutor {
             times.sort_by(f32::total_cmp);
             classes.push((*name, times[REPLAYS / 2]));
         }
+        classes.reverse();
         Ok(classes)
     }
 

@@ -163,7 +163,7 @@ impl Forward {
     pub(crate) fn apply_changes(&self, stream: &Stream) -> Result<(), CudaError> {
         let header = self.staged.pointer();
         // Not overlapped: what stands before it may be a copy.
-        let shape = Shape { grid: (32, 1, 1), threads: 256, shared_bytes: 0, overlap: false };
+        let shape = Shape { grid: (32, 1, 1), threads: 256, shared_bytes: 0, cluster: 0, overlap: false };
         launch!(stream, self.kernels.apply_changes, shape, self.state, header)
     }
 
@@ -445,6 +445,7 @@ impl Forward {
             grid: ((spec.heads * pass.layout.tiles).min(self.multiprocessors) as u32, 1, 1),
             threads: WARPGROUP_THREADS,
             shared_bytes: flash_shared_bytes(spec.head_dim as u32),
+            cluster: 0,
             overlap: true,
         };
         let function = self.kernels.flash[usize::from(spec.head_dim == 128)];

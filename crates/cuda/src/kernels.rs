@@ -77,6 +77,30 @@ pub(crate) struct Gemv {
     pub(crate) normalise: i32,
 }
 
+/// `Skinny` of skinny.cu.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Skinny {
+    pub(crate) bias: DevicePointer,
+    pub(crate) out: DevicePointer,
+    pub(crate) epsilon: f32,
+    pub(crate) softcap: f32,
+    pub(crate) m: i32,
+    pub(crate) n: i32,
+    pub(crate) k: i32,
+    pub(crate) stages: i32,
+    pub(crate) splits: i32,
+    pub(crate) mode: i32,
+    pub(crate) gelu: i32,
+    pub(crate) normalise: i32,
+}
+
+/// Rows of x that the kernels of skinny.cu take, columns of a stage, stages at most, and static shared memory, rounded up.
+pub(crate) const SKINNY_COLUMNS: [usize; 4] = [16, 32, 64, 128];
+pub(crate) const SKINNY_DEPTH: usize = 64;
+pub(crate) const SKINNY_STAGES_MAX: usize = 12;
+pub(crate) const SKINNY_STATIC_BYTES: usize = 1024;
+
 /// Bytes of one stage of the weight ring, and the most stages (gemv.cu).
 pub(crate) const GEMV_STAGE_BYTES: usize = 16 * (512 * 2 + 64);
 pub(crate) const GEMV_STAGES_MAX: usize = 12;
@@ -108,6 +132,8 @@ pub(crate) struct Kernels {
     /// Up to 8 rows, up to 16, and up to 8 of one tile a block.
     pub(crate) gemv: [Function; 3],
     pub(crate) gated: Function,
+    /// By [`SKINNY_COLUMNS`], then by warpgroups.
+    pub(crate) skinny: [[Function; 2]; SKINNY_COLUMNS.len()],
     pub(crate) rope_write: [Function; 3],
     /// Head size 64, 128; each for many sequences and for few.
     pub(crate) decode: [[Function; 2]; 2],
@@ -116,7 +142,7 @@ pub(crate) struct Kernels {
     pub(crate) attention_plain: Function,
     pub(crate) choose_greedy: Function,
     pub(crate) choose_drawn: Function,
-    _modules: [Module; 6],
+    _modules: [Module; 7],
 }
 
 impl Kernels {
@@ -124,9 +150,15 @@ impl Kernels {
         let step = Module::load(include_bytes!(concat!(env!("OUT_DIR"), "/step.cubin")))?;
         let gemv = Module::load(include_bytes!(concat!(env!("OUT_DIR"), "/gemv.cubin")))?;
         let gated = Module::load(include_bytes!(concat!(env!("OUT_DIR"), "/gated.cubin")))?;
+        let skinny_module = Module::load(include_bytes!(concat!(env!("OUT_DIR"), "/skinny.cubin")))?;
         let attention = Module::load(include_bytes!(concat!(env!("OUT_DIR"), "/attention.cubin")))?;
         let flash = Module::load(include_bytes!(concat!(env!("OUT_DIR"), "/flash.cubin")))?;
         let sample = Module::load(include_bytes!(concat!(env!("OUT_DIR"), "/sample.cubin")))?;
+        let mut skinny = Vec::new();
+        for columns in SKINNY_COLUMNS {
+            let function = |groups| skinny_module.function(&format!("skinny_{columns}_{groups}"));
+            skinny.push([function(1)?, function(2)?]);
+        }
         let kernels = Self {
             apply_changes: step.function("apply_changes")?,
             embed: step.function("embed")?,
@@ -138,6 +170,7 @@ impl Kernels {
             fill_random: step.function("fill_random")?,
             gemv: [gemv.function("gemv_8")?, gemv.function("gemv_16")?, gemv.function("gemv_8_direct")?],
             gated: gated.function("gated")?,
+            skinny: skinny.try_into().expect("one for each of the columns"),
             rope_write: [
                 attention.function("rope_write_1")?,
                 attention.function("rope_write_2")?,
@@ -151,13 +184,16 @@ impl Kernels {
             attention_plain: attention.function("attention_plain")?,
             choose_greedy: sample.function("choose_greedy")?,
             choose_drawn: sample.function("choose_drawn")?,
-            _modules: [step, gemv, gated, attention, flash, sample],
+            _modules: [step, gemv, gated, skinny_module, attention, flash, sample],
         };
         for gemv in kernels.gemv {
             gemv.allow_shared(context.shared_memory_max - GEMV_STATIC_BYTES)?;
         }
         for (function, head_dim) in kernels.flash.iter().zip([64, 128]) {
             function.allow_shared(flash_shared_bytes(head_dim) as usize)?;
+        }
+        for function in kernels.skinny.iter().flatten() {
+            function.allow_shared(context.shared_memory_max / 2)?;
         }
         kernels.gated.allow_shared(GATED_SHARED_BYTES as usize)?;
         Ok(kernels)
@@ -171,7 +207,7 @@ pub(crate) fn flash_shared_bytes(head_dim: u32) -> u32 {
 
 /// A launch that waits for the previous kernel by itself.
 pub(crate) fn shape(grid: (u32, u32, u32), threads: u32) -> Shape {
-    Shape { grid, threads, shared_bytes: 0, overlap: true }
+    Shape { grid, threads, shared_bytes: 0, cluster: 0, overlap: true }
 }
 
 /// Launches `function` with the given parameters, each a local of the parameter's type.
@@ -188,7 +224,7 @@ pub(crate) use launch;
 /// Checked when the crate is compiled: what the kernels assume of these layouts.
 const _: () = {
     assert!(size_of::<State>() == 32 && size_of::<Cache>() == 24 && size_of::<Heads>() == 32);
-    assert!(size_of::<Gemv>() == 88 && size_of::<Rope>() == 56);
+    assert!(size_of::<Gemv>() == 88 && size_of::<Rope>() == 56 && size_of::<Skinny>() == 56);
     assert!(size_of::<*mut c_void>() == size_of::<DevicePointer>());
 };
 
@@ -201,6 +237,6 @@ pub(crate) fn fill_random(
     half_width: f32,
     seed: u32,
 ) -> Result<(), CudaError> {
-    let shape = Shape { grid: (2048, 1, 1), threads: 256, shared_bytes: 0, overlap: false };
+    let shape = Shape { grid: (2048, 1, 1), threads: 256, shared_bytes: 0, cluster: 0, overlap: false };
     launch!(stream, kernels.fill_random, shape, to, count, half_width, seed)
 }

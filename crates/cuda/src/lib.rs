@@ -25,6 +25,8 @@ mod matmul;
 #[cfg(feature = "cuda")]
 mod shapes;
 #[cfg(feature = "cuda")]
+mod skinny;
+#[cfg(feature = "cuda")]
 mod staging;
 #[cfg(feature = "cuda")]
 mod tensor_map;

@@ -1,7 +1,8 @@
 //! Products with weight matrices: which kernel computes which, and the norms, activations and sums fused with them.
 //!
-//! Up to [`GEMV_ROWS`] rows the weight-streaming kernel can do it all in one launch. Above, cuBLASLt multiplies and small kernels
-//! stand around it; where both can, [`Matmul::tune`] measures which is faster. Without cuBLASLt the streaming kernel takes the rows in groups: slow, and said at start.
+//! Up to [`GEMV_ROWS`] rows the weight-streaming kernel can do it all in one launch, up to [`SKINNY_ROWS`] skinny.cu. Above, cuBLASLt multiplies
+//! and small kernels stand around it; where several can, [`Matmul::tune`] measures which is fastest. Without cuBLASLt our own kernels take
+//! the rows in groups: slow for prompts, and said at start.
 
 use crate::{
     cublaslt::{Lt, LtKey, LtKind},
@@ -11,6 +12,7 @@ use crate::{
         GATED_SHARED_BYTES, GATED_TILE, GEMV_STAGE_BYTES, GEMV_STAGES_MAX, GEMV_STATIC_BYTES, Gemv, Kernels,
         WARPGROUP_THREADS, launch, shape,
     },
+    skinny::{self, SKINNY_ROWS, Tiling},
     tensor_map::TensorMap,
 };
 use std::{cell::RefCell, collections::HashMap};
@@ -24,9 +26,9 @@ const GEMV_BESIDE_BYTES: usize = 100 << 10;
 /// Blocks of 512 columns up to which a tile is short (gemv.cu's DIRECT_BLOCKS), and the stages such products get.
 const GEMV_SHORT_BLOCKS: usize = 3;
 const GEMV_SHORT_STAGES: usize = 5;
-/// What a kernel costs that does not overlap with its neighbours, beside one that does: 16 rows of Qwen2.5-1.5B at 500 positions took 2.00 ms
-/// a step with 0 here and 1.88 ms with this.
-const CHAIN_BREAK_MS: f32 = 0.003;
+/// What a kernel costs that does not overlap with its neighbours, beside one that does. With 3 us, Llama-3.1-8B at 64 rows took own kernels for
+/// products that cuBLASLt computes 1 to 2 us faster; with 0, Qwen2.5-1.5B at 16 rows lost 0.1 ms a step.
+const CHAIN_BREAK_MS: f32 = 0.001;
 /// Rows a block of the kernel for norms' factors takes.
 const FACTOR_ROWS: usize = 8;
 /// Blocks of the activation kernel aimed at.
@@ -54,6 +56,18 @@ pub(crate) enum Output {
     },
     /// f32 `[m, rows]`.
     Logits,
+}
+
+impl Output {
+    /// As gemv.cu and skinny.cu number it (common.cuh), and whether the activation is GELU.
+    pub(crate) fn mode(self) -> (i32, i32) {
+        match self {
+            Self::Store => (0, 0),
+            Self::Residual => (1, 0),
+            Self::Gated { gelu } => (2, i32::from(gelu)),
+            Self::Logits => (3, 0),
+        }
+    }
 }
 
 /// An RMS norm in front of a product.
@@ -84,9 +98,11 @@ pub(crate) struct Product<'a> {
 
 /// How a product is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+pub(crate) enum Way {
     /// gemv.cu, whatever stands around the product included.
     Streaming,
+    /// skinny.cu, likewise, but for a norm whose weights are not in the matrix.
+    Skinny(Tiling),
     /// cuBLASLt and small kernels.
     Library,
     /// gated.cu behind a kernel for the norm or its factors.
@@ -102,10 +118,10 @@ pub(crate) struct Matmul {
     gate_up: Buffer,
     multiprocessors: u32,
     shared_memory_max: usize,
-    /// Stages of the ring at most.
-    pub(crate) stages_max: usize,
-    /// Overrides which gate and up go through gated.cu, for checks.
-    pub(crate) fuse_gated: Option<bool>,
+    /// Overrides how products are computed, for checks.
+    pub(crate) forced: Option<Way>,
+    /// Whether skinny.cu is among the choices; `false` for comparisons.
+    pub(crate) skinny: bool,
     /// What was measured to be fastest, by shape.
     fastest: RefCell<HashMap<(LtKey, Output), Way>>,
 }
@@ -135,8 +151,8 @@ impl Matmul {
             gate_up: Buffer::allocate(context, tokens * widest_output * 2, "workspace")?,
             multiprocessors: context.multiprocessors,
             shared_memory_max: context.shared_memory_max,
-            stages_max: GEMV_STAGES_MAX,
-            fuse_gated: None,
+            forced: None,
+            skinny: true,
             fastest: RefCell::default(),
         })
     }
@@ -145,7 +161,7 @@ impl Matmul {
     pub(crate) fn library(&self) -> String {
         match &self.lt {
             Some(_) => format!("cuBLASLt {}", Lt::version()),
-            None => "no cuBLASLt: own kernel only, slow above 8 rows".into(),
+            None => "no cuBLASLt: own kernels only, slow for prompts".into(),
         }
     }
 
@@ -156,14 +172,18 @@ impl Matmul {
 
     /// Whether [`run`](Self::run) leaves the norm's factor for the reader of the result to apply: `out = x . matrix^T` of the raw x.
     pub(crate) fn leaves_norm(&self, p: &Product<'_>) -> bool {
-        let folded = p.norm.is_some_and(|norm| norm.weight == 0) && p.x_rows == 0;
-        folded && p.output == Output::Store && self.lt.is_some() && self.way(p) == Way::Library
+        match self.way(p) {
+            Way::Streaming | Way::Fused => false,
+            Way::Skinny(_) => skinny::leaves_norm(p),
+            Way::Library if self.lt.is_some() => p.folded_norm().is_some() && p.output == Output::Store,
+            Way::Library => in_skinny_groups(p) && skinny::leaves_norm(p),
+        }
     }
 
     /// What was measured to be fastest, or what is expected to be.
     fn way(&self, p: &Product<'_>) -> Way {
-        if let (Some(fuse), Output::Gated { .. }) = (self.fuse_gated, p.output) {
-            return if fuse { Way::Fused } else { Way::Library };
+        if let Some(way) = self.forced {
+            return way;
         }
         if let Some(&way) = self.fastest.borrow().get(&(p.key(), p.output)) {
             return way;
@@ -180,6 +200,7 @@ impl Matmul {
     fn run_as(&self, way: Way, kernels: &Kernels, stream: &Stream, p: &Product<'_>) -> Result<(), CudaError> {
         match (way, p.output, &self.lt) {
             (Way::Streaming, ..) => self.gemv(kernels, stream, p),
+            (Way::Skinny(tiling), ..) => self.skinny(kernels, stream, p, tiling, skinny::leaves_norm(p)),
             (Way::Fused, Output::Gated { gelu }, _) => self.gated(kernels, stream, p, gelu),
             (_, _, Some(lt)) => self.with_library(lt, kernels, stream, p),
             (_, _, None) => self.in_groups(kernels, stream, p),
@@ -221,12 +242,15 @@ impl Matmul {
             if matches!(output, Output::Gated { .. }) && key.m >= GATED_ROWS {
                 ways.push(Way::Fused);
             }
+            if self.skinny && skinny::takes(same[0]) && skinny::pays(same[0]) {
+                ways.extend(self.tilings(same[0]).into_iter().map(Way::Skinny));
+            }
             let mut best = (f32::INFINITY, Way::Library);
             for way in ways {
                 let alone = time(stream, &same, |p| self.run_as(way, kernels, stream, p))?;
-                // Among streaming kernels, which start before their neighbours end, another costs more than it does alone.
-                let milliseconds =
-                    alone + if way == Way::Streaming { 0.0 } else { CHAIN_BREAK_MS * timed(same.len()) as f32 };
+                // Among kernels that start before their neighbours end, another costs more than it does alone.
+                let breaks = !matches!(way, Way::Streaming | Way::Skinny(_));
+                let milliseconds = alone + if breaks { CHAIN_BREAK_MS * timed(same.len()) as f32 } else { 0.0 };
                 if milliseconds < best.0 {
                     best = (milliseconds, way);
                 }
@@ -237,7 +261,7 @@ impl Matmul {
     }
 
     /// Whether the streaming kernel takes a product.
-    fn streams(&self, p: &Product<'_>) -> bool {
+    pub(crate) fn streams(&self, p: &Product<'_>) -> bool {
         p.m <= GEMV_ROWS && self.gemv_stages(p.m, p.matrix.columns).is_some()
     }
 
@@ -269,19 +293,14 @@ impl Matmul {
         }
         let grid = tiles.min(self.multiprocessors * if beside { 2 } else { 1 });
         let tiles_each = tiles.div_ceil(grid) as usize;
-        stages = stages.min(tiles_each * column_blocks).min(self.stages_max);
+        stages = stages.min(tiles_each * column_blocks);
         let direct = p.m <= 8
             && tiles_each == 1
             && column_blocks <= stages.min(GEMV_SHORT_BLOCKS)
             && norm_weight == 0
             && p.x_rows == 0;
         let function = kernels.gemv[if direct { 2 } else { usize::from(p.m > 8) }];
-        let (mode, gelu) = match p.output {
-            Output::Store => (0, 0),
-            Output::Residual => (1, 0),
-            Output::Gated { gelu } => (2, i32::from(gelu)),
-            Output::Logits => (3, 0),
-        };
+        let (mode, gelu) = p.output.mode();
         let arguments = Gemv {
             weights: p.matrix.buffer.pointer(),
             x: p.x,
@@ -303,15 +322,36 @@ impl Matmul {
             grid: (grid, 1, 1),
             threads: 288,
             shared_bytes: (stages * GEMV_STAGE_BYTES + x_bytes) as u32,
+            cluster: 0,
             overlap: true,
         };
         launch!(stream, function, shape, arguments)
     }
 
-    /// The rows in groups of what the streaming kernel takes.
+    fn skinny(
+        &self,
+        kernels: &Kernels,
+        stream: &Stream,
+        p: &Product<'_>,
+        tiling: Tiling,
+        leaves_norm: bool,
+    ) -> Result<(), CudaError> {
+        let folded = p.folded_norm();
+        let x = if folded.is_some() { p.x } else { self.normalised(kernels, stream, p)? };
+        let epsilon = folded.filter(|_| !leaves_norm).map(|norm| norm.epsilon);
+        skinny::run(kernels, stream, p, x, epsilon, tiling, self.shared_memory_max)
+    }
+
+    /// The ways to divide a matrix among skinny.cu's blocks, best guess first.
+    pub(crate) fn tilings(&self, p: &Product<'_>) -> Vec<Tiling> {
+        Tiling::candidates(self.multiprocessors as usize, p.matrix.rows, p.matrix.columns)
+    }
+
+    /// The rows in groups of what our own kernels take.
     fn in_groups(&self, kernels: &Kernels, stream: &Stream, p: &Product<'_>) -> Result<(), CudaError> {
-        let group =
-            [16, 8, 4, 2, 1].into_iter().find(|&m| self.gemv_stages(m, p.matrix.columns).is_some()).unwrap_or(1);
+        let streamed = [16, 8, 4, 2, 1].into_iter().find(|&m| self.gemv_stages(m, p.matrix.columns).is_some());
+        let skinny = in_skinny_groups(p);
+        let group = if skinny { SKINNY_ROWS } else { streamed.unwrap_or(1) };
         let out_bytes = match p.output {
             Output::Store | Output::Residual => p.matrix.rows * 2,
             Output::Gated { .. } => p.matrix.rows,
@@ -325,7 +365,10 @@ impl Matmul {
                 out: p.out + (first * out_bytes) as u64,
                 ..*p
             };
-            self.gemv(kernels, stream, &part)?;
+            match skinny {
+                true => self.skinny(kernels, stream, &part, self.tilings(p)[0], skinny::leaves_norm(p))?,
+                false => self.gemv(kernels, stream, &part)?,
+            }
         }
         Ok(())
     }
@@ -353,6 +396,7 @@ impl Matmul {
             grid: (2 * clusters, 1, 1),
             threads: WARPGROUP_THREADS,
             shared_bytes: GATED_SHARED_BYTES,
+            cluster: 0,
             overlap: true,
         };
         let (m, n, k, gelu) = (p.m as i32, n as i32, k as i32, i32::from(gelu));
@@ -374,9 +418,8 @@ impl Matmul {
     fn with_library(&self, lt: &Lt, kernels: &Kernels, stream: &Stream, p: &Product<'_>) -> Result<(), CudaError> {
         let (n, m) = (p.matrix.rows, p.m as u32);
         // A norm whose weights are in the matrix is a factor per row: who reads the result next can apply it.
-        let folded = p.norm.filter(|norm| norm.weight == 0 && p.x_rows == 0);
         let later = match p.output {
-            Output::Store | Output::Gated { .. } => folded,
+            Output::Store | Output::Gated { .. } => p.folded_norm(),
             Output::Residual | Output::Logits => None,
         };
         let x = if later.is_some() { p.x } else { self.normalised(kernels, stream, p)? };
@@ -423,6 +466,11 @@ impl Matmul {
 }
 
 impl Product<'_> {
+    /// A norm that is no more than a factor per row: its weights are in the matrix, and rows are taken in order.
+    pub(crate) fn folded_norm(&self) -> Option<Norm> {
+        self.norm.filter(|norm| norm.weight == 0 && self.x_rows == 0)
+    }
+
     fn key(&self) -> LtKey {
         let kind = match self.output {
             Output::Store | Output::Gated { .. } => LtKind::Bf16,
@@ -431,6 +479,11 @@ impl Product<'_> {
         };
         LtKey { m: self.m, n: self.matrix.rows, k: self.matrix.columns, kind }
     }
+}
+
+/// Whether skinny.cu takes a product's rows in groups where there is no cuBLASLt.
+fn in_skinny_groups(p: &Product<'_>) -> bool {
+    skinny::takes(&Product { m: SKINNY_ROWS, ..*p })
 }
 
 /// Threads of `add_norm` for a row: each holds up to 32 elements.

@@ -16,39 +16,46 @@ pub(crate) fn bench_all(paths: &[String]) -> usize {
     failures
 }
 
-/// Where the time of a step goes.
-pub(crate) fn profile_all(paths: &[String]) -> usize {
-    paths.iter().filter(|path| profile(path).map_err(|error| println!("FAILED {path}: {error}")).is_err()).count()
+/// Where the time of a step goes: of decodes, and of prefills where asked for.
+pub(crate) fn profile_all(paths: &[String], prefills: bool) -> usize {
+    let failed = |path: &&String| profile(path, prefills).map_err(|error| println!("FAILED {path}: {error}")).is_err();
+    paths.iter().filter(failed).count()
 }
 
-fn profile(path: &str) -> Result<(), String> {
+fn profile(path: &str, prefills: bool) -> Result<(), String> {
     let model = Model::dummy(Path::new(path)).map_err(|error| error.to_string())?;
     let mut profiler = Profiler::load(&model, &LIMITS, &CudaOptions::default()).map_err(|error| error.to_string())?;
-    let cases = [
-        (1u32, 1u32, 100u32, 12, true),
-        (1, 1, 1000, 12, true),
-        (8, 1, 100, 12, true),
-        (8, 1, 1000, 12, true),
-        (16, 1, 100, 12, true),
-        (10, 1, 500, 12, true),
-        (16, 1, 500, 12, true),
-        (32, 1, 500, 12, true),
-        (64, 1, 500, 12, true),
-        (128, 1, 500, 12, true),
-        (256, 1, 100, 12, true),
-        (256, 1, 500, 12, true),
-        (1, 512, 0, 12, false),
-        (1, 1024, 0, 12, false),
-        (1, 4096, 0, 12, false),
-        (8, 1024, 0, 12, false),
-        (16, 512, 0, 12, false),
-        (1, 512, 0, 12, true),
-        (1, 1024, 0, 12, true),
-        (1, 4096, 0, 12, true),
-        (8, 1024, 0, 12, true),
+    // Rows, positions a row, positions before, whether what computes the products is measured first.
+    let decodes = [
+        (1u32, 1u32, 100u32, true),
+        (1, 1, 1000, true),
+        (8, 1, 100, true),
+        (8, 1, 1000, true),
+        (10, 1, 500, true),
+        (16, 1, 100, true),
+        (16, 1, 500, true),
+        (32, 1, 500, true),
+        (48, 1, 500, true),
+        (64, 1, 500, true),
+        (100, 1, 500, true),
+        (128, 1, 500, true),
+        (256, 1, 100, true),
+        (256, 1, 500, true),
     ];
+    let firsts = [
+        (1, 512, 0, false),
+        (1, 1024, 0, false),
+        (1, 4096, 0, false),
+        (8, 1024, 0, false),
+        (16, 512, 0, false),
+        (1, 512, 0, true),
+        (1, 1024, 0, true),
+        (1, 4096, 0, true),
+        (8, 1024, 0, true),
+    ];
+    let cases: Vec<_> = decodes.into_iter().chain(if prefills { &firsts[..] } else { &[] }.iter().copied()).collect();
     let mut step = 0;
-    for (batch, len, position, stages, tune) in cases {
+    for (batch, len, position, tune) in cases {
         let each = (position + len + 1).div_ceil(BLOCK);
         let mut next = |work: Vec<RowWork>| {
             step += 1;
@@ -79,12 +86,15 @@ fn profile(path: &str) -> Result<(), String> {
             .collect();
         plans[0].appended =
             (0..batch).flat_map(|row| (0..each).map(move |i| (RowId(row), BlockId(row * each + i)))).collect();
-        let classes = profiler.profile(&plans, stages, tune).map_err(|error| error.to_string())?;
-        let words: Vec<_> = classes.iter().map(|(name, us)| format!("{name} {us:.1}")).collect();
-        println!(
-            "{path} batch {batch} x {len} at {position}, stages {stages}, tuned {tune}, us: {}",
-            words.join(" | ")
-        );
+        // With skinny.cu among the choices, and before that without.
+        for skinny in if tune && len == 1 { &[false, true][..] } else { &[true] } {
+            let classes = profiler.profile(&plans, *skinny, tune).map_err(|error| error.to_string())?;
+            let words: Vec<_> = classes.iter().map(|(name, us)| format!("{name} {us:.1}")).collect();
+            println!(
+                "{path} batch {batch} x {len} at {position}, skinny {skinny}, tuned {tune}, us: {}",
+                words.join(" | ")
+            );
+        }
     }
     Ok(())
 }
