@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! cuda_check products [NAME]       every product kernel against f64, or one of skinny, general, gated
+//! cuda_check sampling              the choice of tokens, all parameters, against the scalar sampler
+//! cuda_check deterministic [SHAPE...]  --deterministic: a request alone, in batches, chunked, cached, preempted
 //! cuda_check gated                 gate and up of many rows against cuBLASLt and a kernel for the activation, in time
 //! cuda_check skinny                products of 1 to 128 rows: cuBLASLt, the streaming kernel and skinny.cu, in time
 //! cuda_check models [FOLDER...]    whole models against the reference: synthetic shapes, and checkpoints given
@@ -10,11 +12,14 @@
 //! cuda_check decode SHAPE...       the same, of decodes alone
 //! cuda_check engine SHAPE...       throughput through the real engine, without HTTP
 //! cuda_check bench SHAPE...        decode and prefill of a config.json with dummy weights
+//! cuda_check bench-sampling SHAPE...   decode with penalties and log-probabilities, and with --deterministic, beside plain
 //! ```
 #![expect(clippy::print_stdout, reason = "its purpose")]
 
 #[path = "cuda_check/bench.rs"]
 mod bench;
+#[path = "cuda_check/deterministic.rs"]
+mod deterministic;
 #[path = "cuda_check/engine.rs"]
 mod engine;
 #[path = "cuda_check/faults.rs"]
@@ -28,6 +33,8 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let failures = match arguments.first().map(String::as_str) {
         Some("products") => products(arguments.get(1).map(String::as_str)),
+        Some("sampling") => sampling(),
+        Some("deterministic") => deterministic::check_all(&arguments[1..]),
         Some("gated") => gated(),
         Some("skinny") => skinny(&arguments[1..]),
         Some("models") => models::check_all(&arguments[1..]),
@@ -36,9 +43,10 @@ fn main() -> ExitCode {
         Some("profile") => bench::profile_all(&arguments[1..], true),
         Some("decode") => bench::profile_all(&arguments[1..], false),
         Some("bench") => bench::bench_all(&arguments[1..]),
+        Some("bench-sampling") => bench::sampling_all(&arguments[1..]),
         _ => {
             println!(
-                "usage: cuda_check products [skinny | general | gated] | gated | skinny [ROWS...] | models [FOLDER...] | faults | profile CONFIG_FOLDER... | decode CONFIG_FOLDER... | engine CONFIG_FOLDER... | bench CONFIG_FOLDER..."
+                "usage: cuda_check products [skinny | general | gated] | sampling | deterministic [CONFIG_FOLDER...] | gated | skinny [ROWS...] | models [FOLDER...] | faults | profile CONFIG_FOLDER... | decode CONFIG_FOLDER... | engine CONFIG_FOLDER... | bench CONFIG_FOLDER... | bench-sampling CONFIG_FOLDER..."
             );
             return ExitCode::from(2);
         }
@@ -102,6 +110,30 @@ fn skinny(rows: &[String]) -> usize {
         }
     }
     0
+}
+
+fn sampling() -> usize {
+    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    match powertrain_cuda::check::sampling(seed, 4) {
+        Ok(findings) => {
+            for failure in findings.failures.iter().take(20) {
+                println!("FAILED {failure}");
+            }
+            println!(
+                "sampling, seed {seed}: {} tokens compared ({} rows damaged on both sides), {} log-probabilities, worst difference {:.1e}, {} failed",
+                findings.compared,
+                findings.damaged,
+                findings.logprobs,
+                findings.worst,
+                findings.failures.len()
+            );
+            findings.failures.len()
+        }
+        Err(error) => {
+            println!("error: {error}");
+            1
+        }
+    }
 }
 
 fn gated() -> usize {

@@ -87,7 +87,9 @@ struct State {
   int max_len;
   int max_blocks;
 };
-#define SAMPLING_WORDS 8  // temperature, top_k, top_p, min_p, seed low, seed high, unused, unused
+// temperature, top_k, top_p, min_p, seed low, seed high, length of the prompt, repetition, frequency and presence penalty, address of the token counts
+// low, high, first word of the lists, biased tokens there, held-back tokens there, min_tokens
+#define SAMPLING_WORDS 16
 
 __device__ __forceinline__ const u32* tokens_of(const State& s, int row) { return s.words + (u64)row * s.max_len; }
 __device__ __forceinline__ const int* blocks_of(const State& s, int row) {

@@ -2,6 +2,9 @@
 //!
 //! Attention and sampling are checked through the executor, by `examples/cuda_check.rs`.
 
+mod sampling;
+pub use sampling::{SamplingFindings, sampling};
+
 use crate::{
     CudaError, CudaOptions,
     driver::{Buffer, Context, Stream},
@@ -30,6 +33,21 @@ impl Profiler {
     /// As there.
     pub fn load(model: &Model, limits: &StepLimits, options: &CudaOptions) -> Result<Self, CudaError> {
         CudaExecutor::load(model, limits, options).map(Self)
+    }
+
+    /// The executor.
+    pub fn executor(&mut self) -> &mut dyn Executor {
+        &mut self.0
+    }
+
+    /// Launches that waited for a row the host samples.
+    pub fn waits(&self) -> u64 {
+        self.0.waits
+    }
+
+    /// Seconds of the last launch: staging, copy, kernels, the rest.
+    pub fn launch_seconds(&self) -> [f64; 4] {
+        self.0.launch_seconds
     }
 
     /// Runs steps one after another, then profiles the last.

@@ -15,6 +15,12 @@ const LT_WORKSPACE_BYTES: usize = 64 << 20;
 /// Algorithms timed per shape.
 const LT_CANDIDATES: usize = 16;
 
+/// Rows whose proposals a fixed algorithm is taken from: of fewer, many rows are slow; of more, few are.
+const FIXED_ROWS: usize = 64;
+/// Rows that it must take, and the workspace that it may want for them: a counter of tiles, but no parts of sums.
+const COUNTER_BYTES: usize = 256;
+const FIXED_MUST_TAKE: [usize; 6] = [1, 8, 40, 256, 1024, 8192];
+
 /// What the choice of an algorithm depends on: `x[m, k] . w[n, k]^T`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct LtKey {
@@ -45,8 +51,12 @@ pub(crate) struct Lt {
     handle: lt::cublasLtHandle_t,
     description: lt::cublasLtMatmulDesc_t,
     preference: lt::cublasLtMatmulPreference_t,
+    /// For one row no workspace, and no reduction over parts of k: one sum per element, from the first column to the last.
+    whole_sums: lt::cublasLtMatmulPreference_t,
     workspace: Buffer,
     plans: RefCell<HashMap<LtKey, LtPlan>>,
+    /// The one algorithm of a matrix, by the key whose `m` is 0.
+    fixed: RefCell<HashMap<LtKey, lt::cublasLtMatmulAlgo_t>>,
 }
 
 // SAFETY: library handles, used by one thread at a time.
@@ -59,13 +69,37 @@ fn check_lt(call: &'static str, status: lt::cublasStatus_t) -> Result<(), CudaEr
     }
 }
 
+/// What proposals may use.
+fn preference(workspace_bytes: u64, reductions: Option<u32>) -> Result<lt::cublasLtMatmulPreference_t, CudaError> {
+    use lt::cublasLtMatmulPreferenceAttributes_t::{
+        CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+    };
+    let mut preference = std::ptr::null_mut();
+    // SAFETY: out-pointer to a local; attributes are given with their sizes.
+    unsafe {
+        check_lt("cublasLtMatmulPreferenceCreate", lt::cublasLtMatmulPreferenceCreate(&mut preference))?;
+        let bytes = std::ptr::from_ref(&workspace_bytes).cast();
+        let status =
+            lt::cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, bytes, 8);
+        check_lt("cublasLtMatmulPreferenceSetAttribute", status)?;
+        if let Some(mask) = reductions {
+            let status = lt::cublasLtMatmulPreferenceSetAttribute(
+                preference,
+                CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                std::ptr::from_ref(&mask).cast(),
+                4,
+            );
+            check_lt("cublasLtMatmulPreferenceSetAttribute", status)?;
+        }
+    }
+    Ok(preference)
+}
+
 impl Lt {
     pub(crate) fn new(context: &Context) -> Result<Self, CudaError> {
-        let (mut handle, mut description, mut preference) =
-            (std::ptr::null_mut(), std::ptr::null_mut(), std::ptr::null_mut());
-        let (transposed, workspace_bytes) = (1i32, LT_WORKSPACE_BYTES as u64);
+        let (mut handle, mut description) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let transposed = 1i32;
         use lt::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA;
-        use lt::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
         // SAFETY: out-pointers to locals; attributes are given with their sizes.
         unsafe {
             check_lt("cublasLtCreate", lt::cublasLtCreate(&mut handle))?;
@@ -86,23 +120,29 @@ impl Lt {
                     4,
                 ),
             )?;
-            check_lt("cublasLtMatmulPreferenceCreate", lt::cublasLtMatmulPreferenceCreate(&mut preference))?;
-            check_lt(
-                "cublasLtMatmulPreferenceSetAttribute",
-                lt::cublasLtMatmulPreferenceSetAttribute(
-                    preference,
-                    CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                    std::ptr::from_ref(&workspace_bytes).cast(),
-                    8,
-                ),
-            )?;
         }
+        let preference = self::preference(LT_WORKSPACE_BYTES as u64, None)?;
+        let none = lt::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_NONE as u32;
+        let whole_sums = self::preference(0, Some(none))?;
         let workspace = Buffer::allocate(context, LT_WORKSPACE_BYTES, "cuBLASLt workspace")?;
-        Ok(Self { handle, description, preference, workspace, plans: RefCell::default() })
+        Ok(Self {
+            handle,
+            description,
+            preference,
+            whole_sums,
+            workspace,
+            plans: RefCell::default(),
+            fixed: RefCell::default(),
+        })
     }
 
     /// The layouts of a shape and the algorithms the library proposes for it, best guess first.
-    fn propose(&self, key: LtKey, count: usize) -> Result<(LtPlan, Vec<lt::cublasLtMatmulAlgo_t>), CudaError> {
+    fn propose(
+        &self,
+        key: LtKey,
+        preference: lt::cublasLtMatmulPreference_t,
+        count: usize,
+    ) -> Result<(LtPlan, Vec<lt::cublasLtMatmulAlgo_t>), CudaError> {
         let bf16 = lt::cudaDataType::CUDA_R_16BF;
         let result_type = if key.kind == LtKind::F32 { lt::cudaDataType::CUDA_R_32F } else { bf16 };
         let layout = |kind, rows: usize, columns: usize| {
@@ -125,7 +165,7 @@ impl Lt {
                 x,
                 y,
                 y,
-                self.preference,
+                preference,
                 count as i32,
                 results.as_mut_ptr(),
                 &mut found,
@@ -140,11 +180,59 @@ impl Lt {
         Ok((LtPlan { x, w, y, algorithm, tuned: false }, algorithms))
     }
 
-    /// `out = x . weights^T`, or added to it.
+    /// The plan of a shape by the one algorithm that serves its matrix with any number of rows: the library's first proposal for
+    /// [`FIXED_ROWS`] rows that sums each element's columns in one go and takes few and many rows. No time is measured, so that the choice is the
+    /// same at every start.
+    fn fix(&self, key: LtKey) -> Result<LtPlan, CudaError> {
+        let (mut plan, _) = self.propose(key, self.whole_sums, 1)?;
+        let matrix = LtKey { m: 0, ..key };
+        if let Some(&algorithm) = self.fixed.borrow().get(&matrix) {
+            plan.algorithm = algorithm;
+            return Ok(plan);
+        }
+        let (_, proposals) = self.propose(LtKey { m: FIXED_ROWS, ..key }, self.whole_sums, 64)?;
+        let mut shapes = Vec::new();
+        for m in FIXED_MUST_TAKE {
+            shapes.push(self.propose(LtKey { m, ..key }, self.whole_sums, 1)?.0);
+        }
+        let serves = |algorithm: &lt::cublasLtMatmulAlgo_t| shapes.iter().all(|shape| self.takes(shape, algorithm));
+        let Some(algorithm) = proposals.into_iter().find(serves) else {
+            return Err(CudaError::Unsupported(format!(
+                "--deterministic: cuBLASLt has no algorithm that takes any number of rows of a matrix of {} rows and {} columns",
+                key.n, key.k
+            )));
+        };
+        plan.algorithm = algorithm;
+        self.fixed.borrow_mut().insert(matrix, algorithm);
+        Ok(plan)
+    }
+
+    /// Whether an algorithm computes a shape without parts of sums in the workspace.
+    fn takes(&self, shape: &LtPlan, algorithm: &lt::cublasLtMatmulAlgo_t) -> bool {
+        // SAFETY: a result of plain data, for which zeros are valid; it is written by the call.
+        let mut result: lt::cublasLtMatmulHeuristicResult_t = unsafe { std::mem::zeroed() };
+        // SAFETY: our own handles, and an algorithm of the same types.
+        let status = unsafe {
+            lt::cublasLtMatmulAlgoCheck(
+                self.handle,
+                self.description,
+                shape.w,
+                shape.x,
+                shape.y,
+                shape.y,
+                algorithm,
+                &mut result,
+            )
+        };
+        status == lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS && result.workspaceSize <= COUNTER_BYTES
+    }
+
+    /// `out = x . weights^T`, or added to it; `fixed` by the same algorithm whatever the number of rows.
     pub(crate) fn run(
         &self,
         stream: &Stream,
         key: LtKey,
+        fixed: bool,
         weights: DevicePointer,
         x: DevicePointer,
         out: DevicePointer,
@@ -152,7 +240,10 @@ impl Lt {
         let mut plans = self.plans.borrow_mut();
         let plan = match plans.entry(key) {
             Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => entry.insert(self.propose(key, 1)?.0),
+            Entry::Vacant(entry) => entry.insert(match fixed {
+                true => self.fix(key)?,
+                false => self.propose(key, self.preference, 1)?.0,
+            }),
         };
         self.multiply(stream, key, plan, &plan.algorithm, weights, x, out)
     }
@@ -213,7 +304,7 @@ impl Lt {
         }
         const ROUNDS: usize = 3;
         let launches = operands.len().clamp(4, 8);
-        let (mut plan, algorithms) = self.propose(key, LT_CANDIDATES)?;
+        let (mut plan, algorithms) = self.propose(key, self.preference, LT_CANDIDATES)?;
         let (begin, end) = (Event::create()?, Event::create()?);
         let mut best = f32::INFINITY;
         for algorithm in algorithms {

@@ -393,9 +393,18 @@ unsafe impl Send for Event {}
 
 impl Event {
     pub(crate) fn create() -> Result<Self, CudaError> {
+        Self::with(cu::CUevent_flags::CU_EVENT_DEFAULT)
+    }
+
+    /// One that is only waited for, which costs less to record.
+    pub(crate) fn untimed() -> Result<Self, CudaError> {
+        Self::with(cu::CUevent_flags::CU_EVENT_DISABLE_TIMING)
+    }
+
+    fn with(flags: cu::CUevent_flags) -> Result<Self, CudaError> {
         let mut event = std::ptr::null_mut();
         // SAFETY: out-pointer to a local.
-        unsafe { driver!(cuEventCreate(&mut event, cu::CUevent_flags::CU_EVENT_DEFAULT as u32)) }?;
+        unsafe { driver!(cuEventCreate(&mut event, flags as u32)) }?;
         Ok(Self(event))
     }
 

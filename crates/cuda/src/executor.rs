@@ -8,21 +8,25 @@ use crate::{
     CudaError, CudaOptions,
     driver::{Buffer, Context, Event, Graph, Pinned, Stream},
     forward::{Forward, Pass, Workspace, qkv_width},
-    kernels::{Kernels, TILE_QUERIES},
+    kernels::{Kernels, RECORD_WORDS, TILE_QUERIES},
     matmul::Matmul,
+    results::{Entry, InFlight},
+    row_sampling::{Mode, Modes, RowSampling},
     shapes::{bucket, check_settings, check_spec, padded_tokens},
-    staging::{Arena, Changes, Layout, SampleMode},
+    staging::{Arena, Changes, Layout},
     weights::DeviceWeights,
 };
 use powertrain_model::Model;
-use powertrain_sampling::{History, Sampler, logprobs_of};
+use powertrain_sampling::{History, Sampler};
 use powertrain_step::*;
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
+    time::Instant,
 };
 
 mod faults;
+mod host;
 
 const NAME: &str = "cuda";
 /// Steps launched before the oldest is collected.
@@ -31,8 +35,6 @@ const DEPTH: usize = 2;
 const RESERVE_BYTES: u64 = 768 << 20;
 /// Words of changes that one staged step holds; a step that brings more sends the rest ahead.
 const CHANGE_WORDS_MAX: usize = 4 << 20;
-/// A result of sample.cu: the row's logits were NaN or infinite.
-const DAMAGED: u32 = u32::MAX;
 
 /// Runs steps on one GPU.
 pub(crate) struct CudaExecutor {
@@ -49,6 +51,9 @@ pub(crate) struct CudaExecutor {
     arena: Arena,
     /// By row.
     rows: Vec<Option<Row>>,
+    /// By row, apart from `rows`: all of a step's are read before it can be launched.
+    modes: Vec<Modes>,
+    row_sampling: RowSampling,
     in_flight: VecDeque<InFlight>,
     changes: Changes,
     /// Tokens the host's sampler chose, to be brought to the device: row, position, token.
@@ -56,10 +61,15 @@ pub(crate) struct CudaExecutor {
     sampler: Sampler,
     next_slot: usize,
     enforce_eager: bool,
+    deterministic: bool,
     /// Decodes whose graphs are still to be captured while there is nothing else to do, the next one last.
     to_capture: Vec<Pass>,
     /// What was launched last, for [`profile`](Self::profile).
     last_pass: Option<Pass>,
+    /// Launches that waited for a row the host samples.
+    pub(crate) waits: u64,
+    /// Seconds of the last launch: staging, copy, kernels, the rest.
+    pub(crate) launch_seconds: [f64; 4],
 }
 
 impl std::fmt::Debug for CudaExecutor {
@@ -71,6 +81,7 @@ impl std::fmt::Debug for CudaExecutor {
 /// What a step in flight uses on the host's side.
 struct StepSlot {
     staged: Pinned,
+    /// A token for each sample, then a record of log-probabilities for each.
     results: Pinned,
     /// Logits of rows the host samples; grown when first needed.
     logits: Pinned,
@@ -86,50 +97,6 @@ struct Row {
     blocks: u32,
     /// Kept when the host samples this row.
     history: Option<History>,
-}
-
-struct InFlight {
-    step: u64,
-    slot: usize,
-    entries: Vec<Entry>,
-    /// Whether the host's rows were sampled.
-    resolved: bool,
-}
-
-struct Entry {
-    row: RowId,
-    /// Position of the last token computed.
-    last: u32,
-    sample: Option<Sample>,
-    result: Result<RowOutput, RowError>,
-}
-
-struct Sample {
-    /// Which of the step's samples.
-    index: usize,
-    /// Which row of the slot's host logits, when the host samples.
-    host_logits: Option<usize>,
-}
-
-impl Row {
-    /// Who chooses the token after `position`.
-    fn mode(&self, position: u32) -> SampleMode {
-        let s = &self.sampling;
-        let generated = (position + 1).saturating_sub(self.prompt_len);
-        let held_back = generated < s.min_tokens && !s.suppressed.is_empty();
-        if held_back || needs_host(s) {
-            SampleMode::Host
-        } else if s.temperature > 0.0 {
-            SampleMode::Draw
-        } else {
-            SampleMode::Greedy
-        }
-    }
-}
-
-/// Whether every token of such a sequence is the host sampler's.
-fn needs_host(s: &SamplingParams) -> bool {
-    s.logprobs.is_some() || s.uses_history() || !s.logit_bias.is_empty()
 }
 
 impl CudaExecutor {
@@ -148,12 +115,13 @@ impl CudaExecutor {
         let workspace = Workspace::allocate(&context, &stream, spec, tokens, samples, samples)?;
         let widest_output = spec.layers.iter().map(|l| (2 * l.feed_forward.hidden_size).max(qkv_width(l))).max();
         let widest_output = widest_output.unwrap_or(0).max(spec.hidden_size);
-        let matmul = Matmul::new(&context, tokens, spec.hidden_size, widest_output)?;
+        let mut matmul = Matmul::new(&context, tokens, spec.hidden_size, widest_output)?;
+        matmul.deterministic = options.deterministic;
         let arena = Arena::new(limits);
         let state = Buffer::allocate(&context, arena.words() * 4, "the token and block tables")?;
         state.clear(&stream)?;
         // At most one tile of each kind more than whole ones per row.
-        let tiles = tokens / TILE_QUERIES as usize + sequences + 1;
+        let tiles = tokens / TILE_QUERIES as usize + samples + 1;
         let layout = Layout { tokens, samples, tiles };
         let staged_words = layout.fixed_words() + CHANGE_WORDS_MAX;
         let staged = Buffer::allocate(&context, staged_words * 4, "the staged step")?;
@@ -197,7 +165,12 @@ impl CudaExecutor {
 
         let facts = ExecutorFacts {
             executor: NAME,
-            device: format!("{}, {}", context.name, matmul.library()),
+            device: format!(
+                "{}, {}{}",
+                context.name,
+                matmul.library(),
+                if options.deterministic { ", deterministic" } else { "" }
+            ),
             threads: 1,
             simd: format!("sm_{}{}", context.capability.0, context.capability.1),
             weights_bytes: weights.bytes(),
@@ -232,14 +205,22 @@ impl CudaExecutor {
             limits: *limits,
             arena,
             rows: (0..sequences).map(|_| None).collect(),
+            modes: vec![Modes::default(); sequences],
+            row_sampling: RowSampling::new(spec.vocab_size, samples, sequences),
             in_flight: VecDeque::new(),
             changes: Changes::default(),
             chosen: Vec::new(),
             sampler: Sampler::new(spec.vocab_size),
             next_slot: 0,
             enforce_eager: options.enforce_eager,
-            to_capture: if options.enforce_eager { Vec::new() } else { decode_passes(sequences) },
+            deterministic: options.deterministic,
+            to_capture: match options.enforce_eager {
+                true => Vec::new(),
+                false => decode_passes(sequences, options.deterministic),
+            },
             last_pass: None,
+            waits: 0,
+            launch_seconds: [0.0; 4],
         })
     }
 
@@ -277,7 +258,7 @@ impl CudaExecutor {
     }
 
     fn start(&mut self, plan: &StepPlan) -> Result<(), CudaError> {
-        let step = plan.step;
+        let began = Instant::now();
         for &row in &plan.released {
             self.rows[row.0 as usize] = None;
         }
@@ -306,15 +287,23 @@ impl CudaExecutor {
             self.send_changes_ahead()?;
         }
         let results_at = self.slots[slot].results.device_address();
+        let records_at = results_at + 4 * self.samples_max() as u64;
         let staged = self.slots[slot].staged.words_mut();
-        let words = self.changes.write(&pass.layout, results_at, staged);
+        let words = self.changes.write(&pass.layout, [results_at, records_at, self.row_sampling.adjusted()], staged);
+        let staged_at = Instant::now();
         self.stream.copy_to_device(&self.forward.staged, &self.slots[slot].staged, words)?;
+        let copied_at = Instant::now();
         self.run(&pass)?;
-        self.fetch_host_logits(slot, &entries)?;
-        let mut in_flight = InFlight { step, slot, entries, resolved: false };
+        let ran_at = Instant::now();
+        let mut in_flight = InFlight::new(plan.step, slot, entries);
+        if in_flight.wants_host {
+            self.fetch_host_logits(slot, &in_flight.entries)?;
+        }
         self.score_prompts(plan, &mut in_flight)?;
         self.slots[slot].done.record(&self.stream)?;
         self.in_flight.push_back(in_flight);
+        let parts = [staged_at - began, copied_at - staged_at, ran_at - copied_at, ran_at.elapsed()];
+        self.launch_seconds = parts.map(|part| part.as_secs_f64());
         Ok(())
     }
 
@@ -322,20 +311,27 @@ impl CudaExecutor {
         let row = start.row.0;
         assert!(start.tokens.len() <= self.arena.max_len, "a row starts with more tokens than --max-model-len");
         let (prompt, generated) = start.tokens.split_at(start.prompt_len as usize);
-        let host = needs_host(&start.sampling) || start.sampling.min_tokens > 0;
         self.rows[row as usize] = Some(Row {
             prompt: start.tokens.clone(),
             prompt_len: start.prompt_len,
             sampling: start.sampling.clone(),
             prompt_logprobs: start.prompt_logprobs,
             blocks: 0,
-            history: host.then(|| History::counting(start.sampling.uses_history(), prompt, generated)),
+            history: None,
         });
         if self.changes.words() + start.tokens.len() > CHANGE_WORDS_MAX {
             self.send_changes_ahead()?;
         }
         self.changes.set(row as usize * self.arena.max_len, start.tokens.iter().copied());
-        self.changes.set_sampling(&self.arena, row, &start.sampling);
+        let (arena, params) = (&self.arena, &start.sampling);
+        let mut modes = self.row_sampling.start(&self.context, arena, &mut self.changes, row, params, start.prompt_len);
+        if modes.is_host()
+            && let Some(row) = &mut self.rows[row as usize]
+        {
+            row.history = Some(History::counting(params.uses_history(), prompt, generated));
+        }
+        modes.scores_prompt = start.prompt_logprobs.is_some();
+        self.modes[row as usize] = modes;
         Ok(())
     }
 
@@ -344,7 +340,7 @@ impl CudaExecutor {
         let layout = Layout { tokens: 0, samples: 0, tiles: 0 };
         let mut words = Pinned::allocate(layout.fixed_words() + self.changes.words())?;
         assert!(words.words().len() * 4 <= self.forward.staged.bytes(), "more changes than a step can bring");
-        let count = self.changes.write(&layout, 0, words.words_mut());
+        let count = self.changes.write(&layout, [0; 3], words.words_mut());
         self.stream.copy_to_device(&self.forward.staged, &words, count)?;
         self.forward.apply_changes(&self.stream)?;
         self.stream.wait()?;
@@ -354,15 +350,22 @@ impl CudaExecutor {
 
     /// Writes the step's arrays. Single positions come first: the decode kernel takes them as one batch.
     fn stage(&mut self, plan: &StepPlan, slot: usize) -> (Pass, Vec<Entry>) {
-        let decodes = plan.work.iter().filter(|work| work.len == 1).count();
-        let tokens: usize = plan.work.iter().map(|work| work.len as usize).sum();
-        let samples = plan.work.iter().filter(|work| work.sample).count();
-        let pure_decode = decodes == plan.work.len();
-        let tiles: usize = plan.work.iter().filter(|w| w.len > 1).map(|w| w.len.div_ceil(TILE_QUERIES) as usize).sum();
+        let (mut decodes, mut tokens, mut samples, mut tiles, mut longest) = (0, 0, 0, 0, 0);
+        for work in &plan.work {
+            tokens += work.len as usize;
+            samples += usize::from(work.sample);
+            longest = longest.max(work.len);
+            match self.decodes_alone(work) {
+                true => decodes += 1,
+                false => tiles += work.len.div_ceil(TILE_QUERIES) as usize,
+            }
+        }
+        let pure_decode = longest == 1;
         let layout = if plan.work.is_empty() {
             Layout { tokens: 0, samples: 0, tiles: 0 }
         } else if pure_decode {
-            Layout { tokens: bucket(tokens), samples: bucket(tokens), tiles: 0 }
+            let size = bucket(tokens);
+            Layout { tokens: size, samples: size, tiles: if tiles > 0 { size } else { 0 } }
         } else {
             Layout { tokens: padded_tokens(tokens), samples: if samples == 0 { 0 } else { bucket(samples) }, tiles }
         };
@@ -370,23 +373,23 @@ impl CudaExecutor {
         // Padding: the idle row's first position, nothing to sample.
         staged[layout.rows()..layout.positions()].fill(self.arena.idle_row());
         staged[layout.positions()..layout.modes()].fill(0);
-        staged[layout.modes()..layout.sample_rows()].fill(SampleMode::Unused as u32);
+        staged[layout.modes()..layout.sample_rows()].fill(Mode::UNUSED.0);
         staged[layout.sample_rows()..layout.tile_words()].fill(0);
 
         let (mut next_decode, mut next_prefill) = (0, decodes);
-        let (mut next_sample, mut draws, mut host_rows) = (0, false, 0);
-        let mut flash: Vec<[u32; 4]> = Vec::with_capacity(tiles);
+        let (mut next_sample, mut draws, mut extras) = (0, false, false);
+        let mut flash: Vec<[u32; 4]> = Vec::with_capacity(layout.tiles);
         let mut entries = Vec::with_capacity(plan.work.len());
         for work in &plan.work {
-            let row = self.rows[work.row.0 as usize].as_ref().expect("work is planned for rows that live");
-            let first = if work.len == 1 { &mut next_decode } else { &mut next_prefill };
+            let alone = work.len == 1 && !self.deterministic;
+            let first = if alone { &mut next_decode } else { &mut next_prefill };
             let begin = *first;
             *first += work.len as usize;
             for i in 0..work.len {
                 staged[layout.rows() + begin + i as usize] = work.row.0;
                 staged[layout.positions() + begin + i as usize] = work.start + i;
             }
-            if work.len > 1 {
+            if !alone {
                 flash.extend((0..work.len).step_by(TILE_QUERIES as usize).map(|done| {
                     let queries = TILE_QUERIES.min(work.len - done);
                     [work.row.0, begin as u32 + done, work.start + done, queries]
@@ -397,32 +400,42 @@ impl CudaExecutor {
                 // In a pure decode every position has its logits, so that the graph depends on nothing but their number.
                 let index = if pure_decode { begin } else { next_sample };
                 next_sample += 1;
-                let mode = row.mode(last);
-                draws |= mode == SampleMode::Draw;
-                let host_logits = (mode == SampleMode::Host).then_some(host_rows);
-                host_rows += usize::from(host_logits.is_some());
-                staged[layout.modes() + index] = mode as u32;
+                let mode = self.modes[work.row.0 as usize].take(last);
+                draws |= mode.draws();
+                extras |= mode.is_extra();
+                staged[layout.modes() + index] = mode.0;
                 staged[layout.sample_rows() + index] = work.row.0;
                 staged[layout.sample_positions() + index] = last;
                 staged[layout.sample_tokens() + index] = (begin + work.len as usize - 1) as u32;
-                Sample { index, host_logits }
+                (index, mode)
             });
-            entries.push(Entry { row: work.row, last, sample, result: Ok(RowOutput::default()) });
+            entries.push(Entry::new(work.row, last, sample));
         }
         // Longest first, so that the last blocks to finish are short ones.
         flash.sort_unstable_by_key(|tile| std::cmp::Reverse(tile[2] + tile[3]));
+        // Padding of a decode by tiles: each padded position is its own.
+        flash.extend((flash.len()..layout.tiles).map(|token| [self.arena.idle_row(), token as u32, 0, 1]));
         for (place, tile) in staged[layout.tile_words()..].chunks_exact_mut(4).zip(&flash) {
             place.copy_from_slice(tile);
         }
-        let decodes = if pure_decode { layout.tokens } else { decodes };
-        (Pass { layout, decodes, draws }, entries)
+        let decodes = if pure_decode && layout.tiles == 0 { layout.tokens } else { decodes };
+        (Pass { layout, decodes, draws: draws || extras, extras }, entries)
+    }
+
+    /// Whether the decode kernel computes this, and not the one for many queries.
+    fn decodes_alone(&self, work: &RowWork) -> bool {
+        work.len == 1 && !self.deterministic
+    }
+
+    /// Samples there is room for.
+    fn samples_max(&self) -> usize {
+        self.gather.bytes() / 4
     }
 
     /// Launches a pass: a pure decode by its graph, captured when its kind first comes.
     fn run(&mut self, pass: &Pass) -> Result<(), CudaError> {
         self.last_pass = Some(*pass);
-        let decode_only = pass.layout.tokens > 0 && pass.layout.tiles == 0 && pass.decodes == pass.layout.tokens;
-        if !decode_only {
+        if !pass.is_decode() {
             return self.forward.run(&self.stream, pass);
         }
         if !self.graphs.contains_key(pass) {
@@ -439,119 +452,12 @@ impl CudaExecutor {
 
     /// Chooses the kernels for a pure decode and records it. Nothing may be running.
     fn capture(&mut self, pass: &Pass) -> Result<(), CudaError> {
-        self.forward.matmul.tune(&self.forward.kernels, &self.stream, &self.forward.products(pass))?;
+        // Another graph of these sizes has the same products.
+        if !self.graphs.keys().any(|other| other.layout == pass.layout) {
+            self.forward.matmul.tune(&self.forward.kernels, &self.stream, &self.forward.products(pass))?;
+        }
         let graph = self.stream.capture(|| self.forward.run(&self.stream, pass))?;
         self.graphs.insert(*pass, graph);
-        Ok(())
-    }
-
-    /// Copies the logits of rows that the host samples.
-    fn fetch_host_logits(&mut self, slot: usize, entries: &[Entry]) -> Result<(), CudaError> {
-        let vocab = self.forward.spec.vocab_size;
-        let wanted = entries.iter().filter_map(|entry| entry.sample.as_ref());
-        let host_rows = wanted.clone().filter(|sample| sample.host_logits.is_some()).count();
-        if self.slots[slot].logits.words().len() < host_rows * vocab {
-            self.slots[slot].logits = Pinned::allocate(host_rows.next_power_of_two() * vocab)?;
-        }
-        for sample in wanted {
-            if let Some(at) = sample.host_logits {
-                let logits = &self.forward.workspace.logits;
-                let from = sample.index * vocab * 4;
-                self.stream.copy_to_host(&self.slots[slot].logits, at * vocab, logits, from, vocab)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Log-probabilities of prompts, for rows that asked. Waits for the device: such requests score, they do not serve.
-    fn score_prompts(&mut self, plan: &StepPlan, step: &mut InFlight) -> Result<(), CudaError> {
-        let decodes = plan.work.iter().filter(|work| work.len == 1).count();
-        let (mut next_decode, mut next_prefill) = (0, decodes);
-        let vocab = self.forward.spec.vocab_size;
-        let at_once = self.gather.bytes() / 4;
-        for (work, entry) in plan.work.iter().zip(&mut step.entries) {
-            let first = if work.len == 1 { &mut next_decode } else { &mut next_prefill };
-            let begin = *first as u32;
-            *first += work.len as usize;
-            let Some(row) = &self.rows[work.row.0 as usize] else { continue };
-            let Some(top) = row.prompt_logprobs else { continue };
-            let predicting = row.prompt_len.saturating_sub(1).saturating_sub(work.start).min(work.len);
-            let indices: Vec<u32> = (begin..begin + predicting).collect();
-            let mut scored = Vec::with_capacity(indices.len());
-            for (group, indices) in indices.chunks(at_once).enumerate() {
-                self.gather.write(0, indices)?;
-                self.forward.logits(&self.stream, self.gather.pointer(), indices.len())?;
-                self.stream.wait()?;
-                let logits: Vec<f32> = self.forward.workspace.logits.read(0, indices.len() * vocab)?;
-                for (i, logits) in logits.chunks_exact(vocab).enumerate() {
-                    let position = work.start + (group * at_once + i) as u32;
-                    let token = row.prompt[position as usize + 1];
-                    match logprobs_of(logits, token, top) {
-                        Ok(logprobs) => scored.push(logprobs),
-                        Err(_) => entry.result = Err(RowError::NonFiniteLogits { position }),
-                    }
-                }
-            }
-            if let Ok(output) = &mut entry.result {
-                output.prompt_logprobs = scored;
-            }
-        }
-        Ok(())
-    }
-
-    /// A row the host samples cannot go on before its token is chosen.
-    fn resolve_waiting(&mut self) -> Result<(), CudaError> {
-        let waits = |entry: &Entry| entry.sample.as_ref().is_some_and(|sample| sample.host_logits.is_some());
-        for index in 0..self.in_flight.len() {
-            if self.in_flight[index].entries.iter().any(waits) {
-                self.resolve(index)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Waits for a step and reads its tokens; samples what is the host's.
-    fn resolve(&mut self, index: usize) -> Result<(), CudaError> {
-        let step = &mut self.in_flight[index];
-        if step.resolved {
-            return Ok(());
-        }
-        let slot = &self.slots[step.slot];
-        slot.done.wait()?;
-        let vocab = self.forward.spec.vocab_size;
-        for entry in &mut step.entries {
-            let Some(sample) = &entry.sample else { continue };
-            let position = entry.last;
-            let sampled = match sample.host_logits {
-                None => match slot.results.words()[sample.index] {
-                    DAMAGED => Err(RowError::NonFiniteLogits { position }),
-                    token => Ok(SampledToken { token, logprobs: None }),
-                },
-                Some(at) => {
-                    let Some(row) = &mut self.rows[entry.row.0 as usize] else { continue };
-                    let logits: Vec<f32> =
-                        slot.logits.words()[at * vocab..(at + 1) * vocab].iter().map(|&w| f32::from_bits(w)).collect();
-                    let history = row.history.get_or_insert_default();
-                    match self.sampler.sample(&logits, &row.sampling, history, position + 1) {
-                        Ok(sampled) => {
-                            history.push(sampled.token);
-                            self.chosen.push((entry.row.0, position + 1, sampled.token));
-                            Ok(sampled)
-                        }
-                        Err(_) => Err(RowError::NonFiniteLogits { position }),
-                    }
-                }
-            };
-            match (sampled, &mut entry.result) {
-                (Ok(sampled), Ok(output)) => {
-                    // A row may begin at the host (min_tokens) and go on at the device; its history then only counts.
-                    output.sampled.push(sampled);
-                }
-                (Err(error), result) => *result = Err(error),
-                (Ok(_), Err(_)) => {}
-            }
-        }
-        step.resolved = true;
         Ok(())
     }
 }
@@ -578,7 +484,8 @@ impl Executor for CudaExecutor {
         let resolved = self.context.enter().and_then(|()| self.resolve(0));
         let done = self.in_flight.pop_front().expect("checked above");
         resolved.map_err(|error| self.judge(step, error))?;
-        Ok(StepResult { step, rows: done.entries.into_iter().map(|entry| (entry.row, entry.result)).collect() })
+        let results = self.slots[done.slot].results.words();
+        Ok(StepResult { step, rows: done.outputs(results, self.samples_max()) })
     }
 
     fn preparations(&self) -> usize {
@@ -615,12 +522,15 @@ impl Executor for CudaExecutor {
 }
 
 /// The pure decodes of up to `sequences` rows, the likeliest last: powers of two before the rest, greedy before drawn.
-fn decode_passes(sequences: usize) -> Vec<Pass> {
+fn decode_passes(sequences: usize, by_tiles: bool) -> Vec<Pass> {
     let mut sizes: Vec<usize> = (1..=sequences).map(bucket).collect();
     sizes.dedup();
     sizes.sort_by_key(|size| (!size.is_power_of_two(), *size));
     let pass = |draws| {
-        move |&size: &usize| Pass { layout: Layout { tokens: size, samples: size, tiles: 0 }, decodes: size, draws }
+        move |&size: &usize| {
+            let (tiles, decodes) = if by_tiles { (size, 0) } else { (0, size) };
+            Pass { layout: Layout { tokens: size, samples: size, tiles }, decodes, draws, extras: false }
+        }
     };
     sizes.iter().map(pass(false)).chain(sizes.iter().map(pass(true))).rev().collect()
 }
@@ -629,9 +539,9 @@ impl StepSlot {
     fn new(staged_words: usize, samples: usize) -> Result<Self, CudaError> {
         Ok(Self {
             staged: Pinned::allocate(staged_words)?,
-            results: Pinned::allocate(samples)?,
+            results: Pinned::allocate(samples * (1 + RECORD_WORDS))?,
             logits: Pinned::allocate(0)?,
-            done: Event::create()?,
+            done: Event::untimed()?,
         })
     }
 }

@@ -6,6 +6,7 @@
 
 use crate::{
     CudaError,
+    choose::{Chooser, Samples},
     driver::{Buffer, Context, DevicePointer, Shape, Stream},
     kernels::{Cache, Heads, Kernels, Rope, State, TILE_QUERIES, WARPGROUP_THREADS, flash_shared_bytes, launch, shape},
     matmul::{Matmul, Norm, Output, Product, norm_threads},
@@ -31,6 +32,15 @@ pub(crate) struct Pass {
     pub(crate) decodes: usize,
     /// Whether some row draws instead of taking the highest.
     pub(crate) draws: bool,
+    /// Whether some row has its logits changed or reports log-probabilities; then `draws` is set too, so that there are fewer graphs.
+    pub(crate) extras: bool,
+}
+
+impl Pass {
+    /// Whether every position is a row's only one, so that a captured graph can be replayed for it.
+    pub(crate) fn is_decode(&self) -> bool {
+        self.layout.tokens > 0 && self.decodes + self.layout.tiles == self.layout.tokens
+    }
 }
 
 /// Positions of a box of keys or values (flash.cu): a cache block holds whole boxes.
@@ -59,13 +69,10 @@ pub(crate) struct Workspace {
     delta: Buffer,
     /// Gated activations.
     activated: Buffer,
-    pub(crate) logits: Buffer,
+    pub(crate) chooser: Chooser,
     part_out: Buffer,
     part_ml: Buffer,
     arrivals: Buffer,
-    best: Buffer,
-    highest: Buffer,
-    likeliest: Buffer,
 }
 
 /// The parts of the executor a pass needs.
@@ -124,13 +131,10 @@ impl Workspace {
             attended: buffer(tokens * widest(|l| l.attention.heads * l.attention.head_dim) * 2)?,
             delta: buffer(tokens * spec.hidden_size * 2)?,
             activated: buffer(tokens * widest(|l| l.feed_forward.hidden_size) * 2)?,
-            logits: buffer(samples * spec.vocab_size * 4)?,
+            chooser: Chooser::allocate(context, stream, samples, spec.vocab_size)?,
             part_out: buffer(parts * widest(|l| l.attention.head_dim) * 4)?,
             part_ml: buffer(parts * 8)?,
             arrivals: buffer(sequences * widest(|l| decode_groups(&l.attention)) * 4)?,
-            best: buffer(samples * 8)?,
-            highest: buffer(samples * 4)?,
-            likeliest: buffer(samples * 4)?,
         })
     }
 }
@@ -291,7 +295,7 @@ impl Forward {
                 epsilon: self.spec.final_norm.epsilon,
             }),
             bias: 0,
-            out: self.workspace.logits.pointer(),
+            out: self.workspace.chooser.logits.pointer(),
             output: Output::Logits,
             softcap: self.spec.logit_softcap.unwrap_or(0.0),
             m,
@@ -454,48 +458,13 @@ impl Forward {
     }
 
     fn choose(&self, stream: &Stream, pass: &Pass) -> Result<(), CudaError> {
-        let (w, layout) = (&self.workspace, &pass.layout);
-        let header = self.staged.pointer();
-        let (modes, rows) = (self.staged_at(layout.modes()), self.staged_at(layout.sample_rows()));
-        let positions = self.staged_at(layout.sample_positions());
-        let (logits, best, arrivals) = (w.logits.pointer(), w.best.pointer(), w.arrivals.pointer());
-        let (highest, likeliest) = (w.highest.pointer(), w.likeliest.pointer());
-        let vocab = self.spec.vocab_size as i32;
-        let splits = 264usize.div_ceil(layout.samples).clamp(1, 32) as u32;
-        let greedy = shape((splits, layout.samples as u32, 1), 256);
-        launch!(
-            stream,
-            self.kernels.choose_greedy,
-            greedy,
-            self.state,
-            header,
-            modes,
-            rows,
-            positions,
-            logits,
-            best,
-            arrivals,
-            highest,
-            likeliest,
-            vocab
-        )?;
-        if pass.draws {
-            let drawn = shape((layout.samples as u32, 1, 1), 1024);
-            launch!(
-                stream,
-                self.kernels.choose_drawn,
-                drawn,
-                self.state,
-                header,
-                modes,
-                rows,
-                positions,
-                logits,
-                highest,
-                likeliest,
-                vocab
-            )?;
-        }
-        Ok(())
+        let samples = Samples {
+            state: self.state,
+            staged: self.staged.pointer(),
+            layout: pass.layout,
+            draws: pass.draws,
+            extras: pass.extras,
+        };
+        self.workspace.chooser.run(&self.kernels, stream, &samples)
     }
 }

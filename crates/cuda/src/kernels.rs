@@ -107,7 +107,10 @@ pub(crate) const GEMV_STAGES_MAX: usize = 12;
 /// Static shared memory of `gemv_16`, rounded up.
 pub(crate) const GEMV_STATIC_BYTES: usize = 10 * 1024;
 /// Words of sampling parameters a row has (common.cuh).
-pub(crate) const SAMPLING_WORDS: usize = 8;
+pub(crate) const SAMPLING_WORDS: usize = 16;
+/// Most likely tokens the device reports at most, and words of a row's record of them (sample.cu).
+pub(crate) const TOP_MAX: u8 = 20;
+pub(crate) const RECORD_WORDS: usize = 48;
 /// Queries of one flash tile (flash.cu).
 pub(crate) const TILE_QUERIES: u32 = 128;
 /// Threads of a block of flash.cu and of gated.cu: two warpgroups that multiply, one that copies.
@@ -140,8 +143,10 @@ pub(crate) struct Kernels {
     /// Head size 64, 128.
     pub(crate) flash: [Function; 2],
     pub(crate) attention_plain: Function,
+    pub(crate) adjust_logits: Function,
     pub(crate) choose_greedy: Function,
     pub(crate) choose_drawn: Function,
+    pub(crate) score_chosen: Function,
     _modules: [Module; 7],
 }
 
@@ -182,8 +187,10 @@ impl Kernels {
             ],
             flash: [flash.function("flash_64")?, flash.function("flash_128")?],
             attention_plain: attention.function("attention_plain")?,
+            adjust_logits: sample.function("adjust_logits")?,
             choose_greedy: sample.function("choose_greedy")?,
             choose_drawn: sample.function("choose_drawn")?,
+            score_chosen: sample.function("score_chosen")?,
             _modules: [step, gemv, gated, skinny_module, attention, flash, sample],
         };
         for gemv in kernels.gemv {

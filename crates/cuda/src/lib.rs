@@ -9,6 +9,8 @@
 mod error;
 
 #[cfg(feature = "cuda")]
+mod choose;
+#[cfg(feature = "cuda")]
 mod cublaslt;
 #[cfg(feature = "cuda")]
 mod driver;
@@ -22,6 +24,10 @@ mod kernels;
 mod libraries;
 #[cfg(feature = "cuda")]
 mod matmul;
+#[cfg(feature = "cuda")]
+mod results;
+#[cfg(feature = "cuda")]
+mod row_sampling;
 #[cfg(feature = "cuda")]
 mod shapes;
 #[cfg(feature = "cuda")]
@@ -52,11 +58,20 @@ pub struct CudaOptions {
     pub kv_cache_bytes: Option<u64>,
     /// Launch every kernel of every step (`--enforce-eager`): slower, easier to debug.
     pub enforce_eager: bool,
+    /// One algorithm per weight matrix and one attention kernel for all steps (`--deterministic`), so that what a request gets does not depend
+    /// on what is computed beside it, on how its prompt is cut into steps, or on what of it was cached.
+    pub deterministic: bool,
 }
 
 impl Default for CudaOptions {
     fn default() -> Self {
-        Self { ordinal: 0, gpu_memory_utilization: 0.9, kv_cache_bytes: None, enforce_eager: false }
+        Self {
+            ordinal: 0,
+            gpu_memory_utilization: 0.9,
+            kv_cache_bytes: None,
+            enforce_eager: false,
+            deterministic: false,
+        }
     }
 }
 

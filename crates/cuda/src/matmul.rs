@@ -122,6 +122,8 @@ pub(crate) struct Matmul {
     pub(crate) forced: Option<Way>,
     /// Whether skinny.cu is among the choices; `false` for comparisons.
     pub(crate) skinny: bool,
+    /// Every product of a matrix by one algorithm, whatever the number of rows.
+    pub(crate) deterministic: bool,
     /// What was measured to be fastest, by shape.
     fastest: RefCell<HashMap<(LtKey, Output), Way>>,
 }
@@ -153,6 +155,7 @@ impl Matmul {
             shared_memory_max: context.shared_memory_max,
             forced: None,
             skinny: true,
+            deterministic: false,
             fastest: RefCell::default(),
         })
     }
@@ -182,6 +185,9 @@ impl Matmul {
 
     /// What was measured to be fastest, or what is expected to be.
     fn way(&self, p: &Product<'_>) -> Way {
+        if self.deterministic {
+            return Way::Library;
+        }
         if let Some(way) = self.forced {
             return way;
         }
@@ -223,7 +229,7 @@ impl Matmul {
     /// can. `products` of one shape are taken in turn, so that their weights come from memory as they do in a step.
     /// Overwrites the products' outputs.
     pub(crate) fn tune(&self, kernels: &Kernels, stream: &Stream, products: &[Product<'_>]) -> Result<(), CudaError> {
-        let Some(lt) = &self.lt else { return Ok(()) };
+        let Some(lt) = self.lt.as_ref().filter(|_| !self.deterministic) else { return Ok(()) };
         let mut by_shape: HashMap<(LtKey, Output), Vec<&Product<'_>>> = HashMap::new();
         for p in products {
             by_shape.entry((p.key(), p.output)).or_default().push(p);
@@ -425,10 +431,10 @@ impl Matmul {
         let x = if later.is_some() { p.x } else { self.normalised(kernels, stream, p)? };
         let w = p.matrix.buffer.pointer();
         match p.output {
-            Output::Store => lt.run(stream, p.key(), w, x, p.out)?,
-            Output::Residual => lt.run(stream, p.key(), w, x, p.out)?,
+            Output::Store => lt.run(stream, p.key(), self.deterministic, w, x, p.out)?,
+            Output::Residual => lt.run(stream, p.key(), self.deterministic, w, x, p.out)?,
             Output::Logits => {
-                lt.run(stream, p.key(), w, x, p.out)?;
+                lt.run(stream, p.key(), self.deterministic, w, x, p.out)?;
                 if p.softcap > 0.0 {
                     let count = (p.m * n) as u64;
                     launch!(stream, kernels.softcap_logits, shape((1024, 1, 1), 256), p.out, count, p.softcap)?;
@@ -436,7 +442,7 @@ impl Matmul {
             }
             Output::Gated { gelu } => {
                 let gate_up = self.gate_up.pointer();
-                lt.run(stream, p.key(), w, x, gate_up)?;
+                lt.run(stream, p.key(), self.deterministic, w, x, gate_up)?;
                 let (width, gelu) = ((n / 2) as i32, i32::from(gelu));
                 let (residual, epsilon) = later.map_or((0, 0.0), |norm| (p.x, norm.epsilon));
                 let columns = p.matrix.columns as i32;

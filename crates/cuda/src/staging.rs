@@ -1,14 +1,16 @@
 //! What a step brings to the device, in one piece: changes of the tables, and which positions to compute.
 //!
-//! The pinned buffer begins with a header (8 words: changes, where they begin, address of the results), then the step's arrays,
-//! then the changes. `apply_changes` (step.cu) carries the changes out on the arena.
+//! The pinned buffer begins with a header (8 words: changes, where they begin, addresses of the results, of the records of
+//! log-probabilities and of changed logits), then the step's arrays, then the changes. `apply_changes` (step.cu) carries the changes out on the arena.
 
 use crate::kernels::{SAMPLING_WORDS, State};
-use powertrain_step::{SamplingParams, StepLimits};
+use powertrain_step::StepLimits;
 
 const HEADER_WORDS: usize = 8;
+/// Words for the biased and held-back tokens of all rows.
+const LIST_WORDS: usize = 1 << 20;
 
-/// Sizes of the arena that [`State`] points to, in words: token tables, block tables, sampling parameters. One row more than can
+/// Sizes of the arena that [`State`] points to, in words: token tables, block tables, sampling parameters, lists. One row more than can
 /// live is the idle row, at which padding points.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Arena {
@@ -31,7 +33,7 @@ impl Arena {
     }
 
     pub(crate) fn words(&self) -> usize {
-        self.rows * (self.max_len + self.max_blocks + SAMPLING_WORDS)
+        self.lists().end
     }
 
     pub(crate) fn blocks_at(&self) -> usize {
@@ -40,6 +42,11 @@ impl Arena {
 
     pub(crate) fn sampling_at(&self) -> usize {
         self.blocks_at() + self.rows * self.max_blocks
+    }
+
+    pub(crate) fn lists(&self) -> std::ops::Range<usize> {
+        let begin = self.sampling_at() + self.rows * SAMPLING_WORDS;
+        begin..begin + LIST_WORDS
     }
 
     pub(crate) fn state(&self, words: u64) -> State {
@@ -102,15 +109,6 @@ impl Layout {
     }
 }
 
-/// What is done with a row's logits (sample.cu).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum SampleMode {
-    Unused = 0,
-    Greedy = 1,
-    Draw = 2,
-    Host = 3,
-}
-
 /// Changes of the arena, collected for one step.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
@@ -139,32 +137,20 @@ impl Changes {
         }
     }
 
-    pub(crate) fn set_sampling(&mut self, arena: &Arena, row: u32, params: &SamplingParams) {
-        let words = [
-            params.temperature.to_bits(),
-            params.top_k,
-            params.top_p.to_bits(),
-            params.min_p.to_bits(),
-            params.seed as u32,
-            (params.seed >> 32) as u32,
-            0,
-            0,
-        ];
-        self.set(arena.sampling_at() + row as usize * SAMPLING_WORDS, words);
-    }
-
     /// Words this takes behind a step's arrays.
     pub(crate) fn words(&self) -> usize {
         3 * self.spans.len() + self.data.len()
     }
 
-    /// Writes the header and the changes; returns the words used in all.
-    pub(crate) fn write(&self, layout: &Layout, results_at: u64, staged: &mut [u32]) -> usize {
+    /// Writes the header and the changes; returns the words used in all. `addresses`: where tokens,
+    /// records of log-probabilities and changed logits go.
+    pub(crate) fn write(&self, layout: &Layout, addresses: [u64; 3], staged: &mut [u32]) -> usize {
         let (begin, table) = (layout.changes(), 3 * self.spans.len());
         staged[0] = self.spans.len() as u32;
         staged[1] = begin as u32;
-        staged[2] = results_at as u32;
-        staged[3] = (results_at >> 32) as u32;
+        for (place, address) in staged[2..8].chunks_exact_mut(2).zip(addresses) {
+            place.copy_from_slice(&[address as u32, (address >> 32) as u32]);
+        }
         for (place, &(to, from, count)) in staged[begin..begin + table].chunks_exact_mut(3).zip(&self.spans) {
             place.copy_from_slice(&[to as u32, count as u32, (table + from) as u32]);
         }
@@ -186,9 +172,9 @@ mod tests {
         changes.set(7, []);
         let layout = Layout { tokens: 2, samples: 1, tiles: 1 };
         let mut staged = vec![0; layout.fixed_words() + changes.words()];
-        let used = changes.write(&layout, 0x1_0000_0002, &mut staged);
+        let used = changes.write(&layout, [0x1_0000_0002, 0x3_0000_0004, 6], &mut staged);
         assert_eq!(used, staged.len());
-        assert_eq!(staged[..4], [2, layout.fixed_words() as u32, 2, 1]);
+        assert_eq!(staged[..8], [2, layout.fixed_words() as u32, 2, 1, 4, 3, 6, 0]);
         assert_eq!(staged[layout.fixed_words()..], [100, 3, 6, 50, 1, 9, 1, 2, 3, 9]);
         assert_eq!(layout.tile_words() % 4, 0);
     }

@@ -79,6 +79,12 @@ pub(crate) struct EngineFlags {
     #[arg(long, help_heading = "Device")]
     pub(crate) enforce_eager: bool,
 
+    /// Let a request's tokens and log-probabilities depend on nothing but itself: not on the batch, the chunks of its prompt, what of
+    /// it was cached, or a preemption. On a GPU this takes one algorithm a matrix and one attention kernel for all steps, and is slower;
+    /// the same on the same GPU model, driver, cuBLASLt version and build. CPUs always compute so
+    #[arg(long, help_heading = "Device")]
+    pub(crate) deterministic: bool,
+
     /// Threads that compute [default: the cores this process may use]
     #[arg(long, value_name = "COUNT", help_heading = "Device")]
     pub(crate) threads: Option<usize>,

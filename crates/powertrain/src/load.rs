@@ -204,6 +204,7 @@ impl EngineFlags {
             gpu_memory_utilization: self.gpu_memory_utilization,
             kv_cache_bytes: self.kv_cache_memory.map(|bytes| bytes.0),
             enforce_eager: self.enforce_eager,
+            deterministic: self.deterministic,
         };
         let begun = Instant::now();
         let executor = powertrain_cuda::load(model, &limits, &options)?;

@@ -16,6 +16,37 @@ pub(crate) fn bench_all(paths: &[String]) -> usize {
     failures
 }
 
+/// What parameters beyond temperature cost, and what `--deterministic` does, beside the plain way.
+pub(crate) fn sampling_all(paths: &[String]) -> usize {
+    paths.iter().filter(|path| sampling(path).map_err(|error| println!("FAILED {path}: {error}")).is_err()).count()
+}
+
+fn sampling(path: &str) -> Result<(), String> {
+    let greedy = SamplingParams { temperature: 0.0, ..Default::default() };
+    let penalties = SamplingParams { frequency_penalty: 0.5, repetition_penalty: 1.1, ..greedy.clone() };
+    let logprobs = SamplingParams { logprobs: Some(20), ..greedy.clone() };
+    let both = SamplingParams { logprobs: Some(5), ..penalties.clone() };
+    let on_host = SamplingParams { logprobs: Some(21), ..penalties.clone() };
+    let mut bench = Bench::load(path, CudaOptions::default())?;
+    for (name, sampling) in [("plain", &greedy), ("penalties", &penalties), ("logprobs 20", &logprobs), ("both", &both)]
+    {
+        for batch in [1, 256] {
+            bench.decode(name, batch, 32, 60, sampling)?;
+        }
+    }
+    bench.decode("on the host", 16, 32, 12, &on_host)?;
+    bench.decode("both", 16, 32, 12, &both)?;
+    drop(bench);
+    let mut bench = Bench::load(path, CudaOptions { deterministic: true, ..CudaOptions::default() })?;
+    for (batch, prompt) in [(1, 32), (1, 1024), (16, 512), (64, 256), (256, 32)] {
+        bench.decode("--deterministic", batch, prompt, 40, &greedy)?;
+    }
+    for (batch, prompt) in [(1, 1024), (8, 1024)] {
+        bench.prefill(batch, prompt)?;
+    }
+    Ok(())
+}
+
 /// Where the time of a step goes: of decodes, and of prefills where asked for.
 pub(crate) fn profile_all(paths: &[String], prefills: bool) -> usize {
     let failed = |path: &&String| profile(path, prefills).map_err(|error| println!("FAILED {path}: {error}")).is_err();
@@ -106,28 +137,14 @@ const ROWS: u32 = 256;
 const LENGTH: u32 = 4352;
 
 struct Bench {
-    executor: Box<dyn Executor>,
+    executor: Profiler,
     step: u64,
     blocks_each: u32,
 }
 
 fn bench(path: &str) -> Result<(), String> {
-    let model = Model::dummy(Path::new(path)).map_err(|error| error.to_string())?;
-    let begin = Instant::now();
-    let limits =
-        StepLimits { max_num_seqs: ROWS, max_num_batched_tokens: 8192, max_model_len: LENGTH, block_size: BLOCK };
-    let executor =
-        powertrain_cuda::load(&model, &limits, &CudaOptions::default()).map_err(|error| error.to_string())?;
-    let facts = executor.facts().clone();
-    println!(
-        "# {path}: {}, loaded in {:.2} s, weights {:.2} GiB, KV {:.1} GiB in {} blocks",
-        facts.device,
-        begin.elapsed().as_secs_f64(),
-        facts.weights_bytes as f64 / f64::from(1 << 30),
-        facts.kv_cache_bytes as f64 / f64::from(1 << 30),
-        facts.kv_blocks
-    );
-    let mut bench = Bench { executor, step: 0, blocks_each: 0 };
+    let mut bench = Bench::load(path, CudaOptions::default())?;
+    let facts = bench.executor.executor().facts().clone();
     for (batch, prompt, steps) in [
         (1, 32, 128),
         (1, 1024, 100),
@@ -141,18 +158,38 @@ fn bench(path: &str) -> Result<(), String> {
         if u64::from(batch) * u64::from((prompt + steps + 1) as u32) > u64::from(facts.kv_blocks) * u64::from(BLOCK) {
             continue;
         }
-        bench.decode(batch, prompt, steps, 0.0)?;
+        bench.decode("greedy", batch, prompt, steps, &with_temperature(0.0))?;
     }
-    bench.decode(1, 32, 60, 0.8)?;
-    bench.decode(256, 32, 60, 0.8)?;
+    bench.decode("temperature 0.8", 1, 32, 60, &with_temperature(0.8))?;
+    bench.decode("temperature 0.8", 256, 32, 60, &with_temperature(0.8))?;
     for (batch, prompt) in [(1, 512), (1, 1024), (1, 4096), (8, 1024)] {
         bench.prefill(batch, prompt)?;
     }
     Ok(())
 }
 
+fn with_temperature(temperature: f32) -> SamplingParams {
+    SamplingParams { temperature, ..Default::default() }
+}
+
 impl Bench {
-    fn start(&mut self, batch: u32, prompt: usize, temperature: f32, length: u32) -> StepPlan {
+    fn load(path: &str, options: CudaOptions) -> Result<Self, String> {
+        let model = Model::dummy(Path::new(path)).map_err(|error| error.to_string())?;
+        let begin = Instant::now();
+        let mut executor = Profiler::load(&model, &LIMITS, &options).map_err(|error| error.to_string())?;
+        let facts = executor.executor().facts();
+        println!(
+            "# {path}: {}, loaded in {:.2} s, weights {:.2} GiB, KV {:.1} GiB in {} blocks",
+            facts.device,
+            begin.elapsed().as_secs_f64(),
+            facts.weights_bytes as f64 / f64::from(1 << 30),
+            facts.kv_cache_bytes as f64 / f64::from(1 << 30),
+            facts.kv_blocks
+        );
+        Ok(Self { executor, step: 0, blocks_each: 0 })
+    }
+
+    fn start(&mut self, batch: u32, prompt: usize, sampling: &SamplingParams, length: u32) -> StepPlan {
         self.blocks_each = length.div_ceil(BLOCK);
         self.step += 1;
         let started = (0..batch).map(|row| RowStart {
@@ -160,7 +197,7 @@ impl Bench {
             tokens: (0..prompt as u32).map(|i| (i * 31 + row * 17) % 9000).collect::<Vec<_>>().into(),
             prompt_len: prompt as u32,
             computed: 0,
-            sampling: Arc::new(SamplingParams { temperature, seed: u64::from(row), ..Default::default() }),
+            sampling: Arc::new(SamplingParams { seed: u64::from(row), ..sampling.clone() }),
             prompt_logprobs: None,
         });
         let each = self.blocks_each;
@@ -176,18 +213,25 @@ impl Bench {
 
     fn launch(&mut self, plan: &StepPlan) -> Result<f64, String> {
         let begin = Instant::now();
-        self.executor.launch(plan).map_err(|error| error.to_string())?;
+        self.executor.executor().launch(plan).map_err(|error| error.to_string())?;
         Ok(begin.elapsed().as_secs_f64())
     }
 
     fn collect(&mut self) -> Result<(), String> {
-        let result = self.executor.collect().map_err(|error| error.to_string())?;
+        let result = self.executor.executor().collect().map_err(|error| error.to_string())?;
         result.rows.into_iter().try_for_each(|(_, row)| row.map(|_| ()).map_err(|error| error.to_string()))
     }
 
     /// Prompts are prefilled in steps of at most 8192 positions; then every row decodes, two steps in flight.
-    fn decode(&mut self, batch: u32, prompt: usize, steps: usize, temperature: f32) -> Result<(), String> {
-        let mut plan = self.start(batch, prompt, temperature, (prompt + steps + 1) as u32);
+    fn decode(
+        &mut self,
+        name: &str,
+        batch: u32,
+        prompt: usize,
+        steps: usize,
+        sampling: &SamplingParams,
+    ) -> Result<(), String> {
+        let mut plan = self.start(batch, prompt, sampling, (prompt + steps + 1) as u32);
         let rows_at_once = (8192 / prompt).max(1) as u32;
         for first in (0..batch).step_by(rows_at_once as usize) {
             plan.work = (first..batch.min(first + rows_at_once))
@@ -204,13 +248,15 @@ impl Bench {
             StepPlan { step: self.step, work: work.collect(), ..StepPlan::default() }
         };
         let plans: Vec<_> = (0..steps).map(|i| step_plan(prompt + i)).collect();
-        let (mut times, mut host) = (Vec::new(), Vec::new());
+        let (mut times, mut host, mut parts) = (Vec::new(), Vec::new(), [const { Vec::new() }; 4]);
+        let waits = self.executor.waits();
         self.launch(&plans[0])?;
         let mut begin = Instant::now();
         let whole = Instant::now();
         for next in plans.iter().skip(1).map(Some).chain([None]) {
             if let Some(next) = next {
                 host.push(self.launch(next)?);
+                parts.iter_mut().zip(self.executor.launch_seconds()).for_each(|(part, seconds)| part.push(seconds));
             }
             self.collect()?;
             times.push(begin.elapsed().as_secs_f64());
@@ -220,14 +266,16 @@ impl Bench {
         // The first steps capture and tune.
         let times = sorted(&times[3..]);
         let host = sorted(&host[3..]);
+        let [staging, copy, kernels, rest] = parts.map(|part| at(&sorted(&part[3..]), 0.5) * 1e6);
         println!(
-            "decode batch {batch:>3} prompt {prompt:>4} temperature {temperature:.1}: median {:.3} ms/step (p10 {:.3}, p90 {:.3}), {:.0} tok/s, host launch median {:.1} us p90 {:.1} us, first {} steps {:.2} s",
+            "decode {name}, batch {batch:>3} prompt {prompt:>4}: median {:.3} ms/step (p10 {:.3}, p90 {:.3}), {:.0} tok/s, host launch median {:.1} us p90 {:.1} us (staging {staging:.1}, copy {copy:.1}, kernels {kernels:.1}, rest {rest:.1}), {} launches waited, first {} steps {:.2} s",
             at(&times, 0.5) * 1e3,
             at(&times, 0.1) * 1e3,
             at(&times, 0.9) * 1e3,
             f64::from(batch) / at(&times, 0.5),
             at(&host, 0.5) * 1e6,
             at(&host, 0.9) * 1e6,
+            self.executor.waits() - waits,
             steps,
             total
         );
@@ -237,7 +285,7 @@ impl Bench {
     fn prefill(&mut self, batch: u32, prompt: usize) -> Result<(), String> {
         let mut times = Vec::new();
         for _ in 0..6 {
-            let mut plan = self.start(batch, prompt, 0.0, prompt as u32 + 1);
+            let mut plan = self.start(batch, prompt, &with_temperature(0.0), prompt as u32 + 1);
             plan.work =
                 (0..batch).map(|row| RowWork { row: RowId(row), start: 0, len: prompt as u32, sample: true }).collect();
             let begin = Instant::now();
