@@ -187,6 +187,11 @@ unsafe fn tile<
                         }
                     }
                 }
+                // Keeps the scales' loads behind those of the quants. Read ahead of them, a row alone goes through memory back and
+                // forth, which the machine's prefetchers do not follow: 14 GB/s instead of 31.
+                if M <= 2 {
+                    compiler_fence(Ordering::SeqCst);
+                }
                 let scale = next_scales::<S, FACTORED>(&mut scales, factors[0]);
                 for m in 0..M {
                     let both = S::mul(scale, S::splat(x.scale[first + m]));
