@@ -13,10 +13,12 @@ fn main() {
             continue;
         };
         println!("{level}, one thread");
-        println!("{:<44} {:>9} {:>9}", "", "GB/s", "GMAC/s");
+        println!("{:<44} {:>9} {:>9} {:>11}", "", "GB/s", "GOP/s", "of ceiling");
         for kernel in measured {
             let number = |value: f64| if value == 0.0 { "-".to_owned() } else { format!("{value:.1}") };
-            println!("{:<44} {:>9} {:>9}", kernel.name, number(kernel.gigabytes), number(kernel.giga_multiply_adds));
+            let share = kernel.of_ceiling.map_or_else(|| "-".to_owned(), |share| format!("{:.0} %", share * 100.0));
+            let (gigabytes, operations) = (number(kernel.gigabytes), number(kernel.giga_operations));
+            println!("{:<44} {gigabytes:>9} {operations:>9} {share:>11}", kernel.name);
         }
     }
 }

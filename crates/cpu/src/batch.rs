@@ -84,7 +84,10 @@ pub(crate) struct LogitRow {
 pub(crate) struct Batch {
     pub(crate) tokens: Vec<Token>,
     pub(crate) tiles: Vec<AttentionTile>,
+    /// In the order of the step's tokens.
     pub(crate) logits: Vec<LogitRow>,
+    /// Of each of `logits` its position alone: what the last layer attends.
+    pub(crate) wanted_tiles: Vec<AttentionTile>,
 }
 
 impl Batch {
@@ -94,6 +97,7 @@ impl Batch {
             tokens: Vec::with_capacity(tokens),
             tiles: Vec::with_capacity(tokens),
             logits: Vec::with_capacity(tokens),
+            wanted_tiles: Vec::with_capacity(tokens),
         }
     }
 
@@ -102,6 +106,7 @@ impl Batch {
         self.tokens.clear();
         self.tiles.clear();
         self.logits.clear();
+        self.wanted_tiles.clear();
         for (work_index, work) in plan.work.iter().enumerate() {
             let index = work.row.0 as usize;
             let Some(row) = &rows[index] else { unreachable!("the plan was checked") };
@@ -123,6 +128,7 @@ impl Batch {
                     continue;
                 };
                 self.logits.push(LogitRow { token, work: work_index, row: index, position, wanted });
+                self.wanted_tiles.push(AttentionTile { row: index, first: token, tokens: 1, first_position: position });
             }
             for offset in (0..end - start).step_by(tile_tokens) {
                 self.tiles.push(AttentionTile {

@@ -1,17 +1,19 @@
 //! One step of the model, run by all threads together: each phase is shared out item by item, with a barrier between phases.
+//! A layer of one decoding sequence takes five: what is little work for few rows, every thread does for itself.
 //!
 //! **Batch independence:** no value of a row depends on what other rows are in the step, on how positions are chunked into
 //! steps, on the threads, or on how items are shared out. Matrix kernels sum over columns in one fixed order, attention over
 //! positions in fixed aligned spans, everything else works on single rows.
 
+mod attend;
+
 use crate::{
     activations::{Activations, Encoding, Encodings, TILE_ROWS},
-    batch::{AttentionTile, Batch, Row, Token},
+    batch::{Batch, Row},
     kernel::{
         Epilogue, Kernels,
-        attention::{AttentionWork, Partial, SPAN, load_queries},
         integer::IntegerPanel,
-        rows::{Gate, HeadNorm, Rotation, RowNorm},
+        rows::{Gate, RowNorm},
     },
     kv::KvCache,
     packed::{PackedMatrix, PanelKind},
@@ -24,6 +26,8 @@ use powertrain_model::spec::{DecoderSpec, LayerSpec, NormSpec};
 
 /// Activation rows multiplied with a panel at a time: their 8-bit form stays in the L2 cache.
 const ROW_BLOCK: usize = 256;
+/// Tokens up to which every thread norms and encodes all rows for itself: about half a microsecond a row, less than a barrier.
+pub(crate) const FEW_TOKENS: usize = 4;
 /// Columns of the feed-forward one item makes: two panels, one block of activations.
 const GATE_COLUMNS: usize = 32;
 
@@ -49,19 +53,65 @@ struct Product<'a> {
 }
 
 impl Forward<'_> {
-    /// All layers; leaves the residual stream of every token in the workspace.
+    /// All layers; leaves the residual streams of the tokens whose logits are wanted in the workspace's first rows.
     pub(crate) fn run(&self, thread: usize, team: &Team) {
         let scratch = &self.workspace.threads[thread];
         self.embed(team);
         team.barrier();
         for (index, (spec, weights)) in self.spec.layers.iter().zip(&self.weights.layers).enumerate() {
-            self.attention(index, spec, weights, scratch, team);
-            self.feed_forward(spec, weights, scratch, team);
+            self.project(spec, weights, scratch, team);
+            let is_last = index + 1 == self.spec.layers.len();
+            let is_cut = is_last && self.wanted() < self.tokens();
+            let tiles = if is_cut { &self.batch.wanted_tiles } else { &self.batch.tiles };
+            self.attend(index, spec, weights, tiles, scratch, team);
+            team.barrier();
+            let rows = if is_cut { self.wanted() } else { self.tokens() };
+            if rows == 0 {
+                return;
+            }
+            if is_cut {
+                self.keep_wanted(team);
+            }
+            self.add_attention(spec, weights, is_cut, rows, scratch, team);
+            self.feed_forward(spec, weights, rows, scratch, team);
         }
     }
 
     fn tokens(&self) -> usize {
         self.batch.tokens.len()
+    }
+
+    /// Tokens whose logits are wanted: of a prompt most often one, and nobody reads what the last layer makes of the others.
+    fn wanted(&self) -> usize {
+        self.batch.logits.len()
+    }
+
+    /// Moves the residuals of the wanted tokens to the first rows. Ends with a barrier.
+    fn keep_wanted(&self, team: &Team) {
+        team.share(1, 1, |_| {
+            for (row, wanted) in self.batch.logits.iter().enumerate() {
+                debug_assert!(row <= wanted.token, "tokens ascend, so no row is overwritten before it moved");
+                // SAFETY: one thread alone touches the residuals in this phase; both rows exist.
+                unsafe { self.residual(wanted.token).copy_to(self.residual(row), self.workspace.hidden_stride) };
+            }
+        });
+        team.barrier();
+    }
+
+    /// Where a matrix's input stands: each thread has its own where rows are few.
+    fn input(&self, rows: usize, columns: usize, encodings: Encodings, scratch: &ThreadScratch) -> Activations {
+        let buffers = if rows <= FEW_TOKENS { &scratch.input } else { &self.workspace.input };
+        buffers.rows_of(columns, encodings)
+    }
+
+    /// Runs `work` on all rows of [`input`](Self::input): each thread on all of its own, or shared out and followed by a barrier.
+    fn prepare(&self, rows: usize, team: &Team, work: impl FnMut(usize)) {
+        if rows <= FEW_TOKENS {
+            (0..rows).for_each(work);
+        } else {
+            team.share(rows, 4, work);
+            team.barrier();
+        }
     }
 
     /// A token's row of the residual stream.
@@ -87,11 +137,11 @@ impl Forward<'_> {
         });
     }
 
-    fn attention(&self, index: usize, spec: &LayerSpec, weights: &LayerWeights, scratch: &ThreadScratch, team: &Team) {
+    /// Queries, keys and values of all tokens. Ends with a barrier.
+    fn project(&self, spec: &LayerSpec, weights: &LayerWeights, scratch: &ThreadScratch, team: &Team) {
         let workspace = self.workspace;
-        let input = workspace.input.rows_of(self.spec.hidden_size, weights.attention_input());
-        self.norm_rows(&spec.attention_norm, &weights.attention_norm, input, scratch, team);
-        team.barrier();
+        let input = self.input(self.tokens(), self.spec.hidden_size, weights.attention_input(), scratch);
+        self.norm_rows(&spec.attention_norm, &weights.attention_norm, self.tokens(), input, scratch, team);
 
         let product = |matrix, bias, out, stride| Product { matrix, bias, out, stride, accumulate: false };
         let query = workspace.query.as_mut_ptr();
@@ -108,45 +158,65 @@ impl Forward<'_> {
             team,
         );
         team.barrier();
-
-        team.share(self.tokens(), 2, |token| self.rotate_and_store(index, spec, weights, token));
-        team.barrier();
-
-        self.attend(index, spec, scratch, team);
-        team.barrier();
-
-        let width = spec.attention.heads * spec.attention.head_dim;
-        let attended = workspace.input.rows_of(width, Encodings::of([weights.output.encoding]));
-        team.share(self.tokens(), 4, |token| {
-            // SAFETY: this item alone writes the token's row, whose padding is zero.
-            unsafe {
-                let from = workspace.attended.as_mut_ptr().add(token * workspace.query_stride);
-                (self.kernels.encode_row)(attended, token, from);
-            }
-        });
-        team.barrier();
-
-        let post_norm = spec.post_attention_norm.as_ref().zip(weights.post_attention_norm.as_ref());
-        self.add_branch(&weights.output, weights.output_bias.as_ref(), attended, post_norm, scratch, team);
     }
 
-    fn feed_forward(&self, spec: &LayerSpec, weights: &LayerWeights, scratch: &ThreadScratch, team: &Team) {
+    /// Adds the attention's output to `rows` residuals: those of all tokens, or `is_cut` to the wanted ones. Ends with a barrier.
+    fn add_attention(
+        &self,
+        spec: &LayerSpec,
+        weights: &LayerWeights,
+        is_cut: bool,
+        rows: usize,
+        scratch: &ThreadScratch,
+        team: &Team,
+    ) {
         let workspace = self.workspace;
-        let input = workspace.input.rows_of(self.spec.hidden_size, weights.feed_forward_input());
-        self.norm_rows(&spec.feed_forward_norm, &weights.feed_forward_norm, input, scratch, team);
-        team.barrier();
+        let width = spec.attention.heads * spec.attention.head_dim;
+        let attended = self.input(rows, width, Encodings::of([weights.output.encoding]), scratch);
+        self.prepare(rows, team, |row| {
+            let token = if is_cut { self.batch.logits[row].token } else { row };
+            // SAFETY: this item alone writes the row; that of the attention's output ends in zeros.
+            unsafe {
+                let from = workspace.attended.as_mut_ptr().add(token * workspace.query_stride);
+                (self.kernels.encode_row)(attended, row, from);
+            }
+        });
+        let post_norm = spec.post_attention_norm.as_ref().zip(weights.post_attention_norm.as_ref());
+        self.add_branch(&weights.output, weights.output_bias.as_ref(), attended, rows, post_norm, scratch, team);
+    }
+
+    /// Ends with a barrier.
+    fn feed_forward(
+        &self,
+        spec: &LayerSpec,
+        weights: &LayerWeights,
+        rows: usize,
+        scratch: &ThreadScratch,
+        team: &Team,
+    ) {
+        let workspace = self.workspace;
+        let input = self.input(rows, self.spec.hidden_size, weights.feed_forward_input(), scratch);
+        self.norm_rows(&spec.feed_forward_norm, &weights.feed_forward_norm, rows, input, scratch, team);
 
         let hidden = workspace.hidden.rows_of(spec.feed_forward.hidden_size, Encodings::of([weights.down.encoding]));
-        self.gate_and_up(spec, weights, input, hidden, scratch, team);
+        self.gate_and_up(spec, weights, input, rows, hidden, scratch, team);
         team.barrier();
 
         let post_norm = spec.post_feed_forward_norm.as_ref().zip(weights.post_feed_forward_norm.as_ref());
-        self.add_branch(&weights.down, None, hidden, post_norm, scratch, team);
+        self.add_branch(&weights.down, None, hidden, rows, post_norm, scratch, team);
     }
 
-    /// Norms every token's residual into `to`.
-    fn norm_rows(&self, spec: &NormSpec, weight: &Vector, to: Activations, scratch: &ThreadScratch, team: &Team) {
-        team.share(self.tokens(), 4, |token| self.norm_row(spec, weight, token, to, token, scratch));
+    /// Norms `rows` residuals into `to`, which is [`input`](Self::input).
+    fn norm_rows(
+        &self,
+        spec: &NormSpec,
+        weight: &Vector,
+        rows: usize,
+        to: Activations,
+        scratch: &ThreadScratch,
+        team: &Team,
+    ) {
+        self.prepare(rows, team, |row| self.norm_row(spec, weight, row, to, row, scratch));
     }
 
     /// Norms one token's residual into row `row` of `to`.
@@ -169,12 +239,14 @@ impl Forward<'_> {
         }
     }
 
-    /// Adds `matrix * input` to the residual stream, normed first where the model says so. Ends with a barrier.
+    /// Adds `matrix * input` to `rows` residuals, normed first where the model says so. Ends with a barrier.
+    #[expect(clippy::too_many_arguments, reason = "a branch's matrix, input and norm, with all they need")]
     fn add_branch(
         &self,
         matrix: &PackedMatrix,
         bias: Option<&Vector>,
         input: Activations,
+        rows: usize,
         post_norm: Option<(&NormSpec, &Vector)>,
         scratch: &ThreadScratch,
         team: &Team,
@@ -184,16 +256,16 @@ impl Forward<'_> {
         let accumulate = post_norm.is_none();
         let out = if accumulate { workspace.residual.as_mut_ptr() } else { workspace.branch.as_mut_ptr() };
         let product = Product { matrix, bias, out, stride, accumulate };
-        self.multiply(&[product], input, self.tokens(), scratch, team);
+        self.multiply(&[product], input, rows, scratch, team);
         team.barrier();
         let Some((spec, weight)) = post_norm else { return };
         let norm = RowNorm { weight: weight.as_ptr(), len: self.spec.hidden_size, epsilon: spec.epsilon };
-        team.share(self.tokens(), 4, |token| {
-            // SAFETY: this item alone touches the token's rows, which are padded with zeros.
+        team.share(rows, 4, |row| {
+            // SAFETY: this item alone touches these rows, which are padded with zeros.
             unsafe {
-                let branch = workspace.branch.as_mut_ptr().add(token * stride);
+                let branch = workspace.branch.as_mut_ptr().add(row * stride);
                 (self.kernels.norm)(norm, branch, branch);
-                (self.kernels.add)(self.residual(token), branch, stride);
+                (self.kernels.add)(self.residual(row), branch, stride);
             }
         });
         team.barrier();
@@ -298,16 +370,18 @@ impl Forward<'_> {
     }
 
     /// `activation(gate * x) * (up * x)`, straight into the encoding the down projection reads.
+    #[expect(clippy::too_many_arguments, reason = "two matrices with their input and output, and all they need")]
     fn gate_and_up(
         &self,
         spec: &LayerSpec,
         weights: &LayerWeights,
         input: Activations,
+        rows: usize,
         hidden: Activations,
         scratch: &ThreadScratch,
         team: &Team,
     ) {
-        let (kernels, rows) = (self.kernels, self.tokens());
+        let kernels = self.kernels;
         let pairs = spec.feed_forward.hidden_size.div_ceil(GATE_COLUMNS);
         let row_blocks = rows.div_ceil(ROW_BLOCK);
         let together = panels_together(pairs * row_blocks, team.threads());
@@ -335,150 +409,14 @@ impl Forward<'_> {
         });
     }
 
-    /// Norms and rotates a token's heads, scatters its keys and values into the cache.
-    fn rotate_and_store(&self, index: usize, spec: &LayerSpec, weights: &LayerWeights, token: usize) {
-        let (workspace, attention) = (self.workspace, &spec.attention);
-        let Token { block, in_block, .. } = self.batch.tokens[token];
-        let (cosines, sines) = workspace.ropes.at(workspace.rope_of_layer[index], token);
-        let rotation = Rotation { cosines, sines, pairs: attention.rope.inverse_frequencies.len() };
-        let head_norm = |weight: &Option<Vector>| {
-            let (norm, weight) = attention.qk_norm.as_ref().zip(weight.as_ref())?;
-            Some(HeadNorm { weight: weight.as_ptr(), len: attention.head_dim, epsilon: norm.epsilon })
-        };
-        let (query_norm, key_norm) = (head_norm(&weights.query_norm), head_norm(&weights.key_norm));
-        let (layout, layer) = self.kv.layer(index);
-        // SAFETY: this item alone touches the token's rows and its place in the cache.
-        unsafe {
-            let query = workspace.query.as_mut_ptr().add(token * workspace.query_stride);
-            for head in 0..attention.heads {
-                (self.kernels.rotate_head)(rotation, query_norm, query.add(head * attention.head_dim));
-            }
-            let keys = workspace.key.as_mut_ptr().add(token * workspace.kv_stride);
-            let values = workspace.value.as_mut_ptr().add(token * workspace.kv_stride);
-            for head in 0..attention.kv_heads {
-                let (key, value) = (keys.add(head * attention.head_dim), values.add(head * attention.head_dim));
-                (self.kernels.rotate_head)(rotation, key_norm, key);
-                layout.store(layer, block, head, in_block, key, value);
-            }
-        }
-    }
-
-    fn attention_work(
-        &self,
-        index: usize,
-        spec: &LayerSpec,
-        tile: AttentionTile,
-        kv_head: usize,
-        queries: *const f32,
-    ) -> AttentionWork {
-        let (layout, layer) = self.kv.layer(index);
-        let Some(row) = &self.rows[tile.row] else { unreachable!("the plan was checked") };
-        AttentionWork {
-            queries,
-            group: spec.attention.heads / spec.attention.kv_heads,
-            tokens: tile.tokens,
-            first_position: tile.first_position,
-            window: spec.attention.window.unwrap_or(usize::MAX),
-            scale: spec.attention.scale,
-            softcap: spec.attention.softcap,
-            kv: layout,
-            layer,
-            kv_head,
-            blocks: row.blocks.as_ptr(),
-        }
-    }
-
-    /// Attention of every token, rows of the heads' outputs. When few sequences decode, their spans are shared out among the
-    /// threads; otherwise whole tiles.
-    fn attend(&self, index: usize, spec: &LayerSpec, scratch: &ThreadScratch, team: &Team) {
-        let (workspace, attention) = (self.workspace, &spec.attention);
-        let (tiles, kv_heads) = (&self.batch.tiles, attention.kv_heads);
-        let items = tiles.len() * kv_heads;
-        let group = attention.heads / kv_heads;
-        let queries = scratch.queries.as_mut_ptr();
-        let width = attention.head_dim.next_multiple_of(LANES);
-        let load = |item: usize| {
-            let (tile, kv_head) = (tiles[item / kv_heads], item % kv_heads);
-            // SAFETY: the scratch is this thread's and holds the largest tile's queries.
-            unsafe {
-                let from = workspace.query.as_mut_ptr();
-                let from = from.add(tile.first * workspace.query_stride + kv_head * group * attention.head_dim);
-                load_queries(from, workspace.query_stride, tile.tokens, group, attention.head_dim, queries);
-            }
-            self.attention_work(index, spec, tile, kv_head, queries)
-        };
-        let out = |item: usize| {
-            let (tile, kv_head) = (tiles[item / kv_heads], item % kv_heads);
-            // SAFETY: rows of the step's tokens.
-            unsafe {
-                let row = workspace.attended.as_mut_ptr().add(tile.first * workspace.query_stride);
-                row.add(kv_head * group * attention.head_dim)
-            }
-        };
-        let longest = tiles.iter().map(|tile| tile.first_position + tile.tokens).max().unwrap_or(0);
-        let spans = longest.div_ceil(SPAN);
-        let split = team.threads() > 1
-            && spans > 1
-            && items <= workspace.split_items
-            && tiles.iter().all(|tile| tile.tokens == 1);
-        // SAFETY (both branches): partials in scratch are this thread's, those in `split` belong to one item each; they hold the
-        // largest tile's vectors. All positions up to the tokens' own stand in the cache since the last barrier.
-        if !split {
-            team.share(items, 1, |item| {
-                let work = load(item);
-                // SAFETY: as above.
-                unsafe {
-                    let total = Partial::at(scratch.total.as_mut_ptr(), work.vectors(), width);
-                    let part = Partial::at(scratch.part.as_mut_ptr(), work.vectors(), width);
-                    total.clear(work.vectors(), width);
-                    for span in work.spans() {
-                        (self.kernels.attend)(&work, work.span(span), part);
-                        (self.kernels.merge)(&work, total, part);
-                    }
-                    (self.kernels.finish)(&work, total, out(item), workspace.query_stride);
-                }
-            });
-            return;
-        }
-        let elements = Partial::elements(group, width);
-        // SAFETY: the workspace has room for `split_items` items of the longest sequence's spans.
-        let partial = |item: usize, span: usize| unsafe {
-            Partial::at(workspace.split.as_mut_ptr().add((item * spans + span) * elements), group, width)
-        };
-        team.share(items * spans, 1, |part| {
-            let (item, span) = (part / spans, part % spans);
-            let work = load(item);
-            if work.spans().contains(&span) {
-                // SAFETY: as above.
-                unsafe { (self.kernels.attend)(&work, work.span(span), partial(item, span)) };
-            }
-        });
-        team.barrier();
-        team.share(items, 1, |item| {
-            let (tile, kv_head) = (tiles[item / kv_heads], item % kv_heads);
-            let work = self.attention_work(index, spec, tile, kv_head, queries);
-            // SAFETY: as above.
-            unsafe {
-                let total = Partial::at(scratch.total.as_mut_ptr(), group, width);
-                total.clear(group, width);
-                for span in work.spans() {
-                    (self.kernels.merge)(&work, total, partial(item, span));
-                }
-                (self.kernels.finish)(&work, total, out(item), workspace.query_stride);
-            }
-        });
-    }
-
     /// The logits of some tokens, given the indices among `batch.logits`; ends with a barrier.
     pub(crate) fn logits(&self, chunk: std::ops::Range<usize>, scratch: &ThreadScratch, team: &Team) {
         let workspace = self.workspace;
         let head = &self.weights.head;
-        let input = workspace.input.rows_of(self.spec.hidden_size, Encodings::of([head.encoding]));
-        team.share(chunk.len(), 4, |row| {
-            let token = self.batch.logits[chunk.start + row].token;
-            self.norm_row(&self.spec.final_norm, &self.weights.final_norm, token, input, row, scratch);
+        let input = self.input(chunk.len(), self.spec.hidden_size, Encodings::of([head.encoding]), scratch);
+        self.prepare(chunk.len(), team, |row| {
+            self.norm_row(&self.spec.final_norm, &self.weights.final_norm, chunk.start + row, input, row, scratch);
         });
-        team.barrier();
         let (out, stride) = (workspace.logits.as_mut_ptr(), workspace.logits_stride);
         let product = Product { matrix: head, bias: None, out, stride, accumulate: false };
         self.multiply(&[product], input, chunk.len(), scratch, team);
@@ -495,7 +433,7 @@ impl Forward<'_> {
 
 /// How many items a thread takes at a time: enough that taking is cheap, few enough that all end together.
 fn panels_together(items: usize, threads: usize) -> usize {
-    (items / (threads * 8)).clamp(1, 16)
+    (items / (threads * 16)).clamp(1, 16)
 }
 
 fn integer_panel(matrix: &PackedMatrix, panel: usize) -> IntegerPanel {

@@ -1,10 +1,12 @@
 //! The kernels alone, measured on one thread against what the machine can do at most. For `benches/kernels.rs`.
 
+mod rows;
+
 use crate::{
     activations::{ActivationBuffers, Encoding, Encodings},
     kernel::{
         Epilogue, Kernels,
-        attention::{AttentionWork, Partial, load_queries, query_elements},
+        attention::{AttentionWork, Partial, QueryRows, query_elements},
         ceiling::CHAINS,
         integer::IntegerPanel,
     },
@@ -20,10 +22,13 @@ use powertrain_model::weights::WeightFormat;
 pub struct Measured {
     /// Which, and at what size.
     pub name: String,
-    /// Bytes of weights or KV cache read per second, in billions.
+    /// Billions of bytes per second: of weights or KV cache read, or of a row's elements read and written.
     pub gigabytes: f64,
-    /// Multiply-adds per second, in billions; 0 where there are none to speak of.
-    pub giga_multiply_adds: f64,
+    /// Billions of operations per second, a multiply-add counting as two; 0 where there are none to speak of.
+    pub giga_operations: f64,
+    /// The share of what this machine can do at most that it reaches, of memory's speed or of the arithmetic's, whichever is more;
+    /// `None` for ceilings themselves and for what works in the caches.
+    pub of_ceiling: Option<f64>,
 }
 
 /// Input width of the measured matrices: SmolLM2's.
@@ -31,18 +36,70 @@ const COLUMNS: usize = 576;
 /// Far larger than any cache.
 const STREAM_BYTES: usize = 96 << 20;
 
+/// What bounds a kernel's arithmetic.
+#[derive(Clone, Copy)]
+enum Bound {
+    Dots,
+    Bf16Dots,
+    MultiplyAdds,
+}
+
+/// The machine's ceilings, in the units of [`Measured`].
+struct Ceilings {
+    read: f64,
+    dots: f64,
+    bf16_dots: f64,
+    multiply_adds: f64,
+}
+
+impl Ceilings {
+    /// A kernel that took `seconds` for so many bytes and multiply-adds.
+    fn judge(&self, name: String, bound: Bound, bytes: usize, multiply_adds: usize, seconds: f64) -> Measured {
+        let gigabytes = bytes as f64 / 1e9 / seconds;
+        let giga_operations = 2.0 * multiply_adds as f64 / 1e9 / seconds;
+        let most = match bound {
+            Bound::Dots => self.dots,
+            Bound::Bf16Dots => self.bf16_dots,
+            Bound::MultiplyAdds => self.multiply_adds,
+        };
+        let of_ceiling = Some((gigabytes / self.read).max(giga_operations / most));
+        Measured { name, gigabytes, giga_operations, of_ceiling }
+    }
+}
+
 /// Ceilings first, then the kernels; each is the best of some runs. `None` when the machine lacks the level.
 pub fn kernels(level: SimdLevel) -> Option<Vec<Measured>> {
+    use WeightFormat::{BF16, F16, F32, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
     let kernels = Kernels::of(level)?;
-    let mut all = ceilings(&kernels);
-    for format in [WeightFormat::Q4_1, WeightFormat::Q8_0, WeightFormat::Q4K, WeightFormat::Q6K] {
+    let ceilings = ceilings(&kernels);
+    let ceiling = |name: &str, gigabytes, giga_operations| Measured {
+        name: format!("ceiling: {name}"),
+        gigabytes,
+        giga_operations,
+        of_ceiling: None,
+    };
+    let mut all = vec![
+        ceiling("read from memory", ceilings.read, 0.0),
+        ceiling("8-bit dots", 0.0, ceilings.dots),
+        ceiling("bf16 dots", 0.0, ceilings.bf16_dots),
+        ceiling("f32 multiply-adds", 0.0, ceilings.multiply_adds),
+    ];
+    for format in [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K] {
         for rows in [1, 4, 8, 32, 256] {
-            all.push(matrix(&kernels, format, rows));
+            all.push(integer_matrix(&kernels, &ceilings, format, rows));
         }
     }
-    for (dtype, tokens) in [(KvDtype::F16, 1), (KvDtype::Bf16, 1), (KvDtype::F16, 16)] {
-        all.push(attention(&kernels, dtype, tokens));
+    for format in [BF16, F16, F32] {
+        for rows in [1, 8, 256] {
+            all.push(float_matrix(&kernels, &ceilings, format, rows));
+        }
     }
+    for (dtype, tokens) in
+        [(KvDtype::Int8, 1), (KvDtype::F16, 1), (KvDtype::Bf16, 1), (KvDtype::Int8, 16), (KvDtype::F16, 16)]
+    {
+        all.push(attention(&kernels, &ceilings, dtype, tokens));
+    }
+    all.extend(rows::measure(&kernels));
     Some(all)
 }
 
@@ -72,29 +129,28 @@ fn thread_seconds() -> f64 {
     START.get_or_init(std::time::Instant::now).elapsed().as_secs_f64()
 }
 
-fn ceilings(kernels: &Kernels) -> Vec<Measured> {
+fn ceilings(kernels: &Kernels) -> Ceilings {
     const ROUNDS: usize = 1 << 20;
     let memory = filled(STREAM_BYTES);
     let out = Buffer::<f32>::zeroed(LANES);
-    // SAFETY: (all three) the table's level is there; the memory is as large as said.
+    // SAFETY: (all four) the table's level is there; the memory is as large as said.
     let read = best(|| unsafe { (kernels.read)(memory.as_mut_ptr(), STREAM_BYTES / 64, out.as_mut_ptr()) });
     let bytes = [1i8; 4 * CHAINS];
     // SAFETY: as above.
     let dots = best(|| unsafe { (kernels.dots)(bytes.as_ptr(), ROUNDS, out.as_mut_ptr()) });
+    let halves = [0x3f80u16; 2 * CHAINS];
+    // SAFETY: as above.
+    let bf16_dots = best(|| unsafe { (kernels.bf16_dots)(halves.as_ptr(), ROUNDS, out.as_mut_ptr()) });
     let floats = [0.5f32; CHAINS];
     // SAFETY: as above.
     let adds = best(|| unsafe { (kernels.multiply_adds)(floats.as_ptr(), ROUNDS, out.as_mut_ptr()) });
     let instructions = (ROUNDS * CHAINS) as f64 / 1e9;
-    let measured = |name: &str, gigabytes, giga_multiply_adds| Measured {
-        name: format!("ceiling: {name}"),
-        gigabytes,
-        giga_multiply_adds,
-    };
-    vec![
-        measured("read from memory", STREAM_BYTES as f64 / 1e9 / read, 0.0),
-        measured("8-bit dots", 0.0, instructions * 64.0 / dots),
-        measured("f32 multiply-adds", 0.0, instructions * 16.0 / adds),
-    ]
+    Ceilings {
+        read: STREAM_BYTES as f64 / 1e9 / read,
+        dots: instructions * 128.0 / dots,
+        bf16_dots: instructions * 64.0 / bf16_dots,
+        multiply_adds: instructions * 32.0 / adds,
+    }
 }
 
 /// Memory whose pages exist.
@@ -105,8 +161,8 @@ fn filled(bytes: usize) -> Buffer<u8> {
     memory
 }
 
-/// A matrix too large for the caches times `rows` rows.
-fn matrix(kernels: &Kernels, format: WeightFormat, rows: usize) -> Measured {
+/// An integer matrix, for few rows one too large for the caches, times `rows` rows.
+fn integer_matrix(kernels: &Kernels, ceilings: &Ceilings, format: WeightFormat, rows: usize) -> Measured {
     let kind = PanelKind::of(format);
     let PanelKind::Integer(layout) = kind else { unreachable!("only block formats are measured") };
     let panels = STREAM_BYTES / PackedMatrix::describe(kind, LANES, COLUMNS, Encoding::Int8).panel_bytes();
@@ -130,15 +186,55 @@ fn matrix(kernels: &Kernels, format: WeightFormat, rows: usize) -> Measured {
             unsafe { (kernels.multiply_integer)(panel, x.int8, rows, out.as_mut_ptr(), LANES, Epilogue::STORE) };
         }
     });
-    Measured {
-        name: format!("{format} matrix x {rows} rows"),
-        gigabytes: matrix.bytes() as f64 / 1e9 / seconds,
-        giga_multiply_adds: (matrix.rows * COLUMNS * rows) as f64 / 1e9 / seconds,
+    let name = format!("{format} matrix x {rows} rows");
+    ceilings.judge(name, Bound::Dots, matrix.bytes(), matrix.rows * COLUMNS * rows, seconds)
+}
+
+/// As [`integer_matrix`], of floats. 16 bits are read as bf16 dots where the level has them, else expanded.
+fn float_matrix(kernels: &Kernels, ceilings: &Ceilings, format: WeightFormat, rows: usize) -> Measured {
+    let kind = PanelKind::of(format);
+    let encoding = if kind == PanelKind::Bf16 && kernels.has_bf16_dot { Encoding::Bf16 } else { Encoding::F32 };
+    let panels = STREAM_BYTES / PackedMatrix::describe(kind, LANES, COLUMNS, encoding).panel_bytes();
+    let panels = if rows > 8 { panels / 16 } else { panels };
+    let mut matrix = PackedMatrix::describe(kind, panels * LANES, COLUMNS, encoding);
+    let memory = filled(matrix.bytes());
+    matrix.data = memory.as_mut_ptr();
+    let encodings = Encodings::of([encoding]);
+    let buffers = ActivationBuffers::new(rows, COLUMNS, encodings);
+    let x = buffers.rows_of(COLUMNS, encodings);
+    let row: Vec<f32> = (0..COLUMNS).map(|i| (i % 17) as f32 - 8.0).collect();
+    let (out, expanded) = (Buffer::<f32>::zeroed(rows * LANES), Buffer::<f32>::zeroed(COLUMNS * LANES));
+    for index in 0..rows {
+        // SAFETY: the table's level is there; the buffers have these rows.
+        unsafe { (kernels.encode_row)(x, index, row.as_ptr()) };
     }
+    let (to, wide) = (out.as_mut_ptr(), expanded.as_mut_ptr());
+    let seconds = best(|| {
+        for panel in 0..panels {
+            let data = matrix.panel(panel).cast_const();
+            // SAFETY: as above; the panel is whole, and the expanded one has room for it.
+            unsafe {
+                if encoding == Encoding::Bf16 {
+                    (kernels.multiply_bf16)(data.cast(), COLUMNS / 2, x.bf16, rows, to, LANES, Epilogue::STORE);
+                    continue;
+                }
+                match kind {
+                    PanelKind::F16 => (kernels.expand_f16)(data.cast(), COLUMNS, wide),
+                    PanelKind::Bf16 => (kernels.expand_bf16)(data.cast(), COLUMNS / 2, wide),
+                    _ => {}
+                }
+                let weights = if kind == PanelKind::F32 { data.cast() } else { wide.cast_const() };
+                (kernels.multiply_f32)(weights, COLUMNS, x.f32, rows, to, LANES, Epilogue::STORE);
+            }
+        }
+    });
+    let bound = if encoding == Encoding::Bf16 { Bound::Bf16Dots } else { Bound::MultiplyAdds };
+    let name = format!("{format} matrix x {rows} rows");
+    ceilings.judge(name, bound, matrix.bytes(), matrix.rows * COLUMNS * rows, seconds)
 }
 
 /// SmolLM2's attention over a context of 4096, for every KV head of 30 layers' worth of cache.
-fn attention(kernels: &Kernels, dtype: KvDtype, tokens: usize) -> Measured {
+fn attention(kernels: &Kernels, ceilings: &Ceilings, dtype: KvDtype, tokens: usize) -> Measured {
     const CONTEXT: usize = 4096;
     const GROUP: usize = 3;
     let kv = KvLayout { dtype, block_size: 16, kv_heads: 45, head_dim: 64 };
@@ -154,7 +250,9 @@ fn attention(kernels: &Kernels, dtype: KvDtype, tokens: usize) -> Measured {
     let (part, total) = (Buffer::<f32>::zeroed(elements), Buffer::<f32>::zeroed(elements));
     // SAFETY: the buffers were sized for these vectors.
     unsafe {
-        load_queries(rows.as_ptr(), GROUP * kv.head_dim, tokens, GROUP, kv.head_dim, queries.as_mut_ptr());
+        let (from, stride) = (rows.as_ptr(), GROUP * kv.head_dim);
+        let rows = QueryRows { from, stride, tokens, group: GROUP, head_dim: kv.head_dim };
+        (kernels.load_queries)(rows, dtype, queries.as_mut_ptr());
     }
     let seconds = best(|| {
         for kv_head in 0..kv.kv_heads {
@@ -183,9 +281,8 @@ fn attention(kernels: &Kernels, dtype: KvDtype, tokens: usize) -> Measured {
             }
         }
     });
-    Measured {
-        name: format!("attention over {CONTEXT}, {} x {tokens} tokens", dtype.name()),
-        gigabytes: cache.bytes() as f64 / 1e9 / seconds,
-        giga_multiply_adds: (kv.kv_heads * CONTEXT * vectors * kv.head_dim * 2) as f64 / 1e9 / seconds,
-    }
+    let name = format!("attention over {CONTEXT}, {} x {tokens} tokens", dtype.name());
+    let bound = if dtype == KvDtype::Int8 { Bound::Dots } else { Bound::MultiplyAdds };
+    let multiply_adds = kv.kv_heads * CONTEXT * vectors * kv.head_dim * 2;
+    ceilings.judge(name, bound, cache.bytes(), multiply_adds, seconds)
 }

@@ -2,6 +2,7 @@
 
 use crate::{
     activations::{ActivationBuffers, Encodings},
+    forward::FEW_TOKENS,
     kernel::attention::{Partial, SPAN, query_elements},
     memory::Buffer,
     simd::LANES,
@@ -61,6 +62,8 @@ pub(crate) struct Workspace {
 pub(crate) struct ThreadScratch {
     /// A row of any width, padded.
     pub(crate) row: Buffer<f32>,
+    /// What matrices read, where rows are few.
+    pub(crate) input: ActivationBuffers,
     /// A panel expanded to f32.
     pub(crate) panel: Buffer<f32>,
     pub(crate) gates: Buffer<f32>,
@@ -114,6 +117,7 @@ impl Workspace {
         let widest = query_width.max(spec.hidden_size).max(hidden_width);
         let scratch = || ThreadScratch {
             row: Buffer::zeroed(widest.next_multiple_of(64)),
+            input: ActivationBuffers::new(FEW_TOKENS, query_width.max(spec.hidden_size), input),
             panel: Buffer::zeroed(widest.next_multiple_of(32) * LANES),
             gates: Buffer::zeroed(GATE_ROWS * 32),
             ups: Buffer::zeroed(GATE_ROWS * 32),
@@ -148,8 +152,9 @@ impl Workspace {
     /// Bytes held.
     pub(crate) fn bytes(&self) -> usize {
         let scratch = |thread: &ThreadScratch| {
-            let ThreadScratch { row, panel, gates, ups, queries, part, total } = thread;
-            [row, panel, gates, ups, queries, part, total].map(Buffer::bytes).iter().sum::<usize>()
+            let ThreadScratch { row, input, panel, gates, ups, queries, part, total } = thread;
+            let floats = [row, panel, gates, ups, queries, part, total];
+            floats.map(Buffer::bytes).iter().sum::<usize>() + input.bytes()
         };
         let shared = [&self.residual, &self.branch, &self.query, &self.key, &self.value, &self.attended]
             .into_iter()

@@ -47,7 +47,7 @@ fn the_kv_cache_holds_what_was_given() {
     let facts = executor.facts();
     assert!(facts.kv_cache_bytes <= 8 << 20);
     assert_eq!(facts.kv_cache_bytes, u64::from(facts.kv_blocks) * 16 * facts.kv_bytes_per_token);
-    assert_eq!((facts.threads, facts.depth, facts.kv_dtype), (2, 1, "f16"));
+    assert_eq!((facts.threads, facts.depth, facts.kv_dtype), (2, 1, "int8"));
 }
 
 fn start(row: u32, tokens: &[u32]) -> RowStart {

@@ -108,12 +108,12 @@ fn every_weight_format_is_independent_of_its_batch() {
 #[test]
 fn all_simd_levels_agree_bit_for_bit() {
     for model in Synthetic::all_formats(SEED).into_iter().filter(|model| !model.is_bf16()) {
-        for activations in [Activations::Int8, Activations::F32] {
+        for (activations, kv_dtype) in [(Activations::Int8, KvDtype::Int8), (Activations::F32, KvDtype::F16)] {
             let mut random = Random(SEED);
             let prompt = prompt(&mut random, 41, model.vocab_size());
             let run = |level| {
                 let limits = limits(64);
-                let config = CpuConfig { simd: Some(level), kv_dtype: KvDtype::F16, ..config(activations) };
+                let config = CpuConfig { simd: Some(level), kv_dtype, ..config(activations) };
                 Driver::new(model.open(limits, config).unwrap(), limits, None).generate(&prompt, 4, 64)
             };
             let reference = run(SimdLevel::Scalar);
@@ -144,7 +144,7 @@ fn long_contexts_are_independent_of_spans_and_threads() {
     let limits = StepLimits { max_num_seqs: 8, max_num_batched_tokens: 640, max_model_len: 640, block_size: 16 };
     let model = Synthetic::all_formats(SEED).remove(0);
     let prompt = prompt(&mut Random(SEED), 600, model.vocab_size());
-    for kv_dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Bf16] {
+    for kv_dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Bf16, KvDtype::Int8] {
         let run = |threads, chunk| {
             let config = CpuConfig { threads: Some(threads), kv_dtype, ..config(Activations::Int8) };
             Driver::new(model.open(limits, config).unwrap(), limits, Some(SEED)).generate(&prompt, 6, chunk)

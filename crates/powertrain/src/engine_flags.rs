@@ -50,8 +50,8 @@ pub(crate) struct EngineFlags {
     #[arg(long, value_name = "SIZE", alias = "kv-cache-memory-bytes", help_heading = "KV cache")]
     pub(crate) kv_cache_memory: Option<Bytes>,
 
-    /// Element type of the KV cache: f32, f16 or bf16
-    #[arg(long, value_name = "TYPE", default_value = "f16", help_heading = "KV cache")]
+    /// Element type of the KV cache on CPUs: f32, f16, bf16, or int8 with a scale per head and token, which `auto` takes
+    #[arg(long, value_name = "TYPE", default_value = "auto", help_heading = "KV cache")]
     pub(crate) kv_cache_dtype: KvDtype,
 
     /// Tokens in a block of KV cache

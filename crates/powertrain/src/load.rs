@@ -133,7 +133,7 @@ impl EngineFlags {
             },
             Given {
                 context_len: u32::try_from(model.spec().context_len).unwrap_or(u32::MAX),
-                kv_bytes_per_token: summary.kv_bytes_per_token(kv_dtype.bytes()) as u64,
+                kv_bytes_per_token: kv_dtype.position_bytes(model.spec()),
                 weights_bytes,
                 workspace_bytes,
                 available_bytes: memory::available_bytes(),

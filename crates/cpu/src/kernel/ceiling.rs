@@ -46,6 +46,28 @@ pub(crate) unsafe fn dots<S: Lanes>(x: *const i8, rounds: usize, out: *mut f32) 
     }
 }
 
+/// [`CHAINS`] times `rounds` dots of 32 bf16 pairs, each with 2 activations from the cache.
+///
+/// # Safety
+/// The level's instructions; `x` holds `2 * CHAINS` elements; `out` has room for 16.
+#[inline(always)]
+pub(crate) unsafe fn bf16_dots<S: Lanes>(x: *const u16, rounds: usize, out: *mut f32) {
+    // SAFETY: the caller's promises.
+    unsafe {
+        let weights = S::load_line(std::hint::black_box([0x3fu8; 64]).as_ptr());
+        let mut sums = [S::splat(0.0); CHAINS];
+        for _ in 0..rounds {
+            let x = std::hint::black_box(x);
+            for chain in 0..CHAINS {
+                sums[chain] = S::dot_bf16(sums[chain], weights, x.add(2 * chain));
+            }
+        }
+        for sum in sums {
+            S::store(out, S::add(S::load(out), sum));
+        }
+    }
+}
+
 /// [`CHAINS`] times `rounds` fused multiply-adds of 16 lanes.
 ///
 /// # Safety

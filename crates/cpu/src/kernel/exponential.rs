@@ -29,6 +29,33 @@ pub(crate) unsafe fn exp<S: Lanes>(x: S::F) -> S::F {
     }
 }
 
+/// `e^x` for x up to 0, within 2e-7 of the result and 1.1e-7 absolutely for x above -30; exactly 1 at 0, exactly 0 below -86.
+/// Half the instructions of [`exp`]: what the softmax of attention takes most of its time for.
+///
+/// The power of two is rounded by adding 1.5 * 2^23, so that it stands in the low bits ready to be added to the exponent; the
+/// polynomial of degree 5 was fitted for the least largest relative error, 9e-8, with its constant held at 1.
+///
+/// # Safety
+/// The level's instructions.
+#[inline(always)]
+pub(crate) unsafe fn exp_below_zero<S: Lanes>(x: S::F) -> S::F {
+    const ROUND: f32 = 12_582_912.0;
+    // SAFETY: the caller has the level's instructions.
+    unsafe {
+        let lowest = S::splat(-86.0);
+        // In this order NaN comes through.
+        let clamped = S::max(lowest, x);
+        let shifted = S::fma(clamped, S::splat(std::f32::consts::LOG2_E), S::splat(ROUND));
+        let n = S::sub(shifted, S::splat(ROUND));
+        let r = S::fma(n, S::splat(-std::f32::consts::LN_2), clamped);
+        let mut p = S::splat(8.290_272e-3);
+        for coefficient in [4.189_816e-2, 1.666_763_9e-1, 4.999_914_8e-1, 9.999_997e-1, 1.0] {
+            p = S::fma(p, r, S::splat(coefficient));
+        }
+        S::select_less(x, lowest, S::splat(0.0), S::add_exponent(p, shifted))
+    }
+}
+
 /// `x / (1 + e^-x)`
 ///
 /// # Safety

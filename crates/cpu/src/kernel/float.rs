@@ -132,7 +132,10 @@ unsafe fn tile_bf16<S: Lanes, const M: usize>(panel: *const u16, pairs: usize, x
                 *sum = S::dot_bf16(*sum, line, x.add((pairs - 1) * 2 * TILE_ROWS + 2 * m));
             }
         }
-        std::array::from_fn(|m| S::add(even[m], odd[m]))
+        for m in 0..M {
+            even[m] = S::add(even[m], odd[m]);
+        }
+        even
     }
 }
 

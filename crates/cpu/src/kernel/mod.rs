@@ -12,9 +12,10 @@ mod tests;
 
 use crate::{
     activations::{Activations, QuantBlock},
+    kv::{KvDtype, KvLayout},
     simd::{Lanes, SimdLevel},
 };
-use attention::{AttentionWork, Partial};
+use attention::{AttentionWork, NewKeyValue, Partial, QueryRows};
 use integer::IntegerPanel;
 use rows::{Gate, HeadNorm, Rotation, RowNorm};
 
@@ -70,11 +71,14 @@ pub(crate) struct Kernels {
     pub(crate) add: unsafe fn(*mut f32, *const f32, usize),
     pub(crate) rotate_head: unsafe fn(Rotation, Option<HeadNorm>, *mut f32),
     pub(crate) soft_cap: unsafe fn(*mut f32, usize, f32),
+    pub(crate) load_queries: unsafe fn(QueryRows, KvDtype, *mut f32),
+    pub(crate) store_key_value: unsafe fn(&KvLayout, *mut u8, NewKeyValue),
     pub(crate) attend: unsafe fn(&AttentionWork, std::ops::Range<usize>, Partial),
     pub(crate) merge: unsafe fn(&AttentionWork, Partial, Partial),
     pub(crate) finish: unsafe fn(&AttentionWork, Partial, *mut f32, usize),
     pub(crate) read: unsafe fn(*const u8, usize, *mut f32),
     pub(crate) dots: unsafe fn(*const i8, usize, *mut f32),
+    pub(crate) bf16_dots: unsafe fn(*const u16, usize, *mut f32),
     pub(crate) multiply_adds: unsafe fn(*const f32, usize, *mut f32),
 }
 
@@ -95,18 +99,21 @@ macro_rules! table {
             add = rows::add(to: *mut f32, from: *const f32, len: usize);
             rotate_head = rows::rotate_head(rotation: Rotation, norm: Option<HeadNorm>, head: *mut f32);
             soft_cap = rows::soft_cap(x: *mut f32, len: usize, cap: f32);
+            load_queries = attention::load_queries(rows: QueryRows, dtype: KvDtype, to: *mut f32);
+            store_key_value = attention::store(kv: &KvLayout, layer: *mut u8, new: NewKeyValue);
             attend = attention::attend(work: &AttentionWork, span: std::ops::Range<usize>, out: Partial);
             merge = attention::merge(work: &AttentionWork, into: Partial, from: Partial);
             finish = attention::finish(work: &AttentionWork, total: Partial, out: *mut f32, stride: usize);
             read = ceiling::read(from: *const u8, lines: usize, out: *mut f32);
             dots = ceiling::dots(x: *const i8, rounds: usize, out: *mut f32);
+            bf16_dots = ceiling::bf16_dots(x: *const u16, rounds: usize, out: *mut f32);
             multiply_adds = ceiling::multiply_adds(x: *const f32, rounds: usize, out: *mut f32);
         );
         Kernels {
             level: $level,
             has_bf16_dot: <S as Lanes>::HAS_BF16_DOT,
             multiply_integer, multiply_bf16, multiply_f32, expand_integer, expand_bf16, expand_f16, encode_row,
-            quantize_block, norm, gate, add, rotate_head, soft_cap, attend, merge, finish, read, dots,
+            quantize_block, norm, gate, add, rotate_head, soft_cap, load_queries, store_key_value, attend, merge, finish, read, dots, bf16_dots,
             multiply_adds,
         }
     }};
@@ -146,9 +153,14 @@ impl Kernels {
             }
             #[cfg(target_arch = "x86_64")]
             SimdLevel::Avx512 => avx512(level),
-            // All but one kernel are the same, and compiling them again would only cost time.
+            // All but these are the same, and compiling them again would only cost time.
             #[cfg(target_arch = "x86_64")]
-            SimdLevel::Avx512Bf16 => Self { multiply_bf16: multiply_bf16_avx512, has_bf16_dot: true, ..avx512(level) },
+            SimdLevel::Avx512Bf16 => Self {
+                multiply_bf16: multiply_bf16_avx512,
+                bf16_dots: bf16_dots_avx512,
+                has_bf16_dot: true,
+                ..avx512(level)
+            },
             #[allow(unreachable_patterns, reason = "which levels exist differs by target")]
             _ => return None,
         })
@@ -179,4 +191,11 @@ unsafe fn multiply_bf16_avx512(
     unsafe {
         float::multiply_bf16::<crate::simd::avx512::Avx512<true>>(panel, pairs, x, rows, out, stride, epilogue);
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
+unsafe fn bf16_dots_avx512(x: *const u16, rounds: usize, out: *mut f32) {
+    // SAFETY: the caller's promises, and the features are enabled here.
+    unsafe { ceiling::bf16_dots::<crate::simd::avx512::Avx512<true>>(x, rounds, out) }
 }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::{
     activations::{ActivationBuffers, Encoding, Encodings, TILE_ROWS},
+    kv::KvCache,
     memory::Buffer,
     packed::{FACTOR_BLOCKS, FACTOR_BYTES, IntegerLayout, PackedMatrix, PanelKind},
     simd::{LANES, scalar::f32_to_f16},
@@ -211,5 +212,172 @@ fn damage_is_not_rounded_away() {
                 assert!(block.scale[1..TILE_ROWS].iter().all(|&scale| scale == 0.0));
             }
         }
+    }
+}
+
+/// One KV head's cache with `context` random positions; the first has keys and values much larger than the others'.
+struct Context {
+    kv: KvLayout,
+    cache: KvCache,
+    blocks: Vec<u32>,
+    keys: Vec<Vec<f32>>,
+    values: Vec<Vec<f32>>,
+}
+
+impl Context {
+    fn new(random: &mut Random, kernels: &Kernels, dtype: KvDtype, head_dim: usize, context: usize) -> Self {
+        let kv = KvLayout { dtype, block_size: 16, kv_heads: 2, head_dim };
+        let count = context.div_ceil(16);
+        let cache = KvCache::new(std::iter::once(kv), count);
+        // Backwards: a table is not the identity.
+        let blocks: Vec<u32> = (0..count as u32).rev().collect();
+        let mut rows = |large: f32| -> Vec<Vec<f32>> {
+            let row = |position| if position == 0 { large } else { 1.0 };
+            (0..context).map(|at| (0..head_dim).map(|_| random.float() * row(at)).collect()).collect()
+        };
+        let (keys, values) = (rows(4.0), rows(20.0));
+        for position in 0..context {
+            let (block, in_block) = (blocks[position / 16] as usize, position % 16);
+            let (key, value) = (keys[position].as_ptr(), values[position].as_ptr());
+            let new = attention::NewKeyValue { block, in_block, head: 1, key, value };
+            // SAFETY: the cache has the block, the vectors their elements.
+            unsafe { (kernels.store_key_value)(&kv, cache.layer(0).1, new) };
+        }
+        Self { kv, cache, blocks, keys, values }
+    }
+
+    /// The outputs of the last `tokens` positions' queries, `group` to each.
+    fn attend(&self, kernels: &Kernels, queries: &[f32], tokens: usize, group: usize, window: usize) -> Vec<f32> {
+        let (vectors, width) = (tokens * group, self.kv.value_width());
+        let (head_dim, stride) = (self.kv.head_dim, group * self.kv.head_dim);
+        let memory = Buffer::<f32>::zeroed(attention::query_elements(vectors, head_dim));
+        let elements = Partial::elements(vectors, width);
+        let (part, total) = (Buffer::<f32>::zeroed(elements), Buffer::<f32>::zeroed(elements));
+        let out = Buffer::<f32>::zeroed(tokens * stride + LANES);
+        let work = AttentionWork {
+            queries: memory.as_mut_ptr(),
+            group,
+            tokens,
+            first_position: self.keys.len() - tokens,
+            window,
+            scale: 0.3,
+            softcap: None,
+            kv: self.kv,
+            layer: self.cache.layer(0).1,
+            kv_head: 1,
+            blocks: self.blocks.as_ptr(),
+        };
+        // SAFETY: the buffers were sized for these vectors.
+        unsafe {
+            let rows = QueryRows { from: queries.as_ptr(), stride, tokens, group, head_dim };
+            (kernels.load_queries)(rows, self.kv.dtype, memory.as_mut_ptr());
+            let part = Partial::at(part.as_mut_ptr(), vectors, width);
+            let total = Partial::at(total.as_mut_ptr(), vectors, width);
+            total.clear(vectors, width);
+            for span in work.spans() {
+                (kernels.attend)(&work, work.span(span), part);
+                (kernels.merge)(&work, total, part);
+            }
+            (kernels.finish)(&work, total, out.as_mut_ptr(), stride);
+            std::slice::from_raw_parts(out.as_mut_ptr(), tokens * stride).to_vec()
+        }
+    }
+
+    /// The same in f64 by the definition, from the rows as they were given.
+    fn exact(&self, queries: &[f32], tokens: usize, group: usize, window: usize) -> Vec<f64> {
+        let head_dim = self.kv.head_dim;
+        let mut out = Vec::new();
+        for (vector, query) in queries.chunks_exact(head_dim).enumerate().take(tokens * group) {
+            let position = self.keys.len() - tokens + vector / group;
+            let seen = (position + 1).saturating_sub(window)..position + 1;
+            let score = |key: &Vec<f32>| -> f64 {
+                0.3 * key.iter().zip(query).map(|(&k, &q)| f64::from(k) * f64::from(q)).sum::<f64>()
+            };
+            let scores: Vec<f64> = self.keys[seen.clone()].iter().map(score).collect();
+            let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
+            let sum: f64 = weights.iter().sum();
+            for d in 0..head_dim {
+                let values = self.values[seen.clone()].iter().map(|value| f64::from(value[d]));
+                out.push(values.zip(&weights).map(|(value, weight)| value * weight).sum::<f64>() / sum);
+            }
+        }
+        out
+    }
+}
+
+#[test]
+fn attention_agrees_on_all_levels_and_with_the_definition() {
+    let mut random = Random(SEED);
+    for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Bf16, KvDtype::Int8] {
+        // What the element type loses of values up to 20.
+        let tolerance = match dtype {
+            KvDtype::F32 => 1e-5,
+            KvDtype::F16 => 0.01,
+            KvDtype::Bf16 => 0.08,
+            KvDtype::Int8 => 0.1,
+        };
+        for (head_dim, context, tokens, group, window) in [
+            (64, 333, 1, 3, usize::MAX),
+            (64, 130, 16, 3, 70),
+            (24, 70, 5, 1, usize::MAX),
+            (80, 17, 3, 2, 9),
+            (6, 40, 2, 4, 33),
+        ] {
+            let queries: Vec<f32> = (0..tokens * group * head_dim).map(|_| random.float()).collect();
+            let state = random.0;
+            let run = |kernels: &Kernels| {
+                let context = Context::new(&mut Random(state), kernels, dtype, head_dim, context);
+                (context.attend(kernels, &queries, tokens, group, window), context)
+            };
+            let (reference, context) = run(&scalar());
+            let name = format!("{} of {head_dim}, {tokens} x {group} queries, seed {SEED}", dtype.name());
+            for kernels in levels() {
+                let same = run(&kernels).0.iter().zip(&reference).all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(same, "{name}: {} differs", kernels.level);
+            }
+            let exact = context.exact(&queries, tokens, group, window);
+            assert_eq!(exact.len(), reference.len());
+            for (&got, wanted) in reference.iter().zip(exact) {
+                let error = (f64::from(got) - wanted).abs();
+                assert!(error < tolerance, "{name}: {got} for {wanted}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_query_does_not_see_what_others_of_its_call_see() {
+    // Alone and as one of sixteen, with its last chunk cut at different places: the same bits.
+    let mut random = Random(SEED);
+    for dtype in [KvDtype::F16, KvDtype::Int8] {
+        for kernels in levels() {
+            let context = Context::new(&mut random, &kernels, dtype, 64, 290);
+            let queries: Vec<f32> = (0..16 * 3 * 64).map(|_| random.float()).collect();
+            let together = context.attend(&kernels, &queries, 16, 3, usize::MAX);
+            let alone = context.attend(&kernels, &queries[15 * 192..], 1, 3, usize::MAX);
+            let same = together[15 * 192..].iter().zip(&alone).all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(same, "{} {}, seed {SEED}", dtype.name(), kernels.level);
+        }
+    }
+}
+
+#[test]
+fn the_softmax_exponential_is_exact_where_attention_needs_it() {
+    use crate::simd::scalar::Scalar;
+    let exp = |x: f32| {
+        // SAFETY: plain Rust.
+        unsafe { exponential::exp_below_zero::<Scalar>([x; LANES])[0] }
+    };
+    assert_eq!(exp(0.0).to_bits(), 1.0f32.to_bits());
+    for nothing in [f32::NEG_INFINITY, -1.0e30, -86.1] {
+        assert_eq!(exp(nothing).to_bits(), 0, "e^{nothing}");
+    }
+    assert!(exp(f32::NAN).is_nan());
+    for i in -8600..=0 {
+        let x = i as f32 / 100.0;
+        let wanted = f64::from(x).exp();
+        let error = (f64::from(exp(x)) - wanted).abs();
+        assert!(error <= 3e-6 * wanted && error <= 1.2e-7, "e^{x} is off by {error} of {wanted}");
     }
 }

@@ -104,6 +104,16 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn add_exponent(x: Self::F, by: Self::F) -> Self::F {
+        // SAFETY: the trait's contract.
+        unsafe {
+            [0, 1].map(|i| {
+                let shifted = _mm256_slli_epi32::<23>(_mm256_castps_si256(by[i]));
+                _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x[i]), shifted))
+            })
+        }
+    }
+    #[inline(always)]
     unsafe fn reduce_add(x: Self::F) -> f32 {
         // SAFETY: the trait's contract.
         unsafe {
@@ -199,6 +209,31 @@ impl Lanes for Avx2 {
         }
     }
 
+    #[inline(always)]
+    unsafe fn quantize_u14(x: Self::F, high: *mut u8, low: *mut u8) {
+        // SAFETY: the trait's contract; 16 bytes are written to both.
+        unsafe {
+            // Both bytes in one 16-bit number: packing saturates, and these are below 2^15.
+            let [first, second] = [_mm256_cvtps_epi32(x[0]), _mm256_cvtps_epi32(x[1])];
+            let words = _mm256_permute4x64_epi64::<0b1101_1000>(_mm256_packus_epi32(first, second));
+            let mask = _mm256_set1_epi16(127);
+            let upper = _mm256_and_si256(_mm256_srli_epi16::<7>(words), mask);
+            let lower = _mm256_and_si256(words, mask);
+            let bytes = _mm256_permute4x64_epi64::<0b1101_1000>(_mm256_packus_epi16(upper, lower));
+            _mm_storeu_si128(high.cast(), _mm256_castsi256_si128(bytes));
+            _mm_storeu_si128(low.cast(), _mm256_extracti128_si256::<1>(bytes));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_u7(sum: Self::I, line: Self::I, x: *const u8) -> Self::I {
+        // SAFETY: the trait's contract; 4 bytes are read. Pair sums stay within 2 * 127 * 128 = 32,512.
+        unsafe {
+            let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
+            let ones = _mm256_set1_epi16(1);
+            [0, 1].map(|i| _mm256_add_epi32(sum[i], _mm256_madd_epi16(_mm256_maddubs_epi16(x, line[i]), ones)))
+        }
+    }
     #[inline(always)]
     unsafe fn dot_u6(sum: Self::I, line: Self::I, x: *const i8) -> Self::I {
         // SAFETY: the trait's contract; 4 bytes are read. Pair sums stay within 2 * 63 * 127.

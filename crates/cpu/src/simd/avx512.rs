@@ -93,6 +93,14 @@ impl<const BF16: bool> Lanes for Avx512<BF16> {
         }
     }
     #[inline(always)]
+    unsafe fn add_exponent(x: Self::F, by: Self::F) -> Self::F {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let shifted = _mm512_slli_epi32::<23>(_mm512_castps_si512(by));
+            _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), shifted))
+        }
+    }
+    #[inline(always)]
     unsafe fn reduce_add(x: Self::F) -> f32 {
         // SAFETY: the trait's contract.
         unsafe {
@@ -171,6 +179,22 @@ impl<const BF16: bool> Lanes for Avx512<BF16> {
         }
     }
 
+    #[inline(always)]
+    unsafe fn quantize_u14(x: Self::F, high: *mut u8, low: *mut u8) {
+        // SAFETY: the trait's contract; 16 bytes are written to both.
+        unsafe {
+            let wide = _mm512_cvtps_epi32(x);
+            let lower = _mm512_and_si512(wide, _mm512_set1_epi32(127));
+            _mm_storeu_si128(high.cast(), _mm512_cvtepi32_epi8(_mm512_srli_epi32::<7>(wide)));
+            _mm_storeu_si128(low.cast(), _mm512_cvtepi32_epi8(lower));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_u7(sum: Self::I, line: Self::I, x: *const u8) -> Self::I {
+        // SAFETY: the trait's contract; 4 bytes are read.
+        unsafe { _mm512_dpbusd_epi32(sum, _mm512_set1_epi32(x.cast::<i32>().read_unaligned()), line) }
+    }
     #[inline(always)]
     unsafe fn dot_u6(sum: Self::I, line: Self::I, x: *const i8) -> Self::I {
         // SAFETY: the trait's contract; 4 bytes are read.

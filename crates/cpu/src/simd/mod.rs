@@ -62,6 +62,8 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     unsafe fn round(x: Self::F) -> Self::F;
     /// `x * 2^n` for integers n in -126..=127.
     unsafe fn times_power_of_two(x: Self::F, n: Self::F) -> Self::F;
+    /// `x * 2^n` by adding to x's exponent, n being the low bits of `by` as an integer; the result must be a normal number.
+    unsafe fn add_exponent(x: Self::F, by: Self::F) -> Self::F;
     /// Lanes i and i+8 first, then +4, +2, +1.
     unsafe fn reduce_add(x: Self::F) -> f32;
     unsafe fn reduce_max(x: Self::F) -> f32;
@@ -86,6 +88,12 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// Rounds (halves to even) sixteen values of magnitude up to 127 to bytes; returns their sum. NaN gives any bytes.
     unsafe fn quantize(x: Self::F, to: *mut i8) -> i32;
 
+    /// Rounds (halves to even) sixteen values from 0 to 16383 and writes of each the upper and the lower 7 bits. NaN gives any
+    /// bytes up to 127.
+    unsafe fn quantize_u14(x: Self::F, high: *mut u8, low: *mut u8);
+
+    /// Adds to each lane the dot of its 4 signed bytes with the 4 at `x`, which are at most 127.
+    unsafe fn dot_u7(sum: Self::I, line: Self::I, x: *const u8) -> Self::I;
     /// Adds to each lane the dot of its 4 bytes, each 0 to 63, with the 4 at `x`, whose magnitudes are at most 127.
     unsafe fn dot_u6(sum: Self::I, line: Self::I, x: *const i8) -> Self::I;
     /// The sum to start [`dot_i8`](Lanes::dot_i8) from, where `zero` is -8 times the sum of the activations to come.

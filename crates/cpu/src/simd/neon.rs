@@ -98,6 +98,16 @@ impl Lanes for Neon {
         }
     }
     #[inline(always)]
+    unsafe fn add_exponent(x: Self::F, by: Self::F) -> Self::F {
+        // SAFETY: the trait's contract.
+        unsafe {
+            [0, 1, 2, 3].map(|i| {
+                let shifted = vshlq_n_s32::<23>(vreinterpretq_s32_f32(by[i]));
+                vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(x[i]), shifted))
+            })
+        }
+    }
+    #[inline(always)]
     unsafe fn reduce_add(x: Self::F) -> f32 {
         // SAFETY: the trait's contract.
         unsafe {
@@ -183,6 +193,28 @@ impl Lanes for Neon {
         }
     }
 
+    #[inline(always)]
+    unsafe fn quantize_u14(x: Self::F, high: *mut u8, low: *mut u8) {
+        // SAFETY: the trait's contract; 16 bytes are written to both.
+        unsafe {
+            let words = x.map(|part| vqmovun_s32(vcvtnq_s32_f32(part)));
+            let mask = vdupq_n_u16(127);
+            let [first, second] = [vcombine_u16(words[0], words[1]), vcombine_u16(words[2], words[3])];
+            let upper = [first, second].map(|half| vmovn_u16(vandq_u16(vshrq_n_u16::<7>(half), mask)));
+            let lower = [first, second].map(|half| vmovn_u16(vandq_u16(half, mask)));
+            vst1q_u8(high, vcombine_u8(upper[0], upper[1]));
+            vst1q_u8(low, vcombine_u8(lower[0], lower[1]));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_u7(sum: Self::I, line: Self::I, x: *const u8) -> Self::I {
+        // SAFETY: the trait's contract; 4 bytes are read, and up to 127 they are the same signed.
+        unsafe {
+            let x = vreinterpretq_s8_s32(vdupq_n_s32(x.cast::<i32>().read_unaligned()));
+            [0, 1, 2, 3].map(|i| signed_dot(sum[i], vreinterpretq_s8_s32(line[i]), x))
+        }
+    }
     #[inline(always)]
     unsafe fn dot_u6(sum: Self::I, line: Self::I, x: *const i8) -> Self::I {
         // SAFETY: the trait's contract; 4 bytes are read.

@@ -85,6 +85,10 @@ impl Lanes for Scalar {
         each(|i| x[i] * f32::from_bits(((n[i] as i32 + 127) as u32) << 23))
     }
     #[inline(always)]
+    unsafe fn add_exponent(x: Self::F, by: Self::F) -> Self::F {
+        each(|i| f32::from_bits(x[i].to_bits().wrapping_add(by[i].to_bits() << 23)))
+    }
+    #[inline(always)]
     unsafe fn reduce_add(x: Self::F) -> f32 {
         let mut sums = x;
         for step in [8, 4, 2, 1] {
@@ -149,6 +153,27 @@ impl Lanes for Scalar {
         bytes.iter().map(|&byte| i32::from(byte)).sum()
     }
 
+    #[inline(always)]
+    unsafe fn quantize_u14(x: Self::F, high: *mut u8, low: *mut u8) {
+        for (i, value) in x.into_iter().enumerate() {
+            let whole = value.round_ties_even() as i32;
+            // SAFETY: the trait's contract.
+            unsafe {
+                *high.add(i) = (whole >> 7 & 127) as u8;
+                *low.add(i) = (whole & 127) as u8;
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_u7(sum: Self::I, line: Self::I, x: *const u8) -> Self::I {
+        // SAFETY: the trait's contract.
+        let x = unsafe { x.cast::<[u8; 4]>().read_unaligned() };
+        each_i32(|i| {
+            let w = line[i].to_le_bytes();
+            sum[i] + (0..4).map(|j| i32::from(w[j] as i8) * i32::from(x[j])).sum::<i32>()
+        })
+    }
     #[inline(always)]
     unsafe fn dot_u6(sum: Self::I, line: Self::I, x: *const i8) -> Self::I {
         // SAFETY: the trait's contract.
