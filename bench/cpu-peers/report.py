@@ -43,14 +43,14 @@ TABLES = [
         peers=(*SMOLLM2_LLAMA_CPP, "openvino", "openvino-q8_0", "vllm", "xllamacpp", "mistralrs", "transformers"),
         same_file="llama.cpp-q4_1",
         best_format=SMOLLM2_LLAMA_CPP,
-        kv_cache_mib=540,
+        kv_cache_mib=288,
     ),
-    Table("SmolLM2-135M, Q8_0", "powertrain-q8_0", ("llama.cpp-q8_0", "openvino-q8_0"), "llama.cpp-q8_0", (), 540),
+    Table("SmolLM2-135M, Q8_0", "powertrain-q8_0", ("llama.cpp-q8_0", "openvino-q8_0"), "llama.cpp-q8_0", (), 288),
     Table(
         *("SmolLM2-135M, BF16", "powertrain-bf16", ("llama.cpp-bf16", "vllm", "mistralrs", "transformers")),
-        *("llama.cpp-bf16", (), 540),
+        *("llama.cpp-bf16", (), 288),
     ),
-    Table("Gemma 3 270M, Q4_K_M", "powertrain-gemma3", ("llama.cpp-gemma3", "openvino-gemma3"), "llama.cpp-gemma3", (), 432),
+    Table("Gemma 3 270M, Q4_K_M", "powertrain-gemma3", ("llama.cpp-gemma3", "openvino-gemma3"), "llama.cpp-gemma3", (), 220),
 ]
 
 

@@ -126,8 +126,8 @@ def xllamacpp_command(scratch: Scratch, binary: Path, port: int) -> list[str]:
     return [str(scratch.python("xllamacpp")), server, str(port), model, str(THREADS), str(SEQUENCES), tokens]
 
 
-SMOLLM2_KV = "540MiB"
-GEMMA3_KV = "432MiB"
+SMOLLM2_KV = "288MiB"
+GEMMA3_KV = "220MiB"
 
 SUBJECTS: list[Subject] = [
     powertrain("powertrain", "Q4_1", "smollm2", "q4_1.gguf", SMOLLM2_KV),
