@@ -123,6 +123,8 @@ impl CpuExecutor {
             kv_dtype: config.kv_dtype.name(),
             kv_blocks,
             depth: 1,
+            device_memory: None,
+            graphs: None,
         };
         Ok(Self {
             rows: (0..limits.max_num_seqs).map(|_| None).collect(),

@@ -38,7 +38,7 @@ fn main() -> ExitCode {
         Some("gated") => gated(),
         Some("skinny") => skinny(&arguments[1..]),
         Some("models") => models::check_all(&arguments[1..]),
-        Some("faults") => faults::check_all(),
+        Some("faults") => faults::check_all(&arguments[1..]),
         Some("engine") => engine::measure_all(&arguments[1..]),
         Some("profile") => bench::profile_all(&arguments[1..], true),
         Some("decode") => bench::profile_all(&arguments[1..], false),

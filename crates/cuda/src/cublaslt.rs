@@ -285,6 +285,42 @@ impl Lt {
         check_lt("cublasLtMatmul", status)
     }
 
+    /// The algorithm of a shape that was tuned, as text.
+    pub(crate) fn choice(&self, key: LtKey) -> Option<String> {
+        let plans = self.plans.borrow();
+        let plan = plans.get(&key).filter(|plan| plan.tuned)?;
+        Some(plan.algorithm.data.map(|word| format!("{word:016x}")).join("."))
+    }
+
+    /// Takes the algorithm that [`choice`](Self::choice) told. `false`, and nothing changes, when it is none that this library takes for the shape.
+    pub(crate) fn adopt(&self, key: LtKey, choice: &str) -> Result<bool, CudaError> {
+        let words: Vec<u64> = choice.split('.').map_while(|word| u64::from_str_radix(word, 16).ok()).collect();
+        let Ok(data) = words.try_into() else { return Ok(false) };
+        let (mut plan, _) = self.propose(key, self.preference, 1)?;
+        plan.algorithm = lt::cublasLtMatmulAlgo_t { data };
+        // SAFETY: a result of plain data, for which zeros are valid; it is written by the call.
+        let mut result: lt::cublasLtMatmulHeuristicResult_t = unsafe { std::mem::zeroed() };
+        // SAFETY: our own handles; the algorithm is plain data, which this call examines.
+        let status = unsafe {
+            lt::cublasLtMatmulAlgoCheck(
+                self.handle,
+                self.description,
+                plan.w,
+                plan.x,
+                plan.y,
+                plan.y,
+                &plan.algorithm,
+                &mut result,
+            )
+        };
+        let serves = status == lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS && result.workspaceSize <= LT_WORKSPACE_BYTES;
+        if serves {
+            plan.tuned = true;
+            self.plans.borrow_mut().insert(key, plan);
+        }
+        Ok(serves)
+    }
+
     /// Version, as the library says it.
     pub(crate) fn version() -> usize {
         // SAFETY: called on a library that is loaded: there is a handle.

@@ -122,6 +122,16 @@ impl Context {
         })
     }
 
+    /// The driver, in words: the CUDA version it speaks, and the kernel module's own line where the system shows it.
+    pub(crate) fn driver(&self) -> String {
+        let mut version = 0;
+        // SAFETY: out-pointer to a local. On failure it stays 0.
+        let _ = unsafe { driver!(cuDriverGetVersion(&mut version)) };
+        let module = std::fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
+        let module = module.lines().next().unwrap_or_default();
+        format!("CUDA {version}, {}", module.split_whitespace().collect::<Vec<_>>().join(" "))
+    }
+
     /// Makes the context current on this thread.
     pub(crate) fn enter(&self) -> Result<(), CudaError> {
         // SAFETY: the context lives as long as `self`.

@@ -51,7 +51,7 @@ pub enum CudaError {
     },
     /// The driver found no memory for something whose size it knows alone: a graph, page-locked host memory.
     #[error(
-        "{call} failed: no memory is left; lower --gpu-memory-utilization, so that the KV cache leaves more to the driver"
+        "{call} failed: the GPU or page-locked host memory is full; free it, or lower --gpu-memory-utilization, so that the KV cache leaves more to the driver"
     )]
     Exhausted {
         /// The function.

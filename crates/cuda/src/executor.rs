@@ -21,18 +21,19 @@ use powertrain_sampling::{History, Sampler};
 use powertrain_step::*;
 use std::{
     collections::{HashMap, VecDeque},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Instant,
 };
 
+mod cache;
 mod faults;
 mod host;
+
+use cache::{block_bytes, demand, sampling_bytes, wish};
 
 const NAME: &str = "cuda";
 /// Steps launched before the oldest is collected.
 const DEPTH: usize = 2;
-/// Device memory left to the driver: graphs, local memory, fragmentation.
-const RESERVE_BYTES: u64 = 768 << 20;
 /// Words of changes that one staged step holds; a step that brings more sends the rest ahead.
 const CHANGE_WORDS_MAX: usize = 4 << 20;
 
@@ -42,7 +43,7 @@ pub(crate) struct CudaExecutor {
     graphs: HashMap<Pass, Graph>,
     slots: Vec<StepSlot>,
     forward: Forward,
-    _state: Buffer,
+    state: Buffer,
     gather: Buffer,
     stream: Stream,
     context: Context,
@@ -105,10 +106,9 @@ impl CudaExecutor {
         check_settings(limits, options)?;
         check_spec(spec)?;
         let context = Context::open(options.ordinal)?;
+        let (free_before, _) = context.memory()?;
         let kernels = Kernels::load(&context)?;
         let stream = Stream::create()?;
-        let (free_before, total) = context.memory()?;
-        let weights = DeviceWeights::load(&context, &kernels, &stream, model)?;
         let (sequences, tokens) = (limits.max_num_seqs as usize, limits.max_num_batched_tokens as usize);
         let tokens = padded_tokens(tokens.max(bucket(sequences)));
         let samples = bucket(sequences);
@@ -127,41 +127,16 @@ impl CudaExecutor {
         let staged = Buffer::allocate(&context, staged_words * 4, "the staged step")?;
         let slots = (0..DEPTH).map(|_| StepSlot::new(staged_words, samples)).collect::<Result<Vec<_>, _>>()?;
 
-        let position_bytes: usize = spec.layers.iter().map(|l| l.attention.kv_heads * l.attention.head_dim * 4).sum();
-        let block_bytes = position_bytes * limits.block_size as usize;
-        let (free, _) = context.memory()?;
-        let budget = match options.kv_cache_bytes {
-            Some(bytes) => bytes,
-            None => {
-                let allowed = (total as f64 * f64::from(options.gpu_memory_utilization)) as u64;
-                let others = total - free_before;
-                allowed.saturating_sub(others + (free_before - free) + RESERVE_BYTES)
-            }
-        };
-        // One block more than the scheduler knows: the idle row's.
-        let kv_blocks = (budget / block_bytes as u64).min(u64::from(u32::MAX)).saturating_sub(1) as u32;
-        let needed = limits.max_model_len.div_ceil(limits.block_size);
-        if kv_blocks < needed {
-            return Err(CudaError::OutOfMemory {
-                what: "KV cache for one sequence of --max-model-len",
-                needed_mib: (u64::from(needed) * block_bytes as u64) >> 20,
-                free_mib: budget >> 20,
-                remedy: format!(
-                    "lower --max-model-len to {}, or raise --gpu-memory-utilization above {}",
-                    kv_blocks * limits.block_size,
-                    options.gpu_memory_utilization
-                ),
-            });
-        }
-        let layer_bytes =
-            spec.layers.iter().map(|l| l.attention.kv_heads * l.attention.head_dim * 2).max().unwrap_or(0)
-                * limits.block_size as usize
-                * (kv_blocks as usize + 1);
-        let cache = Buffer::allocate(&context, layer_bytes * 2 * spec.layers.len(), "the KV cache")?;
+        // Before anything that takes long: whether it can work at all.
+        let weights_bytes = DeviceWeights::expected_bytes(spec);
+        demand(&context, free_before, weights_bytes, sampling_bytes(spec, limits), block_bytes(spec, limits))?
+            .kv_blocks(wish(limits, options))?;
+        let weights = DeviceWeights::load(&context, &kernels, &stream, model)?;
+        // Until the largest steps have shown what is left: the idle row's block alone.
+        let cache = Buffer::allocate(&context, block_bytes(spec, limits), "the KV cache")?;
         cache.clear(&stream)?;
         stream.wait()?;
-        let idle_blocks = vec![kv_blocks; arena.max_blocks];
-        state.write((arena.blocks_at() + arena.idle_row() as usize * arena.max_blocks) * 4, &idle_blocks)?;
+        let position_bytes: usize = spec.layers.iter().map(|l| l.attention.kv_heads * l.attention.head_dim * 4).sum();
 
         let facts = ExecutorFacts {
             executor: NAME,
@@ -174,11 +149,13 @@ impl CudaExecutor {
             threads: 1,
             simd: format!("sm_{}{}", context.capability.0, context.capability.1),
             weights_bytes: weights.bytes(),
-            kv_cache_bytes: u64::from(kv_blocks) * block_bytes as u64,
+            kv_cache_bytes: 0,
             kv_bytes_per_token: position_bytes as u64,
             kv_dtype: "bf16",
-            kv_blocks,
+            kv_blocks: 0,
             depth: DEPTH as u32,
+            device_memory: None,
+            graphs: Some(Arc::default()),
         };
         let forward = Forward {
             spec: spec.clone(),
@@ -189,15 +166,15 @@ impl CudaExecutor {
             state: arena.state(state.pointer()),
             staged,
             cache,
-            cache_layer_bytes: layer_bytes,
+            cache_layer_bytes: block_bytes(spec, limits) / (2 * spec.layers.len()),
             block_size: limits.block_size as usize,
             multiprocessors: context.multiprocessors as usize,
         };
-        Ok(Self {
+        let mut executor = Self {
             graphs: HashMap::new(),
             slots,
             forward,
-            _state: state,
+            state,
             gather: Buffer::allocate(&context, samples * 4, "the workspace of a step")?,
             stream,
             context,
@@ -221,7 +198,10 @@ impl CudaExecutor {
             last_pass: None,
             waits: 0,
             launch_seconds: [0.0; 4],
-        })
+        };
+        executor.keep_kernel_choices(options);
+        executor.make_cache(free_before, options)?;
+        Ok(executor)
     }
 
     /// Microseconds of device time of the last step's launches, class by class, each as a graph of its own with the launches of all
@@ -452,12 +432,21 @@ impl CudaExecutor {
 
     /// Chooses the kernels for a pure decode and records it. Nothing may be running.
     fn capture(&mut self, pass: &Pass) -> Result<(), CudaError> {
+        let (began, (before, _)) = (Instant::now(), self.context.memory()?);
         // Another graph of these sizes has the same products.
         if !self.graphs.keys().any(|other| other.layout == pass.layout) {
             self.forward.matmul.tune(&self.forward.kernels, &self.stream, &self.forward.products(pass))?;
+            self.forward.matmul.save_choices();
         }
         let graph = self.stream.capture(|| self.forward.run(&self.stream, pass))?;
         self.graphs.insert(*pass, graph);
+        if let Some(graphs) = &self.facts.graphs {
+            let (after, _) = self.context.memory()?;
+            graphs.captured.fetch_add(1, Relaxed);
+            graphs.bytes.fetch_add(before.saturating_sub(after), Relaxed);
+            graphs.microseconds.fetch_add(began.elapsed().as_micros() as u64, Relaxed);
+            graphs.shapes_timed.store(self.forward.matmul.shapes_timed(), Relaxed);
+        }
         Ok(())
     }
 }
@@ -508,7 +497,10 @@ impl Executor for CudaExecutor {
             .and_then(|()| self.stream.wait())
             .and_then(|()| self.captured(&pass));
         match captured {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                self.tell_of_graphs();
+                Ok(())
+            }
             Err(error) => match self.lost(&error) {
                 Some(lost) => Err(lost),
                 None => {

@@ -7,6 +7,10 @@
 #![cfg_attr(not(feature = "cuda"), forbid(unsafe_code))]
 
 mod error;
+#[cfg(any(feature = "cuda", test))]
+mod memory;
+#[cfg(any(feature = "cuda", test))]
+mod tuned;
 
 #[cfg(feature = "cuda")]
 mod choose;
@@ -46,9 +50,10 @@ pub use error::CudaError;
 
 use powertrain_model::Model;
 use powertrain_step::{Executor, StepLimits};
+use std::path::PathBuf;
 
 /// What the user may set.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct CudaOptions {
     /// Which device (`--device cuda:N`).
     pub ordinal: u32,
@@ -61,6 +66,8 @@ pub struct CudaOptions {
     /// One algorithm per weight matrix and one attention kernel for all steps (`--deterministic`), so that what a request gets does not depend
     /// on what is computed beside it, on how its prompt is cut into steps, or on what of it was cached.
     pub deterministic: bool,
+    /// Folder in which what tuning finds is kept; `None`: nowhere.
+    pub kernel_choices: Option<PathBuf>,
 }
 
 impl Default for CudaOptions {
@@ -71,6 +78,7 @@ impl Default for CudaOptions {
             kv_cache_bytes: None,
             enforce_eager: false,
             deterministic: false,
+            kernel_choices: None,
         }
     }
 }

@@ -14,8 +14,12 @@ use crate::{
     },
     skinny::{self, SKINNY_ROWS, Tiling},
     tensor_map::TensorMap,
+    tuned::Tuned,
 };
-use std::{cell::RefCell, collections::HashMap};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+};
 
 /// Rows the streaming kernel takes.
 pub(crate) const GEMV_ROWS: usize = 16;
@@ -126,6 +130,10 @@ pub(crate) struct Matmul {
     pub(crate) deterministic: bool,
     /// What was measured to be fastest, by shape.
     fastest: RefCell<HashMap<(LtKey, Output), Way>>,
+    /// The same, beyond this process.
+    kept: RefCell<Tuned>,
+    /// How many of them this process timed.
+    timed: Cell<u64>,
 }
 
 impl Matmul {
@@ -157,6 +165,8 @@ impl Matmul {
             skinny: true,
             deterministic: false,
             fastest: RefCell::default(),
+            kept: RefCell::default(),
+            timed: Cell::new(0),
         })
     }
 
@@ -235,12 +245,6 @@ impl Matmul {
             by_shape.entry((p.key(), p.output)).or_default().push(p);
         }
         for ((key, output), same) in by_shape {
-            let out = match key.kind {
-                LtKind::F32 => same[0].out,
-                LtKind::Bf16 | LtKind::Bf16Add => self.gate_up.pointer(),
-            };
-            let operands: Vec<_> = same.iter().map(|p| (p.matrix.buffer.pointer(), p.x)).collect();
-            lt.tune(stream, key, &operands, out)?;
             let mut ways = vec![Way::Library];
             if self.streams(same[0]) {
                 ways.push(Way::Streaming);
@@ -251,6 +255,15 @@ impl Matmul {
             if self.skinny && skinny::takes(same[0]) && skinny::pays(same[0]) {
                 ways.extend(self.tilings(same[0]).into_iter().map(Way::Skinny));
             }
+            if self.recall(lt, key, output, &ways)? {
+                continue;
+            }
+            let out = match key.kind {
+                LtKind::F32 => same[0].out,
+                LtKind::Bf16 | LtKind::Bf16Add => self.gate_up.pointer(),
+            };
+            let operands: Vec<_> = same.iter().map(|p| (p.matrix.buffer.pointer(), p.x)).collect();
+            lt.tune(stream, key, &operands, out)?;
             let mut best = (f32::INFINITY, Way::Library);
             for way in ways {
                 let alone = time(stream, &same, |p| self.run_as(way, kernels, stream, p))?;
@@ -262,8 +275,43 @@ impl Matmul {
                 }
             }
             self.fastest.borrow_mut().insert((key, output), best.1);
+            self.timed.set(self.timed.get() + 1);
+            if let Some(algorithm) = lt.choice(key) {
+                self.kept.borrow_mut().set(format!("{key:?} {output:?}"), format!("{algorithm} {:?}", best.1));
+            }
         }
         Ok(())
+    }
+
+    /// Takes over what an earlier process or an earlier tuning found for a shape, if that is one of `ways`.
+    fn recall(&self, lt: &Lt, key: LtKey, output: Output, ways: &[Way]) -> Result<bool, CudaError> {
+        let kept = self.kept.borrow();
+        let choice = kept.get(&format!("{key:?} {output:?}")).and_then(|choice| choice.split_once(' '));
+        let Some((algorithm, name)) = choice else { return Ok(false) };
+        let Some(&way) = ways.iter().find(|way| format!("{way:?}") == name) else { return Ok(false) };
+        if self.fastest.borrow().get(&(key, output)) == Some(&way) {
+            return Ok(true);
+        }
+        let adopted = lt.adopt(key, algorithm)?;
+        if adopted {
+            self.fastest.borrow_mut().insert((key, output), way);
+        }
+        Ok(adopted)
+    }
+
+    /// Finds choices in these, and adds to them.
+    pub(crate) fn keep_choices(&mut self, kept: Tuned) {
+        self.kept = RefCell::new(kept);
+    }
+
+    /// Shapes whose kernels were timed.
+    pub(crate) fn shapes_timed(&self) -> u64 {
+        self.timed.get()
+    }
+
+    /// Writes what tuning found since the last time.
+    pub(crate) fn save_choices(&self) {
+        self.kept.borrow_mut().save();
     }
 
     /// Whether the streaming kernel takes a product.

@@ -18,7 +18,7 @@ pub(crate) struct Mode(pub(crate) u32);
 
 impl Mode {
     pub(crate) const UNUSED: Self = Self(0);
-    const GREEDY: Self = Self(1);
+    pub(crate) const GREEDY: Self = Self(1);
     const DRAW: Self = Self(2);
     pub(crate) const HOST: Self = Self(3);
     const KIND: u32 = 0xf;

@@ -14,7 +14,7 @@ use crate::{
 use powertrain_model::{
     Model,
     format::dequantize,
-    spec::{AttentionSpec, DecoderSpec, NormSpec, RopePairing},
+    spec::{AttentionSpec, DecoderSpec, LayerSpec, NormSpec, RopePairing},
     weights::{LayerSlot, Slot, TensorView},
 };
 
@@ -64,6 +64,17 @@ impl DeviceWeights {
         let layers = (0..spec.layers.len()).map(|index| loader.layer(index)).collect::<Result<_, _>>()?;
         stream.wait()?;
         Ok(Self { embedding, head, final_norm, layers })
+    }
+
+    /// [`bytes`](Self::bytes) of a model that is still to be loaded.
+    pub(crate) fn expected_bytes(spec: &DecoderSpec) -> u64 {
+        let table = spec.vocab_size * spec.hidden_size * if spec.tied_head { 1 } else { 2 };
+        let layer = |layer: &LayerSpec| {
+            let attention = &layer.attention;
+            let rows = (2 * attention.heads + 2 * attention.kv_heads) * attention.head_dim;
+            (rows + 3 * layer.feed_forward.hidden_size) * spec.hidden_size
+        };
+        2 * (table + spec.layers.iter().map(layer).sum::<usize>()) as u64
     }
 
     pub(crate) fn head(&self) -> &Matrix {

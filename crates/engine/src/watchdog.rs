@@ -20,16 +20,20 @@ pub(crate) fn watch(
     last_word: &mpsc::Sender<u32>,
 ) {
     let interval = (limit / LOOKS_PER_LIMIT).clamp(INTERVAL_MIN, INTERVAL_MAX);
+    // Found late at two looks: a process that was stopped for a while (SIGSTOP, a debugger) comes back to one.
+    let mut late = None;
     while engine_runs.recv_timeout(interval) == Err(mpsc::RecvTimeoutError::Timeout) {
-        if let Some((task, took)) = shared.pulse.overdue(Instant::now(), limit) {
-            shared.die(format!(
-                "{task} has not come back after {:.1} s; --step-timeout is {} s: the device hangs, or is too slow for such steps (lower --max-num-batched-tokens, or raise the limit)",
-                took.as_secs_f64(),
-                limit.as_secs_f64()
-            ));
-            // Nobody waits for it unless the engine is being stopped.
-            let _ = last_word.send(0);
-            return;
+        match shared.pulse.overdue(Instant::now(), limit) {
+            Some((task, took)) if late == Some(task) => {
+                let (took, limit) = (took.as_secs_f64(), limit.as_secs_f64());
+                shared.die(format!(
+                    "{task} has not come back after {took:.1} s; --step-timeout is {limit} s: the device hangs, or is too slow for such steps (lower --max-num-batched-tokens, or raise the limit)"
+                ));
+                // Nobody waits for it unless the engine is being stopped.
+                let _ = last_word.send(0);
+                return;
+            }
+            found => late = found.map(|(task, _)| task),
         }
     }
 }

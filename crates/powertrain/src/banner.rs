@@ -21,6 +21,16 @@ fn text(report: &EngineReport, address: SocketAddr) -> String {
     if let Some(bytes) = report.workspace_bytes {
         line("workspace memory", Bytes(bytes).to_string());
     }
+    if let Some(memory) = &report.device_memory {
+        let (total, others, reserved) = (memory.total_bytes, memory.others_bytes, memory.reserved_bytes);
+        let words = format!(
+            "{}; driver and others {}, reserved for graphs and sampling {}",
+            Bytes(total),
+            Bytes(others),
+            Bytes(reserved)
+        );
+        line("GPU memory", words);
+    }
     line("KV bytes per token", report.kv_bytes_per_token.to_string());
     line("KV cache tokens", report.kv_cache_tokens.to_string());
     let (concurrency, length) = (report.max_concurrency_at_max_model_len, report.max_model_len);
@@ -38,7 +48,7 @@ fn text(report: &EngineReport, address: SocketAddr) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use powertrain_server::LoadStage;
+    use powertrain_server::{LoadStage, MemoryReport};
 
     #[test]
     fn says_every_fact() {
@@ -58,6 +68,11 @@ mod tests {
             weights_bytes: 100 << 20,
             kv_cache_bytes: 3 << 30,
             workspace_bytes: Some(17 << 20),
+            device_memory: Some(MemoryReport {
+                total_bytes: 80 << 30,
+                others_bytes: 600 << 20,
+                reserved_bytes: 200 << 20,
+            }),
             kv_cache_dtype: "f16",
             kv_bytes_per_token: 23_040,
             kv_cache_tokens: 139_808,
@@ -76,6 +91,7 @@ mod tests {
   weights memory        100 MiB
   KV cache memory       3.00 GiB (f16)
   workspace memory      17.0 MiB
+  GPU memory            80.0 GiB; driver and others 600 MiB, reserved for graphs and sampling 200 MiB
   KV bytes per token    23040
   KV cache tokens       139808
   max concurrency       17.1 sequences of 8192 tokens

@@ -13,7 +13,10 @@ use powertrain_hub::{Hub, ModelReference, Settings};
 use powertrain_model::{Model, reference::Reference, summary::Summary};
 use powertrain_server::LoadStage;
 use powertrain_step::{Executor, StepLimits};
-use std::time::{Duration, Instant};
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
 /// A model ready to run.
 pub(crate) struct Loaded {
@@ -51,7 +54,9 @@ impl EngineFlags {
         if let Some(said) = powertrain_cpu::bind_numa(&self.numa)? {
             tracing::info!("{said}");
         }
-        let hub = Hub::new(Settings::from_env()?);
+        let settings = Settings::from_env()?;
+        let cache = settings.cache.clone();
+        let hub = Hub::new(settings);
         let resolved = match self.load_format {
             LoadFormat::Auto => hub.resolve(reference)?,
             LoadFormat::Dummy => hub.resolve_description(reference)?,
@@ -71,7 +76,7 @@ impl EngineFlags {
                 let begun = Instant::now();
                 TextSide::open(&model, chat_template).map(|text| (text, begun.elapsed()))
             });
-            let built = self.executor(&model, &summary, &mut notes);
+            let built = self.executor(&model, &summary, &cache, &mut notes);
             (text.join(), built)
         });
         let (text, text_took) = text.map_err(|_| anyhow::anyhow!("making the tokenizer panicked; this is a bug"))??;
@@ -113,9 +118,15 @@ impl EngineFlags {
         })
     }
 
-    fn executor(&self, model: &Model, summary: &Summary, notes: &mut Vec<String>) -> anyhow::Result<Built> {
+    fn executor(
+        &self,
+        model: &Model,
+        summary: &Summary,
+        cache: &Path,
+        notes: &mut Vec<String>,
+    ) -> anyhow::Result<Built> {
         if let Some(ordinal) = self.gpu(notes)? {
-            return self.cuda_executor(model, ordinal);
+            return self.cuda_executor(model, ordinal, cache.join("kernels"));
         }
         let is_reference = self.device == Device::Reference;
         let max_num_seqs = self.max_num_seqs.unwrap_or(64);
@@ -192,7 +203,7 @@ impl EngineFlags {
         }
     }
 
-    fn cuda_executor(&self, model: &Model, ordinal: u32) -> anyhow::Result<Built> {
+    fn cuda_executor(&self, model: &Model, ordinal: u32, kernel_choices: PathBuf) -> anyhow::Result<Built> {
         let limits = StepLimits {
             max_num_seqs: self.max_num_seqs.unwrap_or(256),
             max_num_batched_tokens: self.max_num_batched_tokens.unwrap_or(8192),
@@ -205,10 +216,12 @@ impl EngineFlags {
             kv_cache_bytes: self.kv_cache_memory.map(|bytes| bytes.0),
             enforce_eager: self.enforce_eager,
             deterministic: self.deterministic,
+            kernel_choices: Some(kernel_choices),
         };
         let begun = Instant::now();
         let executor = powertrain_cuda::load(model, &limits, &options)?;
-        Ok(Built { limits, executor, workspace_bytes: None, stages: vec![stage("device", begun.elapsed())] })
+        let workspace_bytes = executor.facts().device_memory.map(|memory| memory.workspace);
+        Ok(Built { limits, executor, workspace_bytes, stages: vec![stage("device", begun.elapsed())] })
     }
 }
 

@@ -35,5 +35,5 @@ mod tally;
 pub use config::ServerConfig;
 pub use connections::BindError;
 pub use log::{LogFormat, init_logging};
-pub use model::{EngineReport, LoadStage, ModelFacts, SamplingDefaults, ServedModel};
+pub use model::{EngineReport, LoadStage, MemoryReport, ModelFacts, SamplingDefaults, ServedModel};
 pub use server::Server;

@@ -63,6 +63,17 @@ pub struct LoadStage {
     pub seconds: f64,
 }
 
+/// Bytes of a device's memory.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct MemoryReport {
+    /// All there is.
+    pub total_bytes: u64,
+    /// In use by the driver and by other programs when loading began.
+    pub others_bytes: u64,
+    /// Set aside for graphs and what the driver takes later.
+    pub reserved_bytes: u64,
+}
+
 /// `GET /v1/engine`, and what `serve` prints at start.
 #[derive(Clone, Debug, Serialize)]
 pub struct EngineReport {
@@ -97,6 +108,9 @@ pub struct EngineReport {
     /// Memory a step works in, sized for the largest; absent where the executor does not say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workspace_bytes: Option<u64>,
+    /// How a GPU's memory is shared out beside weights and KV cache; absent elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_memory: Option<MemoryReport>,
     /// The KV cache's element type.
     pub kv_cache_dtype: &'static str,
     /// Bytes of it that one token takes.
@@ -135,6 +149,11 @@ impl EngineReport {
             weights_bytes: executor.weights_bytes,
             kv_cache_bytes: executor.kv_cache_bytes,
             workspace_bytes: facts.workspace_bytes,
+            device_memory: executor.device_memory.map(|memory| MemoryReport {
+                total_bytes: memory.total,
+                others_bytes: memory.others,
+                reserved_bytes: memory.reserved,
+            }),
             kv_cache_dtype: executor.kv_dtype,
             kv_bytes_per_token: executor.kv_bytes_per_token,
             kv_cache_tokens,

@@ -19,7 +19,7 @@
 pub mod mock;
 
 pub use powertrain_sampling::{SampledToken, SamplingParams, TokenId, TokenLogprobs};
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicU64};
 
 /// A running sequence's place in the executor: less than `max_num_seqs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -173,6 +173,38 @@ pub struct ExecutorFacts {
     pub kv_blocks: u32,
     /// How many steps may be launched before the oldest is collected: 1 or 2.
     pub depth: u32,
+    /// How a device with memory of its own shares it out.
+    pub device_memory: Option<DeviceMemory>,
+    /// What is captured as graphs, counted while it goes on.
+    pub graphs: Option<Arc<Graphs>>,
+}
+
+/// Bytes of a device's memory, beside weights and KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// All there is.
+    pub total: u64,
+    /// In use by the driver and by other programs when loading began.
+    pub others: u64,
+    /// Taken by all else when the largest step had run: tables, activations, kernels, libraries.
+    pub workspace: u64,
+    /// Set aside for graphs and what the driver takes later.
+    pub reserved: u64,
+}
+
+/// Steps recorded to be launched in one call.
+#[derive(Debug, Default)]
+pub struct Graphs {
+    /// Kinds of steps that are to be captured.
+    pub planned: AtomicU64,
+    /// Of them, captured.
+    pub captured: AtomicU64,
+    /// Device memory they took.
+    pub bytes: AtomicU64,
+    /// Time they took, the choice of kernels included.
+    pub microseconds: AtomicU64,
+    /// Shapes of products whose kernels were timed; those known from an earlier start are not.
+    pub shapes_timed: AtomicU64,
 }
 
 /// Runs steps of one model on one device. Owned by the engine thread; `launch` and `collect` are called by it alone.

@@ -6,8 +6,8 @@
 //! [`expected_tokens`] says which, whatever the batch was. Work is done as late as the contract allows, in `collect`.
 
 use crate::{
-    BlockId, Executor, ExecutorFacts, ExecutorLost, RowError, RowId, RowOutput, RowStart, RowWork, SampledToken,
-    StepError, StepLimits, StepPlan, StepResult, TokenId, TokenLogprobs,
+    BlockId, DeviceMemory, Executor, ExecutorFacts, ExecutorLost, Graphs, RowError, RowId, RowOutput, RowStart,
+    RowWork, SampledToken, StepError, StepLimits, StepPlan, StepResult, TokenId, TokenLogprobs,
 };
 use std::{
     collections::{HashMap, VecDeque},
@@ -73,6 +73,8 @@ impl MockExecutor {
             kv_dtype: "f32",
             kv_blocks,
             depth,
+            device_memory: None,
+            graphs: None,
         };
         Self {
             facts,
@@ -91,6 +93,15 @@ impl MockExecutor {
     /// Asks `faults` at each launch what shall go wrong.
     pub fn with_faults(mut self, faults: impl FnMut(&StepPlan) -> Fault + Send + 'static) -> Self {
         self.faults = Box::new(faults);
+        self
+    }
+
+    /// Claims to run on a device with memory of its own.
+    pub fn on_device(mut self, memory: DeviceMemory) -> Self {
+        let graphs =
+            Graphs { planned: 40.into(), captured: 3.into(), microseconds: 1_500_000.into(), ..Graphs::default() };
+        self.facts.device_memory = Some(memory);
+        self.facts.graphs = Some(Arc::new(graphs));
         self
     }
 

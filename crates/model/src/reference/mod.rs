@@ -58,6 +58,8 @@ impl Reference {
             kv_dtype: "f32",
             kv_blocks,
             depth: 1,
+            device_memory: None,
+            graphs: None,
         };
         let rows = (0..limits.max_num_seqs).map(|_| None).collect();
         let sampler = Sampler::new(model.spec().vocab_size);

@@ -2,7 +2,9 @@
 
 use crate::{model::EngineReport, reply, state::App};
 use axum::{extract::State, response::Response};
+use powertrain_step::Graphs;
 use serde::Serialize;
+use std::sync::atomic::Ordering::Relaxed;
 
 #[derive(Serialize)]
 struct Engine<'a> {
@@ -22,6 +24,31 @@ struct Now {
     prefix_tokens_hit: u64,
     preemptions: u64,
     steps: u64,
+    /// Absent where none are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    graphs: Option<GraphsNow>,
+}
+
+/// Steps captured to be launched in one call.
+#[derive(Serialize)]
+struct GraphsNow {
+    planned: u64,
+    captured: u64,
+    bytes: u64,
+    seconds: f64,
+    shapes_timed: u64,
+}
+
+impl GraphsNow {
+    fn of(graphs: &Graphs) -> Self {
+        Self {
+            planned: graphs.planned.load(Relaxed),
+            captured: graphs.captured.load(Relaxed),
+            bytes: graphs.bytes.load(Relaxed),
+            seconds: graphs.microseconds.load(Relaxed) as f64 / 1e6,
+            shapes_timed: graphs.shapes_timed.load(Relaxed),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -42,6 +69,7 @@ pub(crate) async fn show(State(app): State<App>) -> Response {
             prefix_tokens_hit: snapshot.prefix_tokens_hit,
             preemptions: snapshot.preemptions,
             steps: snapshot.steps,
+            graphs: app.engine.facts().graphs.as_deref().map(GraphsNow::of),
         },
     })
 }

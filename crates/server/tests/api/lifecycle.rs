@@ -6,10 +6,14 @@ use crate::{
 };
 use powertrain_engine::Drained;
 use powertrain_server::{BindError, Server, ServerConfig};
-use powertrain_step::mock::{Fault, MockExecutor};
+use powertrain_step::{
+    DeviceMemory,
+    mock::{Fault, MockExecutor},
+};
 use serde_json::{Value, json};
 use std::time::Duration;
 
+const MEMORY: DeviceMemory = DeviceMemory { total: 80 << 30, others: 5, workspace: 6, reserved: 7 };
 const FAR: Duration = Duration::from_secs(3600);
 const CHAT: &str = "/v1/chat/completions";
 
@@ -47,10 +51,20 @@ async fn a_server_says_what_it_is() {
     ] {
         assert_eq!(engine[field], value, "{field}");
     }
+    assert!(engine.get("device_memory").is_none() && engine["now"].get("graphs").is_none());
     assert_eq!(server.get("/version").await.ok()["version"], env!("CARGO_PKG_VERSION"));
     let page = server.get("/").await;
     assert_eq!(page.headers["content-type"], "text/html; charset=utf-8");
     assert!(page.text().starts_with("<!doctype html>") && !page.text().contains("https://"));
+}
+
+#[tokio::test]
+async fn a_server_on_a_gpu_says_who_has_its_memory() {
+    let server = Setup { executor: |executor| executor.on_device(MEMORY), ..Setup::default() }.start().await;
+    let engine = server.get("/v1/engine").await.ok();
+    assert_eq!(engine["device_memory"], json!({"total_bytes": 80_u64 << 30, "others_bytes": 5, "reserved_bytes": 7}));
+    let graphs = json!({"planned": 40, "captured": 3, "bytes": 0, "seconds": 1.5, "shapes_timed": 0});
+    assert_eq!(engine["now"]["graphs"], graphs);
 }
 
 #[tokio::test]
