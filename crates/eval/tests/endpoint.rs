@@ -1,6 +1,6 @@
 //! Perplexity and questions over HTTP, against a server whose answers are known.
 
-use powertrain_eval::{Endpoint, EndpointError, Scoring, WindowsOf, perplexity};
+use powertrain_eval::{Asking, Endpoint, EndpointError, Scoring, WindowsOf, divergence, perplexity};
 use serde_json::{Value, json};
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -18,6 +18,8 @@ enum Offers {
     PromptLogprobs,
     Echo,
     EchoWithoutTokenize,
+    /// Alternatives for a next token, by id: the one that stands in the text is never the most probable.
+    Continuations,
     Nothing,
 }
 
@@ -81,7 +83,14 @@ fn answer(offers: Offers, first: &str, body: &Value) -> (&'static str, Value) {
             let list: Vec<Value> = std::iter::once(Value::Null).chain(tokens[1..].iter().map(candidates)).collect();
             return ("200 OK", json!({"choices": [{"text": "x", "prompt_logprobs": list}]}));
         }
-        if body["echo"] == true && offers != Offers::Nothing && offers != Offers::PromptLogprobs {
+        if offers == Offers::Continuations && body["logprobs"].is_u64() && body["echo"] != true {
+            // The same distribution as above, which depends on the token before alone.
+            let next = tokens.last().map_or(0, |last| last + 1);
+            let told = |id: u32, logprob: f64| json!({"id": id, "token": "t", "logprob": logprob});
+            let content = json!([{"top_logprobs": [told(7, -0.1), told(next, logprob(&next))]}]);
+            return ("200 OK", json!({"choices": [{"text": "x", "logprobs": {"content": content}}]}));
+        }
+        if body["echo"] == true && matches!(offers, Offers::Echo | Offers::EchoWithoutTokenize) {
             let mut list = vec![Value::Null];
             list.extend(tokens[1..].iter().map(|token| json!(logprob(token))));
             list.push(json!(-0.5));
@@ -156,4 +165,24 @@ fn questions_are_asked() {
     let endpoint = endpoint(Offers::Nothing);
     assert_eq!(endpoint.model, "m");
     assert_eq!(endpoint.chat("What is 7 * 8?", 16).unwrap(), "It is 56.");
+}
+
+/// Letters that follow each other, of which a server finds the next with the probability that its number gives.
+#[test]
+fn two_servers_are_compared_by_what_they_tell() {
+    let text = "abcdefghijklmnopqrstuvwx";
+    let (whole, single) = (endpoint(Offers::PromptLogprobs), endpoint(Offers::Continuations));
+    let alike = divergence(&whole, &whole, text, 8, None, 2, &mut |_, _| {}).unwrap();
+    assert_eq!((alike.reference, alike.found.windows(), alike.found.positions()), (Asking::PromptLogprobs, 3, 9));
+    assert_eq!((alike.found.top1_agreement().0, alike.found.divergence_least().0), (1.0, 0.0));
+    assert!(alike.found.likelihood_other.perplexity().is_some());
+    // Asked in another way the same server says the same.
+    let other = divergence(&whole, &single, text, 8, Some(2), 2, &mut |_, _| {}).unwrap();
+    assert_eq!((other.other, other.found.windows(), other.tokenizers_alike), (Asking::Continuations, 2, Some(true)));
+    assert!(other.found.divergence_least().0 < 1e-9, "{:?}", other.found.divergence_least());
+    assert_eq!(other.found.likelihood_other.perplexity(), None);
+    let refused = divergence(&whole, &endpoint(Offers::Nothing), text, 8, None, 2, &mut |_, _| {}).unwrap_err();
+    assert!(matches!(refused, EndpointError::NoAlternatives { .. }), "{refused}");
+    let refused = divergence(&endpoint(Offers::EchoWithoutTokenize), &whole, text, 8, None, 2, &mut |_, _| {});
+    assert!(matches!(refused.unwrap_err(), EndpointError::NoTokenizer(_)));
 }

@@ -1,8 +1,9 @@
 //! `powertrain eval divergence`
 
 use crate::{
+    endpoint_divergence,
     engine_flags::EngineFlags,
-    eval::{Progress, TextFlags, file_name},
+    eval::{Progress, ServerFlags, TextFlags, file_name},
     load::Loaded,
     perplexity::{request, scored, windows},
 };
@@ -18,11 +19,11 @@ use std::{sync::Arc, time::Instant};
 /// Most bytes that one window's predictions of both models may take.
 const WINDOW_BYTES_MAX: u64 = 4 << 30;
 
-/// How far a model's predictions are from another's on a text, both in our own engine: top-1 agreement and KL divergence over
-/// the whole vocabulary, and both perplexities.
+/// How far a model's predictions are from another's on a text: top-1 agreement, KL divergence, both perplexities.
 ///
-/// For another format or quantisation of the same model, or other arithmetic: the two must have the same vocabulary. The
-/// baseline computes in f32 (activations and KV cache) unless told otherwise.
+/// In our own engine, over the whole vocabulary, for another format or quantisation of the same model, or other arithmetic; the
+/// baseline computes in f32 (activations and KV cache) unless told otherwise. With --url and --baseline-url, of any two servers,
+/// by the most probable tokens that they tell: then bounds. The two must have the same vocabulary.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// The model that is right by definition [default: the measured one, in f32 arithmetic]
@@ -31,13 +32,30 @@ pub(crate) struct Arguments {
     /// Give the baseline the arithmetic of the measured model, too
     #[arg(long)]
     baseline_as_served: bool,
+    /// Measure this server in place of our own engine, e.g. http://localhost:8001
+    #[arg(long, requires = "baseline_url", conflicts_with_all = ["baseline", "baseline_as_served"], help_heading = "Over HTTP")]
+    pub(crate) url: Option<String>,
+    /// The server that is right by definition
+    #[arg(long, requires = "url", value_name = "URL", help_heading = "Over HTTP")]
+    pub(crate) baseline_url: Option<String>,
+    /// Name of the baseline's model; by default the first it lists
+    #[arg(long, value_name = "NAME", help_heading = "Over HTTP")]
+    pub(crate) baseline_served_model: Option<String>,
+    /// Most probable tokens to ask for at each position; servers allow 5 to 20
+    #[arg(long, value_name = "COUNT", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000_000), help_heading = "Over HTTP")]
+    pub(crate) top: u32,
     #[command(flatten)]
-    text: TextFlags,
+    pub(crate) server: ServerFlags,
+    #[command(flatten)]
+    pub(crate) text: TextFlags,
     #[command(flatten)]
     engine: EngineFlags,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    if let (Some(url), Some(baseline)) = (&arguments.url, &arguments.baseline_url) {
+        return endpoint_divergence::run(arguments, url, baseline);
+    }
     let text = arguments.text.read()?;
     let context = arguments.text.context as usize;
     let baseline = arguments.baseline.as_ref().unwrap_or(&arguments.engine.model);
@@ -151,10 +169,6 @@ fn give(
         "perplexity_reference": of_reference,
         "seconds": seconds,
     });
-    let interval = |interval: Option<(f64, f64)>, factor: f64, digits: usize| {
-        interval
-            .map_or(String::new(), |(low, high)| format!(" ({:.digits$} to {:.digits$})", low * factor, high * factor))
-    };
     let infinite = match found.infinite {
         0 => String::new(),
         count => format!("; at {count} positions it is infinite, they are left out"),
@@ -179,4 +193,9 @@ fn give(
         (of_other / of_reference - 1.0) * 100.0,
     );
     arguments.text.result.give(&object, &text)
+}
+
+/// An interval behind its number.
+pub(crate) fn interval(interval: Option<(f64, f64)>, factor: f64, digits: usize) -> String {
+    interval.map_or(String::new(), |(low, high)| format!(" ({:.digits$} to {:.digits$})", low * factor, high * factor))
 }

@@ -8,6 +8,7 @@ mod bench;
 mod capacity;
 mod compare;
 mod divergence;
+mod endpoint_divergence;
 mod engine_flags;
 mod eval;
 mod inspect;

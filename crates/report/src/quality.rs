@@ -51,6 +51,14 @@ const MEASURES: &[Measure] = &[
         alike: &["/reference"],
     },
     Measure {
+        name: "KL divergence (mean, at least)",
+        pointer: "/kl_divergence_least_mean",
+        interval: Some(("/kl_divergence_least_mean_interval/0", "/kl_divergence_least_mean_interval/1")),
+        unit: Unit::Plain,
+        better: Better::Lower,
+        alike: &["/reference", "/top"],
+    },
+    Measure {
         name: "Right answers",
         pointer: "/accuracy",
         interval: Some(("/accuracy_interval/0", "/accuracy_interval/1")),
@@ -149,7 +157,7 @@ mod tests {
 
     #[test]
     fn a_change_of_quality_inside_the_noise_is_called_so() {
-        let accuracy = &MEASURES[3];
+        let accuracy = MEASURES.iter().find(|measure| measure.pointer == "/accuracy").unwrap();
         for (after, expected) in [
             (questions(0.33, Some([0.23, 0.46]), 60), Verdict::NoDifference),
             (questions(0.10, Some([0.04, 0.20]), 60), Verdict::Worse),
