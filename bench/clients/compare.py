@@ -5,10 +5,12 @@
         --vllm VENV --aiperf VENV --guidellm VENV --out FOLDER
 
 Every client sends the same prompts, to /v1/completions, with the same number of clients, temperature 0 and exactly OUTPUT
-tokens; the server keeps no prefixes, and is restarted for each run, so that all find it alike. Clients take turns, ROUNDS
-times. Beside what a client says stands what the server's own histograms say of the very same requests, so that a machine that
-is faster in one run than in another does not look like a difference between clients. FOLDER gets each client's own files and `summary.json`; a table goes to standard output. A client whose virtual
-environment is not given is left out. Standard library only.
+tokens. One server answers all of them, one client after the other, and keeps no prefixes, so that all find it alike; with
+--server-cpus and --client-cpus no client takes time from it. Clients take turns, ROUNDS times, another one first in each round.
+The table has the median over rounds of what each client says and its range, and the median and range of its ratio to ours in the
+same round; what the server's own histograms say of the very same requests stands beside it. FOLDER gets each client's own files
+and `summary.json`; the table goes to standard output. A client whose virtual environment is not given is left out. Standard
+library only.
 """
 
 import argparse
@@ -41,6 +43,7 @@ class Setup:
     def serve(self):
         command = [self.powertrain, "serve", self.model, "--served-model-name", self.name, "--port", str(self.port)]
         command += ["--no-enable-prefix-caching", "--threads", str(self.threads)]
+        command = self.pinned(self.server_cpus, command)
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=open(self.out / "server.log", "a"))
         for _ in range(3000):
             try:
@@ -58,6 +61,8 @@ class Setup:
         urllib.request.urlopen(request, timeout=60).read()
         return server
 
+    def pinned(self, cpus, command):
+        return ["taskset", "-c", cpus, *command] if cpus else command
 
     def truth(self):
         """Sums and counts of the server's histograms."""
@@ -82,9 +87,10 @@ def between(before, after):
     }
 
 
-def run(command, log, cwd):
+def run(setup, command, log, cwd):
+    command = setup.pinned(setup.client_cpus, [str(part) for part in command])
     with open(log, "w") as file:
-        done = subprocess.run([str(part) for part in command], stdout=file, stderr=subprocess.STDOUT, cwd=cwd, timeout=900)
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, cwd=cwd, timeout=900)
     if done.returncode != 0:
         sys.exit(f"{command[0]} failed with {done.returncode}: see {log}")
 
@@ -97,6 +103,7 @@ def mean(values):
 def powertrain(setup, folder):
     result = folder / "run.json"
     run(
+        setup,
         [setup.powertrain, "bench", setup.url, "--endpoint", "completions", "--model", setup.name]
         + ["--prompts", setup.prompts, "--concurrency", setup.concurrency, "--num-requests", setup.requests, "--warmup", 0]
         + ["--max-tokens", setup.output, "--ignore-eos", "--client-threads", 1, "--loop-ms", 0, "--seed", 1, "-o", result],
@@ -120,6 +127,7 @@ def powertrain(setup, folder):
 
 def vllm(setup, folder):
     run(
+        setup,
         [Path(setup.vllm) / "bin/python", "-m", "vllm.entrypoints.cli.main", "bench", "serve", "--backend", "openai"]
         + ["--base-url", setup.url, "--endpoint", "/v1/completions", "--model", setup.name, "--tokenizer", setup.tokenizer]
         + ["--dataset-name", "custom", "--dataset-path", setup.prompts, "--custom-output-len", setup.output]
@@ -144,6 +152,7 @@ def vllm(setup, folder):
 
 def aiperf(setup, folder):
     run(
+        setup,
         [Path(setup.aiperf) / "bin/aiperf", "profile", "--model", setup.name, "--url", setup.url]
         + ["--endpoint-type", "completions", "--streaming", "--input-file", setup.prompts]
         + ["--custom-dataset-type", "single_turn", "--concurrency", setup.concurrency, "--request-count", setup.requests]
@@ -174,6 +183,7 @@ def guidellm(setup, folder):
     backend |= {"extras": extras, "http2": False}
     mappings = {"text_column": "prompt", "output_tokens_count_column": "output_tokens"}
     run(
+        setup,
         [Path(setup.guidellm) / "bin/guidellm", "run", "--backend", json.dumps(backend)]
         + ["--profile", json.dumps({"kind": "concurrent", "streams": [setup.concurrency]})]
         + ["--constraint", json.dumps({"kind": "max_requests", "count": setup.requests})]
@@ -201,9 +211,24 @@ def guidellm(setup, folder):
 
 
 CLIENTS = {"powertrain": powertrain, "vllm": vllm, "aiperf": aiperf, "guidellm": guidellm}
-COUNTS = ["completed", "prompt_tokens", "output_tokens"]
-RATIOS = ["ttft_over_server", "tpot_over_server", "e2e_over_server"]
-MEASURES = ["server_requests", "server_ttft_ms", "server_tpot_ms", "ttft_ms", "tpot_ms", "tpot_with_first_ms", "chunk_gap_ms", "e2e_ms", "requests_per_s"]
+COUNTS = ["completed", "prompt_tokens", "output_tokens", "server_requests"]
+MEASURES = {
+    "ttft_ms": "TTFT, ms",
+    "tpot_ms": "TPOT, ms",
+    "tpot_with_first_ms": "E2E / tokens, ms",
+    "chunk_gap_ms": "gap between chunks, ms",
+    "e2e_ms": "E2E, ms",
+    "requests_per_s": "requests/s",
+    "server_ttft_ms": "TTFT by the server, ms",
+    "server_tpot_ms": "TPOT by the server, ms",
+    "server_e2e_ms": "E2E by the server, ms",
+}
+
+
+def spread(values, form):
+    """The median and the range."""
+    middle = form(statistics.median(values))
+    return middle if len(values) == 1 else f"{middle} ({form(min(values))} to {form(max(values))})"
 
 
 def main():
@@ -214,57 +239,61 @@ def main():
     for name in ["vllm", "aiperf", "guidellm"]:
         parser.add_argument(f"--{name}", type=lambda path: str(Path(path).resolve()))
     parser.add_argument("--out", required=True)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--first-round", type=int, default=0, help="number of the first: adds rounds to an earlier call's")
-    parser.add_argument("--requests", type=int, default=40)
+    parser.add_argument("--requests", type=int, default=24)
     parser.add_argument("--concurrency", type=int, default=1)
-    parser.add_argument("--words", type=int, default=64)
+    parser.add_argument("--words", type=int, default=512)
     parser.add_argument("--output", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1, help="of the server: the other CPUs are for the clients")
+    parser.add_argument("--server-cpus", help="the server runs on these, as taskset -c takes them")
+    parser.add_argument("--client-cpus", help="and the clients on these")
     parser.add_argument("--port", type=int, default=18777)
     parser.add_argument("--seed", type=int, default=7)
     setup = Setup(parser.parse_args())
     clients = {name: client for name, client in CLIENTS.items() if name == "powertrain" or getattr(setup, name)}
-    for number in range(setup.first_round, setup.first_round + setup.rounds):
-        for name, client in clients.items():
-            folder = setup.out / f"{name}.{number}"
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            server = setup.serve()
-            try:
+    server = setup.serve()
+    try:
+        for number in range(setup.first_round, setup.first_round + setup.rounds):
+            names = list(clients)
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
+                folder = setup.out / f"{name}.{number}"
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
                 before = setup.truth()
-                numbers = client(setup, folder)
+                numbers = clients[name](setup, folder)
                 numbers |= between(before, setup.truth())
-            finally:
-                server.terminate()
-                server.wait()
-            for measure in ["ttft", "tpot", "e2e"]:
-                numbers[f"{measure}_over_server"] = numbers[f"{measure}_ms"] / numbers[f"server_{measure}_ms"]
-            (folder / "numbers.json").write_text(json.dumps(numbers) + "\n")
-            print(f"{name} {number}: {numbers}", file=sys.stderr)
-    # Rounds of earlier calls count too.
-    found = {name: sorted(setup.out.glob(f"{name}.*/numbers.json")) for name in clients}
-    runs = {name: [json.loads(path.read_text()) for path in paths] for name, paths in found.items()}
-    medians = {
-        name: {key: statistics.median(run[key] for run in done) for key in COUNTS + MEASURES + RATIOS if done[0].get(key) is not None}
-        for name, done in runs.items()
-    }
+                (folder / "numbers.json").write_text(json.dumps(numbers) + "\n")
+                print(f"{name} {number}: {numbers}", file=sys.stderr)
+    finally:
+        server.terminate()
+        server.wait()
+    # Rounds of earlier calls count too, where every client had its turn.
+    rounds = {}
+    for path in setup.out.glob("*.*/numbers.json"):
+        name, _, number = path.parent.name.partition(".")
+        rounds.setdefault(int(number), {})[name] = json.loads(path.read_text())
+    rounds = {number: rounds[number] for number in sorted(rounds) if rounds[number].keys() >= clients.keys()}
     asked = {key: getattr(setup, key) for key in ["requests", "concurrency", "words", "output", "threads", "seed"]}
-    (setup.out / "summary.json").write_text(json.dumps({"asked": asked, "runs": runs, "medians": medians}, indent=1) + "\n")
-    print("| median of rounds | " + " | ".join(clients) + " |\n| --- |" + " ---: |" * len(clients))
-    for key in COUNTS + MEASURES + RATIOS:
-        cells = []
-        for name in clients:
-            value, ours = medians[name].get(key), medians["powertrain"].get(key)
-            if value is None:
-                cells.append("-")
-            elif key in COUNTS or key == "server_requests":
-                cells.append(f"{value:g}")
-            elif key in RATIOS:
-                cells.append(f"{value:.4f}" + (f" ({100 * (value / ours - 1):+.2f} %)" if name != "powertrain" else ""))
-            else:
-                cells.append(f"{value:.2f}")
-        print(f"| {key} | " + " | ".join(cells) + " |")
+    (setup.out / "summary.json").write_text(json.dumps({"asked": asked, "rounds": rounds}, indent=1) + "\n")
+    print(f"| median of {len(rounds)} rounds (range) | " + " | ".join(clients) + " |\n| --- |" + " ---: |" * len(clients))
+    for key in COUNTS:
+        found = {name: sorted({done[name][key] for done in rounds.values()}) for name in clients}
+        print(f"| {key} | " + " | ".join(" or ".join(f"{value:g}" for value in found[name]) for name in clients) + " |")
+    for key, title in MEASURES.items():
+        found = {name: [done[name].get(key) for done in rounds.values()] for name in clients}
+        known = {name: values for name, values in found.items() if None not in values}
+        cells = [spread(known[name], "{:.2f}".format) if name in known else "-" for name in clients]
+        print(f"| {title} | " + " | ".join(cells) + " |")
+        if "powertrain" not in known:
+            continue
+        cells = ["-" for _ in clients]
+        for place, name in enumerate(clients):
+            if name != "powertrain" and name in known:
+                ratios = [value / ours - 1 for value, ours in zip(known[name], known["powertrain"])]
+                cells[place] = spread(ratios, "{:+.1%}".format)
+        print("| against ours in the same round | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@
 mod comparison;
 mod differences;
 mod estimate;
-mod events;
 mod gate;
 pub mod interval;
 mod level;
@@ -22,7 +21,6 @@ pub mod table;
 pub use comparison::{Basis, Comparison, FORMAT, Failed, LevelComparison, MetricComparison, Settings, Verdict};
 pub use differences::{Difference, differences};
 pub use estimate::{mean_interval, share_interval};
-pub use events::{EventsError, read_events};
 pub use gate::{Gate, GateError, GateOutcome, GateResult};
 pub use interval::Interval;
 pub use metric::{Metric, Statistic};

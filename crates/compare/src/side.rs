@@ -1,8 +1,8 @@
 //! What was stored of one side: a run's file, or a folder of runs.
 
-use crate::events::{EventsError, read_events};
 use powertrain_load::{
     RequestRecord,
+    events::{EventsError, read_events},
     result::{FORMAT, RunResult},
 };
 use serde_json::Value;

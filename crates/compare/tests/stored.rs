@@ -4,7 +4,8 @@ use powertrain_compare::{Basis, Comparison, Gate, Metric, Settings, Side, Verdic
 use powertrain_load::{
     Chunk, ClientHealth, Failure, FailureClass, Machine, MetricsChange, Random, RequestRecord, Subject, Summary, Usage,
     definitions::Objectives,
-    files::{EventsFile, events_path, write_result},
+    events::EventsFile,
+    files::{events_path, write_result},
     result::{FORMAT, LevelResult, LoadResult, RunResult, WorkResult},
 };
 use serde_json::json;

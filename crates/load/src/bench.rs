@@ -19,7 +19,7 @@ use crate::{
     session::Session,
     stages_of::{stage_results, turn_results},
     stop::Stop,
-    subject::{self, MetricsChange, Subject},
+    subject::{self, MODELS, MetricsChange, Subject},
     summary::Summary,
     telemetry,
     work::{Calibration, Prompts, Work},
@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 /// Room for the numbers of one level's requests.
 const NUMBERS_PER_LEVEL: u64 = 1 << 32;
-/// A level warms up with a request per client, up to this many.
+/// An open loop warms up with the requests of a second, up to this many.
 const WARMUP_MAX: u64 = 16;
 /// An open loop keeps up when it completes this share of what was due.
 const KEPT_UP_SHARE: f64 = 0.95;
@@ -43,9 +43,13 @@ pub fn bench(plan: &Plan, stop: &Stop, mut tell: impl FnMut(Event<'_>)) -> Resul
     let machine = Machine::now();
     let session = Session::new()?;
     let mut target = target(plan, &session)?;
-    let server = Subject::ask(&session, &target);
-    let model = plan.model.clone().or_else(|| server.first_model().map(str::to_owned));
-    target.options.model = model.ok_or_else(|| BenchError::NoModel(plan.url.root().to_string()))?;
+    let (server, listed) = Subject::ask(&session, &target);
+    let no_model = |reason| BenchError::NoModel { url: plan.url.root().join(MODELS).to_string(), reason };
+    target.options.model = match (&plan.model, server.first_model()) {
+        (Some(named), _) => named.clone(),
+        (None, Some(first)) => first.to_owned(),
+        (None, None) => return Err(no_model(listed.err().unwrap_or_else(|| "its list is empty".to_owned()))),
+    };
 
     if plan.search.is_some() && plan.objectives.is_empty() {
         return Err(BenchError::NoObjectives);
@@ -109,7 +113,9 @@ impl<Tell: FnMut(Event<'_>)> Run<'_, Tell> {
     fn level(&mut self, load: &Load) -> Result<&LevelResult, BenchError> {
         let Self { plan, session, target, work, gpus, levels, stop, tell } = self;
         let warmup = plan.warmup.unwrap_or_else(|| match load {
-            Load::Closed { concurrency } => u64::from(*concurrency).min(WARMUP_MAX),
+            // The whole first wave: where a part of it counted, its prompts would be computed in the measured time and the
+            // tokens of the others would not count.
+            Load::Closed { concurrency } => u64::from(*concurrency),
             Load::Open { rate, .. } => (rate.ceil() as u64).clamp(1, WARMUP_MAX),
             // What changes with time has no part that stands for another.
             Load::Clients { .. } | Load::Rates { .. } | Load::Trace { .. } => 0,

@@ -1,5 +1,6 @@
 //! The NVIDIA GPUs of this machine while something runs, by NVML, which is loaded if it is there.
 
+use crate::record::Nanos;
 use nvml_wrapper::{
     Nvml,
     bitmasks::device::ThrottleReasons,
@@ -38,6 +39,8 @@ pub struct GpuDevice {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct GpuSample {
     pub(crate) index: u32,
+    /// When.
+    pub(crate) at: Nanos,
     /// Share of the time in which a kernel ran, in percent.
     pub(crate) utilisation: Option<f64>,
     pub(crate) memory_used_mib: Option<f64>,
@@ -61,7 +64,8 @@ pub struct GpuSummary {
     pub utilisation_mean: Option<f64>,
     /// Most memory in use by anyone.
     pub memory_used_max_mib: Option<f64>,
-    /// Mean power.
+    /// Mean power: energy over time where the GPU counts energy, since what it tells as its power is a mean over the last
+    /// second or so; else the mean of that.
     pub power_mean_w: Option<f64>,
     /// Energy from the first sample to the last.
     pub energy_j: Option<f64>,
@@ -106,13 +110,14 @@ impl GpuWatch {
     }
 
     /// Looks at every GPU.
-    pub(crate) fn sample(&self) -> Vec<GpuSample> {
+    pub(crate) fn sample(&self, at: Nanos) -> Vec<GpuSample> {
         let Some(nvml) = &self.nvml else { return Vec::new() };
         let samples = self.gpus.devices.iter().filter_map(|known| {
             let device = nvml.device_by_index(known.index).ok()?;
             let reasons = device.current_throttle_reasons().ok().unwrap_or(ThrottleReasons::empty());
             Some(GpuSample {
                 index: known.index,
+                at,
                 utilisation: device.utilization_rates().ok().map(|rates| f64::from(rates.gpu)),
                 memory_used_mib: device.memory_info().ok().map(|memory| memory.used as f64 / MIB),
                 power_w: device.power_usage().ok().map(|milliwatts| f64::from(milliwatts) / 1e3),
@@ -168,7 +173,14 @@ impl GpuSummary {
                 let values: Vec<f64> = values(get).collect();
                 (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
             };
-            let energy: Vec<f64> = values(|sample| sample.energy_j).collect();
+            let counted: Vec<(Nanos, f64)> =
+                samples.iter().filter_map(|sample| Some((sample.at, sample.energy_j?))).collect();
+            // From the first sample to the last: joules and seconds.
+            let energy = counted
+                .first()
+                .zip(counted.last())
+                .map(|(first, last)| (last.1 - first.1, last.0.saturating_sub(first.0) as f64 / 1e9));
+            let by_energy = energy.filter(|&(_, seconds)| seconds > 0.0).map(|(joules, seconds)| joules / seconds);
             let mut throttled = BTreeMap::new();
             for reason in samples.iter().flat_map(|sample| &sample.throttled) {
                 *throttled.entry((*reason).to_owned()).or_insert(0.0) += 1.0 / samples.len() as f64;
@@ -178,8 +190,8 @@ impl GpuSummary {
                 samples: samples.len() as u64,
                 utilisation_mean: mean(|sample| sample.utilisation),
                 memory_used_max_mib: values(|sample| sample.memory_used_mib).reduce(f64::max),
-                power_mean_w: mean(|sample| sample.power_w),
-                energy_j: energy.first().zip(energy.last()).map(|(first, last)| last - first),
+                power_mean_w: by_energy.or_else(|| mean(|sample| sample.power_w)),
+                energy_j: energy.map(|(joules, _)| joules),
                 sm_clock_min_mhz: values(|sample| sample.sm_clock_mhz).reduce(f64::min),
                 sm_clock_mean_mhz: mean(|sample| sample.sm_clock_mhz),
                 temperature_max_c: values(|sample| sample.temperature_c).reduce(f64::max),
@@ -196,29 +208,34 @@ mod tests {
 
     #[test]
     fn samples_come_to_means_and_extremes_of_what_was_told() {
-        let sample = |index, power_w, energy_j, throttled: &[&'static str]| GpuSample {
+        let sample = |index, at_s: u64, power_w, energy_j, throttled: &[&'static str]| GpuSample {
             index,
+            at: at_s * 1_000_000_000,
             power_w,
             energy_j,
             throttled: throttled.to_vec(),
             ..GpuSample::default()
         };
         let samples = [
-            sample(0, Some(100.0), Some(1000.0), &[]),
-            sample(1, None, None, &[]),
-            sample(0, Some(300.0), Some(1500.0), &["sw_power_cap"]),
+            sample(0, 1, Some(100.0), Some(1000.0), &[]),
+            sample(1, 1, None, None, &[]),
+            sample(2, 1, Some(100.0), None, &[]),
+            sample(0, 3, Some(300.0), Some(1500.0), &["sw_power_cap"]),
+            sample(2, 3, Some(300.0), None, &[]),
         ];
-        let [first, second] = &GpuSummary::of(samples.iter())[..] else { panic!("two") };
-        assert_eq!((first.samples, first.power_mean_w, first.energy_j), (2, Some(200.0), Some(500.0)));
+        let [first, second, third] = &GpuSummary::of(samples.iter())[..] else { panic!("three") };
+        // 500 J in 2 s, whatever the two readings say; without a counter of energy their mean.
+        assert_eq!((first.samples, first.power_mean_w, first.energy_j), (2, Some(250.0), Some(500.0)));
+        assert_eq!((third.power_mean_w, third.energy_j), (Some(200.0), None));
         assert_eq!(first.throttled, BTreeMap::from([("sw_power_cap".to_owned(), 0.5)]));
         assert_eq!((second.index, second.power_mean_w, second.energy_j), (1, None, None));
-        assert_eq!(samples[2].values()["gpu0.throttled.sw_power_cap"], 1.0);
+        assert_eq!(samples[3].values()["gpu0.throttled.sw_power_cap"], 1.0);
     }
 
     #[test]
     fn a_machine_without_gpus_says_so() {
         let watch = GpuWatch::open();
         assert_eq!(watch.gpus.absent.is_some(), watch.gpus.devices.is_empty(), "{:?}", watch.gpus);
-        assert_eq!(watch.sample().len(), watch.gpus.devices.len());
+        assert_eq!(watch.sample(0).len(), watch.gpus.devices.len());
     }
 }

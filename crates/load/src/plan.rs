@@ -134,8 +134,13 @@ pub enum BenchError {
     #[error("{}", .0.message)]
     Server(Failure),
     /// No model was named and the server lists none.
-    #[error("{0} lists no models at /v1/models; is it up? Name one with --model")]
-    NoModel(String),
+    #[error("{url} names no model: {reason}; if that is as it should be, name one with --model")]
+    NoModel {
+        /// Its list of models.
+        url: String,
+        /// What came of asking for it.
+        reason: String,
+    },
     /// The file of prompts.
     #[error(transparent)]
     Prompts(#[from] FileError),

@@ -3,7 +3,7 @@
 use crate::{
     exchange::Target,
     http::{Connector, Limits, Url},
-    record::Failure,
+    record::{Failure, FailureClass},
 };
 use std::{io, time::Duration};
 use tokio::runtime::{Builder, Runtime};
@@ -34,28 +34,35 @@ impl Session {
         self.runtime.block_on(Connector::new(url, limits))
     }
 
-    /// Sends one request over a connection of its own. None when it fails, is too long or takes too long: whatever it
-    /// was about is then unknown.
-    pub(crate) fn ask(&self, target: &Target, method: &str, url: &Url, body: Option<&[u8]>) -> Option<Reply> {
+    /// Sends one request over a connection of its own.
+    ///
+    /// # Errors
+    /// When it fails, its answer is too long, or it takes too long: whatever it was about is then unknown.
+    pub(crate) fn ask(&self, target: &Target, method: &str, url: &Url, body: Option<&[u8]>) -> Result<Reply, Failure> {
         let request = target.request(method, url, body);
         let exchange = async {
-            let mut connection = target.connector.connect(&target.clock).await.ok()?;
-            connection.write(&request).await.ok()?;
-            let (head, mut decoder) = connection.read_head().await.ok()?;
+            let mut connection = target.connector.connect(&target.clock).await?;
+            connection.write(&request).await?;
+            let (head, mut decoder) = connection.read_head().await?;
             let mut body = Vec::new();
-            while !connection.read_body(&mut decoder, |part, _| body.extend_from_slice(part)).await.ok()? {
+            while !connection.read_body(&mut decoder, |part, _| body.extend_from_slice(part)).await? {
                 if body.len() > ANSWER_BYTES_MAX {
-                    return None;
+                    let message = format!("{url}: an answer of more than {ANSWER_BYTES_MAX} bytes");
+                    return Err(Failure { class: FailureClass::Malformed, message });
                 }
             }
-            Some(Reply { status: head.status, body })
+            Ok(Reply { status: head.status, body })
         };
-        let limited = async { tokio::time::timeout(ANSWER_TIME_MAX, exchange).await.ok().flatten() };
+        let late = || {
+            let message = format!("{url}: no answer within {} s", ANSWER_TIME_MAX.as_secs());
+            Err(Failure { class: FailureClass::TimedOut, message })
+        };
+        let limited = async { tokio::time::timeout(ANSWER_TIME_MAX, exchange).await.unwrap_or_else(|_| late()) };
         self.runtime.block_on(limited)
     }
 
     /// The body of a successful answer.
     pub(crate) fn body(&self, target: &Target, method: &str, url: &Url, body: Option<&[u8]>) -> Option<Vec<u8>> {
-        self.ask(target, method, url, body).filter(|reply| reply.status == 200).map(|reply| reply.body)
+        self.ask(target, method, url, body).ok().filter(|reply| reply.status == 200).map(|reply| reply.body)
     }
 }

@@ -23,6 +23,8 @@ pub struct Subject {
     pub pages: BTreeMap<String, Value>,
 }
 
+/// Where servers list their models.
+pub(crate) const MODELS: &str = "/v1/models";
 /// Pages on which some servers tell their version and flags.
 const PAGES: [&str; 5] = ["/get_server_info", "/info", "/props", "/api/version", "/server_info?config_format=json"];
 
@@ -44,28 +46,39 @@ pub struct MetricsChange {
 }
 
 impl Subject {
-    /// Asks the server.
-    pub(crate) fn ask(session: &Session, target: &Target) -> Self {
+    /// Asks the server; and whether it gave its list of models, or why not. A server that gives no answer to that is asked nothing
+    /// more: each further question would wait as long.
+    pub(crate) fn ask(session: &Session, target: &Target) -> (Self, Result<(), String>) {
+        let root = target.url.root();
+        let models = match session.ask(target, "GET", &root.join(MODELS), None) {
+            Ok(reply) if reply.status == 200 => json_or_text(&reply.body),
+            Ok(reply) => {
+                let reason = format!("status {}", reply.status);
+                return (Self::told(session, target, Value::Null), Err(reason));
+            }
+            Err(failure) => return (Self::default(), Err(failure.message)),
+        };
+        (Self::told(session, target, models), Ok(()))
+    }
+
+    fn told(session: &Session, target: &Target, models: Value) -> Self {
         let root = target.url.root();
         let page = |path: &str| {
             let body = session.body(target, "GET", &root.join(path), None);
-            body.map_or(Value::Null, |body| {
-                serde_json::from_slice(&body).unwrap_or_else(|_| String::from_utf8_lossy(&body).trim().into())
-            })
+            body.map_or(Value::Null, |body| json_or_text(&body))
         };
         let pages = PAGES.iter().map(|&path| (path.to_owned(), page(path))).filter(|(_, page)| page.is_object());
-        Self {
-            models: page("/v1/models"),
-            version: page("/version"),
-            engine: page("/v1/engine"),
-            pages: pages.collect(),
-        }
+        Self { models, version: page("/version"), engine: page("/v1/engine"), pages: pages.collect() }
     }
 
     /// The first model the server offers.
     pub fn first_model(&self) -> Option<&str> {
         self.models.get("data")?.get(0)?.get("id")?.as_str()
     }
+}
+
+fn json_or_text(body: &[u8]) -> Value {
+    serde_json::from_slice(body).unwrap_or_else(|_| String::from_utf8_lossy(body).trim().into())
 }
 
 /// One page of metrics.

@@ -106,7 +106,7 @@ impl Watch<'_> {
             let kept = page.samples.into_iter().filter(|(name, _)| !name.contains("_bucket")).take(VALUES_MAX);
             self.samples.push(Sample { at, source: "metrics", values: kept.collect() });
         }
-        let looked = self.gpus.sample();
+        let looked = self.gpus.sample(self.target.clock.now());
         if !looked.is_empty() {
             let values = looked.iter().flat_map(GpuSample::values).collect();
             self.samples.push(Sample { at: self.target.clock.now(), source: "gpu", values });

@@ -1,7 +1,7 @@
 //! `powertrain report SCENARIO --before FILES… --after FILES…` and `powertrain report index DIR`
 
 use crate::print;
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use powertrain_report::{analysis::Analysis, case_study, index};
 use std::path::PathBuf;
 
@@ -26,6 +26,9 @@ pub(crate) struct Arguments {
     /// Result of `compare --json` of the same runs: its verdicts count in place of overlapping intervals
     #[arg(long, value_name = "FILE")]
     comparison: Option<PathBuf>,
+    /// Tables of sweeps (their sweep.json), to be shown with what they propose
+    #[arg(long, num_args = 1.., value_name = "FILE")]
+    sweep: Vec<PathBuf>,
     /// Folder to write to
     #[arg(long, value_name = "DIR", default_value = "report")]
     out: PathBuf,
@@ -50,11 +53,18 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if let Some(Command::Index(arguments)) = &arguments.command {
         let page = arguments.out.clone().unwrap_or_else(|| arguments.folder.join("index.html"));
         let index = index::Index::of(&arguments.folder)?;
+        ensure!(
+            index.runs() > 0,
+            "{}: no result of `powertrain bench --output` in it or below ({} JSON files); give the folder of the results",
+            arguments.folder.display(),
+            index.files()
+        );
         index.write(&page)?;
         return print(&format!("{} runs of {} files in {}\n", index.runs(), index.files(), page.display()));
     }
     let scenario = arguments.scenario.as_ref().context("no scenario was given")?;
-    let analysis = Analysis::of(scenario, &arguments.before, &arguments.after, arguments.comparison.as_deref())?;
+    let Arguments { before, after, comparison, sweep, .. } = arguments;
+    let analysis = Analysis::of(scenario, before, after, comparison.as_deref(), sweep)?;
     let study = case_study::render(&analysis, &command_line(arguments, scenario))?;
     let mut text = String::new();
     for path in study.write(&arguments.out)? {
@@ -74,6 +84,9 @@ fn command_line(arguments: &Arguments, scenario: &std::path::Path) -> String {
     flag("--after", &arguments.after);
     if let Some(comparison) = &arguments.comparison {
         flag("--comparison", std::slice::from_ref(comparison));
+    }
+    if !arguments.sweep.is_empty() {
+        flag("--sweep", &arguments.sweep);
     }
     flag("--out", std::slice::from_ref(&arguments.out));
     words.join(" ")

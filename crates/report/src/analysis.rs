@@ -3,6 +3,7 @@
 use crate::{
     change::{self, Changes},
     comparison,
+    configurations::{self, Sweep},
     cost::{self, Cost, Split},
     document::{Document, Kind},
     error::Error,
@@ -28,6 +29,8 @@ pub struct Analysis {
     pub changes: Vec<Changes>,
     /// The comparison whose verdicts were taken, where one was given.
     pub comparison: Option<Document>,
+    /// The files of sweeps.
+    pub sweeps: Vec<Document>,
     /// Measures of quality.
     pub quality: Vec<quality::Row>,
     /// Owned against rented: names, and months until the purchase is paid.
@@ -61,6 +64,7 @@ impl Analysis {
         before: &[P],
         after: &[P],
         comparison: Option<&Path>,
+        sweeps: &[P],
     ) -> Result<Self, Error> {
         let scenario = Scenario::open(scenario)?;
         let open = |letter: &str, files: &[P]| -> Result<Vec<Document>, Error> {
@@ -74,6 +78,10 @@ impl Analysis {
         if let Some(other) = comparison.as_ref().filter(|document| document.kind != Kind::Compare) {
             return Err(Error::NoComparison { path: other.path.clone() });
         }
+        let sweeps = open("S", sweeps)?;
+        if let Some(other) = sweeps.iter().find(|document| document.kind != Kind::Sweep) {
+            return Err(Error::NoSweep { path: other.path.clone() });
+        }
         let mut changes = change::changes(&before, &after);
         if let Some(comparison) = &comparison {
             comparison::take_verdicts(comparison, &mut changes);
@@ -81,6 +89,7 @@ impl Analysis {
         let mut analysis = Self {
             changes,
             comparison,
+            sweeps,
             quality: quality::rows(&before, &after),
             own_or_rent: cost::own_or_rent(&scenario),
             before: Assessed::of(&scenario, before),
@@ -98,10 +107,15 @@ impl Analysis {
         self.changes.iter().find(|changes| changes.load == *load)
     }
 
+    /// The tables of the sweeps.
+    pub fn configurations(&self) -> Vec<Sweep> {
+        self.sweeps.iter().map(configurations::sweep).collect()
+    }
+
     /// Every document that was read.
     pub fn documents(&self) -> Vec<&Document> {
         let sides = self.before.side.documents().into_iter().chain(self.after.side.documents());
-        sides.chain(&self.comparison).chain([&self.scenario.document]).collect()
+        sides.chain(&self.comparison).chain(&self.sweeps).chain([&self.scenario.document]).collect()
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
     render, requirement,
     run::{Level, WORK},
     sentence::{Sentence, quoted, say},
-    sweet_spot,
+    sweet_spot, telemetry,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -129,6 +129,8 @@ pub fn render(analysis: &Analysis, command: &str) -> Result<CaseStudy, Error> {
         "compared": compared(analysis),
         "quality": analysis.quality,
         "memory": sides(analysis).map(|side| &side.memory),
+        "gpus": sides(analysis).iter().flat_map(|side| telemetry::rows(side)).collect::<Vec<_>>(),
+        "sweeps": analysis.configurations(),
         "costs": costs(analysis),
         "splits": sides(analysis).map(|side| match &side.split {
             Ok(split) => json!({ "side": side.side.name, "split": split }),
@@ -160,8 +162,8 @@ impl CaseStudy {
     /// When one cannot be written.
     pub fn write(&self, folder: &Path) -> Result<Vec<PathBuf>, Error> {
         let charts = folder.join(CHARTS);
-        let unwritable = |path: &Path, source| Error::Unwritable { path: path.display().to_string(), source };
-        fs::create_dir_all(&charts).map_err(|source| unwritable(&charts, source))?;
+        let unwritable = |path: &Path, error| Error::Unwritable { path: path.display().to_string(), error };
+        fs::create_dir_all(&charts).map_err(|error| unwritable(&charts, error))?;
         let pages = [(folder.join(PAGE), self.html.clone()), (folder.join(MARKDOWN), self.markdown.clone())];
         let drawings = self
             .drawings
@@ -169,7 +171,7 @@ impl CaseStudy {
             .map(|drawing| (charts.join(format!("{}.svg", drawing.id)), chart::standalone(&drawing.svg)));
         let mut written = Vec::new();
         for (path, text) in pages.into_iter().chain(drawings) {
-            fs::write(&path, text).map_err(|source| unwritable(&path, source))?;
+            fs::write(&path, text).map_err(|error| unwritable(&path, error))?;
             written.push(path);
         }
         Ok(written)

@@ -35,6 +35,8 @@ pub enum Kind {
     Eval,
     /// An A/B comparison of `powertrain compare`.
     Compare,
+    /// The table of a `powertrain sweep`.
+    Sweep,
     /// A server's memory over a run.
     Memory,
     /// The client's scenario.
@@ -42,10 +44,11 @@ pub enum Kind {
 }
 
 /// Formats by the part of their name before the version, and the version that is understood.
-const FORMATS: [(&str, u64, Kind); 4] = [
+const FORMATS: [(&str, u64, Kind); 5] = [
     ("powertrain-bench", 1, Kind::Bench),
     ("powertrain-eval", 1, Kind::Eval),
     ("powertrain-compare", 1, Kind::Compare),
+    ("powertrain-sweep-table", 1, Kind::Sweep),
     ("powertrain-memory", 1, Kind::Memory),
 ];
 
@@ -56,14 +59,14 @@ impl Document {
     /// When it cannot be read, is no JSON, or is of no kind that a report knows.
     pub fn open(id: &str, path: &Path) -> Result<Self, Error> {
         let shown = path.display().to_string();
-        let unreadable = |source| Error::Unreadable { path: shown.clone(), source };
+        let unreadable = |error| Error::Unreadable { path: shown.clone(), error };
         let size = fs::metadata(path).map_err(unreadable)?.len();
         if size > BYTES_MAX {
             return Err(Error::TooLarge { path: shown, size, most: BYTES_MAX });
         }
         let bytes = fs::read(path).map_err(unreadable)?;
         let json: Value =
-            serde_json::from_slice(&bytes).map_err(|source| Error::NotJson { path: shown.clone(), source })?;
+            serde_json::from_slice(&bytes).map_err(|error| Error::NotJson { path: shown.clone(), error })?;
         let kind = kind(&json).map_err(|found| Error::UnknownFormat { path: shown.clone(), found })?;
         let sha256 = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
         Ok(Self { id: id.to_owned(), path: shown, sha256, kind, json })

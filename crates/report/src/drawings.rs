@@ -9,6 +9,7 @@ use crate::{
     run::Load,
     sentence::{Sentence, quoted, say},
     side::Point,
+    telemetry,
 };
 use powertrain_load::statistics::interpolated;
 use serde::Serialize;
@@ -47,6 +48,7 @@ pub fn drawings(analysis: &Analysis) -> Vec<Drawing> {
             &events.itl_ms
         }),
         memory(analysis),
+        energy(analysis),
         cost(analysis),
     ];
     all.into_iter().flatten().collect()
@@ -320,6 +322,31 @@ fn memory(analysis: &Analysis) -> Option<Drawing> {
     let chart = Bars { title: "Most memory of the server".to_owned(), label: "MiB".to_owned(), bars };
     let caption = say!["Most memory that the server was seen to take; lower is better."];
     Some(Drawing { id: "memory", section: "memory", title: "Memory", caption, svg: chart.svg() })
+}
+
+/// What a token costs in energy, where both sides' GPUs were looked at or one's.
+fn energy(analysis: &Analysis) -> Option<Drawing> {
+    let (x, closed) = load_axis(analysis)?;
+    let mut lines = Vec::new();
+    for (assessed, colour) in sides(analysis) {
+        let dot = |(point, load): (&Point, f64)| {
+            let figure = telemetry::energy_per_token(assessed, point)?;
+            let title = titled(&assessed.side.name, &point.load, "energy of an output token", &figure);
+            Some(Dot::of(load, &figure, title))
+        };
+        let dots: Vec<Dot> = loads(assessed, closed).filter_map(dot).collect();
+        if !dots.is_empty() {
+            lines.push(Line { name: assessed.side.name.clone(), side: colour, dashed: false, smooth: false, dots });
+        }
+    }
+    if lines.is_empty() {
+        return None;
+    }
+    let y = Axis { label: "joules per output token", scale: scale_of(&lines), ticks: None, unit: Unit::Plain };
+    let title = "Energy of an output token";
+    let chart = Lines { title: title.to_owned(), x, y, lines, rules: Vec::new() };
+    let caption = say!["Mean power of the GPUs over output tokens per second, prompts included; lower is better."];
+    Some(Drawing { id: "energy", section: "gpus", title, caption, svg: chart.svg() })
 }
 
 fn cost(analysis: &Analysis) -> Option<Drawing> {

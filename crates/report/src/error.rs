@@ -7,12 +7,12 @@ use std::io;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file cannot be read.
-    #[error("{path}: cannot be read: {source}")]
+    #[error("{path}: cannot be read: {error}")]
     Unreadable {
         /// The file.
         path: String,
         /// Why.
-        source: io::Error,
+        error: io::Error,
     },
     /// A file is larger than any result.
     #[error("{path}: {size} bytes, more than the {most} that a result may have; give the result, not its raw events")]
@@ -25,12 +25,12 @@ pub enum Error {
         most: u64,
     },
     /// A file is no JSON.
-    #[error("{path}: not JSON: {source}")]
+    #[error("{path}: not JSON: {error}")]
     NotJson {
         /// The file.
         path: String,
         /// Where and why.
-        source: serde_json::Error,
+        error: serde_json::Error,
     },
     /// A file is of no kind that a report knows.
     #[error("{path}: {found}; a report reads {}", known_formats())]
@@ -60,20 +60,26 @@ pub enum Error {
         /// The file.
         path: String,
     },
+    /// What was given as a sweep is none.
+    #[error("{path}: not the sweep.json of `powertrain sweep`, which --sweep takes")]
+    NoSweep {
+        /// The file.
+        path: String,
+    },
     /// A template does not render.
-    #[error("the template {name} does not render: {source:#}")]
+    #[error("the template {name} does not render: {error:#}")]
     Template {
         /// Which.
         name: String,
         /// Where and why.
-        source: minijinja::Error,
+        error: minijinja::Error,
     },
     /// A file cannot be written.
-    #[error("{path}: cannot be written: {source}")]
+    #[error("{path}: cannot be written: {error}")]
     Unwritable {
         /// The file.
         path: String,
         /// Why.
-        source: io::Error,
+        error: io::Error,
     },
 }

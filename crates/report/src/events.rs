@@ -1,16 +1,12 @@
 //! The raw events beside a result: every request's chunks, from which distributions and the course over time are drawn.
 
-use powertrain_load::statistics::student_95;
-use serde::Deserialize;
-use std::{
-    collections::BTreeMap,
-    fs::File,
-    io::{self, BufRead, BufReader, Read},
-    path::Path,
+use powertrain_load::{
+    Nanos, Outcome, RequestRecord, definitions,
+    events::{EventsError, EventsReader},
+    statistics::student_95,
 };
+use std::{collections::BTreeMap, io::BufRead, path::Path};
 
-/// Longest line that is read: one request with some million chunks.
-const LINE_BYTES_MAX: u64 = 64 << 20;
 /// Most values kept of one distribution of one level; what comes later is counted, not drawn.
 const VALUES_MAX: usize = 2_000_000;
 /// Most seconds of a course over time.
@@ -45,29 +41,6 @@ pub struct LevelEvents {
     pub dropped: usize,
 }
 
-/// A request as its line has it; what is missing is empty.
-#[derive(Deserialize)]
-struct Line {
-    level: usize,
-    #[serde(default)]
-    warmup: bool,
-    scheduled_us: f64,
-    #[serde(default)]
-    chunk_gaps_us: Vec<f64>,
-    #[serde(default)]
-    chunk_tokens: Option<Vec<f64>>,
-    #[serde(default)]
-    usage: Option<Usage>,
-    #[serde(default)]
-    failure: Option<serde_json::Value>,
-}
-
-#[derive(Deserialize)]
-struct Usage {
-    #[serde(default)]
-    completion_tokens: f64,
-}
-
 /// A level while its lines are read.
 #[derive(Default)]
 struct Gathering {
@@ -79,29 +52,22 @@ struct Gathering {
 }
 
 impl Events {
-    /// Reads the file.
+    /// Reads the file. Lines that are no request are counted, so that what else it holds can be shown.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        Self::read(BufReader::new(File::open(path)?))
+    pub fn open(path: &Path) -> Result<Self, EventsError> {
+        Self::read(EventsReader::open(path)?)
     }
 
-    fn read(mut reader: impl BufRead) -> io::Result<Self> {
+    fn read(reader: EventsReader<impl BufRead>) -> Result<Self, EventsError> {
         let mut gathered: BTreeMap<usize, Gathering> = BTreeMap::new();
         let mut unread = 0;
-        let mut bytes = Vec::new();
-        loop {
-            bytes.clear();
-            if reader.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut bytes)? == 0 {
-                break;
-            }
-            if bytes.iter().all(u8::is_ascii_whitespace) {
-                continue;
-            }
-            match serde_json::from_slice::<Line>(&bytes) {
-                Ok(line) if line.scheduled_us.is_finite() => gathered.entry(line.level).or_default().add(&line),
-                _ => unread += 1,
+        for request in reader {
+            match request {
+                Ok((level, record)) => gathered.entry(level).or_default().add(&record),
+                Err(EventsError::Line { .. }) => unread += 1,
+                Err(error @ EventsError::Read { .. }) => return Err(error),
             }
         }
         let levels = gathered.into_iter().map(|(level, gathering)| (level, gathering.finish())).collect();
@@ -110,32 +76,29 @@ impl Events {
 }
 
 impl Gathering {
-    fn add(&mut self, line: &Line) {
-        let due_s = line.scheduled_us / 1e6;
+    fn add(&mut self, record: &RequestRecord) {
+        let due_s = seconds(record.scheduled);
         self.first_s = Some(self.first_s.map_or(due_s, |first| first.min(due_s)));
-        let chunks = line.chunk_gaps_us.len();
-        let counted = line.chunk_tokens.as_ref().filter(|tokens| tokens.len() == chunks);
+        let counted = record.chunks.iter().all(|chunk| chunk.tokens.is_some());
         // The server's total spread evenly where it does not count by chunk; a chunk is a token where it does not count.
-        let even = line.usage.as_ref().map_or(1.0, |usage| usage.completion_tokens / chunks.max(1) as f64);
-        let mut at_s = due_s;
-        for (index, gap) in line.chunk_gaps_us.iter().enumerate() {
-            at_s += gap / 1e6;
-            let tokens = counted.map_or(even, |tokens| tokens[index]);
-            if self.arrivals.len() < VALUES_MAX {
-                self.arrivals.push((at_s, tokens));
-            }
-        }
-        if line.warmup {
+        let even = f64::from(definitions::output_tokens(record).count) / record.chunks.len().max(1) as f64;
+        let room = VALUES_MAX - self.arrivals.len();
+        self.arrivals.extend(record.chunks.iter().take(room).map(|chunk| {
+            let tokens = chunk.tokens.filter(|_| counted).map_or(even, f64::from);
+            (seconds(chunk.at), tokens)
+        }));
+        if record.warmup {
             return;
         }
         let (first, last) = self.offered.unwrap_or((due_s, due_s));
         self.offered = Some((first.min(due_s), last.max(due_s)));
-        let is_completed = line.failure.as_ref().is_none_or(serde_json::Value::is_null);
-        let Some((ttft, gaps)) = line.chunk_gaps_us.split_first().filter(|_| is_completed) else { return };
-        self.events.ttft_ms.push(ttft / 1e3);
+        if record.outcome() != Outcome::Completed {
+            return;
+        }
+        self.events.ttft_ms.extend(definitions::ttft(record).map(milliseconds));
         let room = VALUES_MAX - self.events.itl_ms.len();
-        self.events.itl_ms.extend(gaps.iter().take(room).map(|gap| gap / 1e3));
-        self.events.dropped += gaps.len().saturating_sub(room);
+        self.events.itl_ms.extend(definitions::chunk_gaps(record).take(room).map(milliseconds));
+        self.events.dropped += record.chunks.len().saturating_sub(1).saturating_sub(room);
     }
 
     fn finish(mut self) -> LevelEvents {
@@ -160,6 +123,14 @@ impl Gathering {
     }
 }
 
+fn seconds(nanos: Nanos) -> f64 {
+    nanos as f64 / 1e9
+}
+
+fn milliseconds(nanos: Nanos) -> f64 {
+    nanos as f64 / 1e6
+}
+
 /// Batch means: the 95 % interval's half width of the mean over equal slices, as part of that mean.
 fn spread(arrivals: &[(f64, f64)], (from, to): (f64, f64)) -> Option<f64> {
     let width = (to - from) / SLICES as f64;
@@ -179,16 +150,16 @@ fn spread(arrivals: &[(f64, f64)], (from, to): (f64, f64)) -> Option<f64> {
 mod tests {
     use super::*;
 
-    const LINES: &str = r#"{"level":0,"warmup":true,"scheduled_us":0,"chunk_gaps_us":[1000000,500000],"usage":{"completion_tokens":4}}
-{"level":0,"warmup":false,"scheduled_us":1000000,"chunk_gaps_us":[300000,200000,100000],"chunk_tokens":[1,2,3],"failure":null}
-{"level":0,"scheduled_us":2000000,"chunk_gaps_us":[5000],"failure":{"class":"closed","message":"x"}}
+    const LINES: &str = r#"{"level":0,"warmup":true,"scheduled_us":0,"ended_us":1500000,"chunk_gaps_us":[1000000,500000],"usage":{"completion_tokens":4}}
+{"level":0,"warmup":false,"scheduled_us":1000000,"ended_us":1600000,"chunk_gaps_us":[300000,200000,100000],"chunk_tokens":[1,2,3],"failure":null}
+{"level":0,"scheduled_us":2000000,"ended_us":2005000,"chunk_gaps_us":[5000],"failure":{"class":"closed","message":"x"}}
 not a line
-{"level":1,"scheduled_us":0,"chunk_gaps_us":[]}
+{"level":1,"scheduled_us":0,"ended_us":0,"chunk_gaps_us":[]}
 "#;
 
     #[test]
     fn warm_up_and_failed_requests_are_in_no_distribution() {
-        let events = Events::read(LINES.as_bytes()).unwrap();
+        let events = Events::read(EventsReader::new(Path::new("x"), LINES.as_bytes())).unwrap();
         assert_eq!(events.unread, 1);
         let level = &events.levels[&0];
         assert_eq!(level.ttft_ms, [300.0]);

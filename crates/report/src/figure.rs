@@ -45,6 +45,14 @@ pub enum Unit {
     Money,
     /// Watts.
     Watts,
+    /// Joules.
+    Joules,
+    /// Millions of a second.
+    Megahertz,
+    /// Degrees.
+    Celsius,
+    /// 2^30 bytes.
+    Gibibytes,
     /// Months.
     Months,
     /// A number without a unit.
@@ -148,6 +156,10 @@ impl Unit {
             Self::RequestsPerSecond => "req/s",
             Self::Mebibytes => "MiB",
             Self::Watts => "W",
+            Self::Joules => "J",
+            Self::Megahertz => "MHz",
+            Self::Celsius => "°C",
+            Self::Gibibytes => "GiB",
             Self::Months => "months",
             // Their text has the sign already, or the sentence says what they count.
             Self::Count | Self::Share | Self::Change | Self::Ratio | Self::Money | Self::Plain => "",

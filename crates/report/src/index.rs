@@ -115,7 +115,7 @@ impl Index {
     /// When it does not render or cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), Error> {
         let html = self.html()?;
-        fs::write(path, html).map_err(|source| Error::Unwritable { path: path.display().to_string(), source })
+        fs::write(path, html).map_err(|error| Error::Unwritable { path: path.display().to_string(), error })
     }
 
     /// Of each configuration, model and load with at least two runs: the metrics in the order of time.
@@ -177,7 +177,7 @@ fn row(file: &str, run: &Run, level: &Level) -> Row {
 
 /// Every JSON file below a folder; links to folders are not followed, so that none leads in a circle.
 fn collect(folder: &Path, depth: usize, paths: &mut Vec<PathBuf>) -> Result<(), Error> {
-    let unreadable = |source| Error::Unreadable { path: folder.display().to_string(), source };
+    let unreadable = |error| Error::Unreadable { path: folder.display().to_string(), error };
     for entry in fs::read_dir(folder).map_err(unreadable)? {
         let entry = entry.map_err(unreadable)?;
         let (path, kind) = (entry.path(), entry.file_type().map_err(unreadable)?);

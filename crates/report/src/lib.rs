@@ -2,7 +2,7 @@
 //!
 //! In reading order: `figure.rs` (a number and where it comes from), `sentence.rs`, `format.rs`; what is read: `document.rs`
 //! (a file), `scenario.rs` (the client), `metric.rs`, `run.rs` (a result), `events.rs` (its raw events), `side.rs` (several
-//! runs); what follows: `change.rs` (before against after), `requirement.rs`, `sweet_spot.rs`.
+//! runs); what follows: `change.rs` (before against after), `requirement.rs`, `sweet_spot.rs`, `telemetry.rs`, `configurations.rs`.
 #![forbid(unsafe_code)]
 
 pub mod analysis;
@@ -10,6 +10,7 @@ pub mod case_study;
 pub mod change;
 pub mod chart;
 pub mod comparison;
+pub mod configurations;
 pub mod cost;
 pub mod document;
 pub mod drawings;
@@ -30,5 +31,6 @@ pub mod scenario;
 pub mod sentence;
 pub mod side;
 pub mod sweet_spot;
+pub mod telemetry;
 
 pub use error::Error;

@@ -30,7 +30,7 @@ pub(crate) fn markdown(name: &str, content: &serde_json::Value) -> Result<String
 }
 
 fn render(name: &str, content: Value) -> Result<String, Error> {
-    let failed = |source| Error::Template { name: name.to_owned(), source };
+    let failed = |error| Error::Template { name: name.to_owned(), error };
     let mut environment = Environment::new();
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(failed)?;
     environment.set_syntax(syntax);

@@ -178,6 +178,21 @@ impl Level {
         classes.iter().map(class).collect()
     }
 
+    /// What stands below this level.
+    pub(crate) fn value(&self, below: &str) -> Option<&Value> {
+        self.document.json.pointer(&self.pointer(below))
+    }
+
+    /// What stands in the run that this level is of.
+    pub(crate) fn of_run(&self, pointer: &str) -> Option<&Value> {
+        self.document.json.pointer(pointer)
+    }
+
+    /// A number of the run that this level is of.
+    pub(crate) fn run_number(&self, pointer: &str, unit: Unit) -> Option<Figure> {
+        self.document.number(pointer, unit)
+    }
+
     /// It measured at least one request.
     pub fn has_summary(&self) -> bool {
         self.document.json.pointer(&self.pointer("/summary")).is_some_and(Value::is_object)

@@ -153,7 +153,7 @@ impl Scenario {
     /// When it cannot be read, is no TOML, or has fields or values that cannot be.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let shown = path.display().to_string();
-        let text = fs::read_to_string(path).map_err(|source| Error::Unreadable { path: shown.clone(), source })?;
+        let text = fs::read_to_string(path).map_err(|error| Error::Unreadable { path: shown.clone(), error })?;
         Self::parse(&shown, &text)
     }
 

@@ -8,8 +8,8 @@ use crate::{
     metric::{self, Metric},
     run::{Level, Load, Run},
 };
-use powertrain_load::statistics::student_95;
-use std::path::PathBuf;
+use powertrain_load::{events::EventsError, statistics::student_95};
+use std::path::Path;
 
 /// `before` or `after`.
 #[derive(Debug)]
@@ -56,7 +56,7 @@ impl Side {
                 Kind::Bench => runs.push(Measured::of(document)),
                 Kind::Eval => evals.push(document),
                 Kind::Memory => memory.push(document),
-                Kind::Compare | Kind::Scenario => {}
+                Kind::Compare | Kind::Sweep | Kind::Scenario => {}
             }
         }
         if runs.is_empty() {
@@ -152,11 +152,18 @@ impl Measured {
         let run = Run::of(document);
         let events = match run.events_path() {
             None => Err("the result names no file of raw events".to_owned()),
-            Some(path) => Events::open(&path)
-                .map_err(|error| format!("{}: {error}", PathBuf::from(path.file_name().unwrap_or_default()).display())),
+            // Named without their folder: a page says nothing of where its files lay.
+            Some(path) => Events::open(&path).map_err(|error| match error {
+                EventsError::Read { error, .. } => format!("{}: {error}", name_of(&path)),
+                line @ EventsError::Line { .. } => line.to_string(),
+            }),
         };
         Self { run, events }
     }
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn points(runs: &[Measured]) -> Vec<Point> {

@@ -16,6 +16,8 @@ const MEMORY_MARKS: &[&str] = &[
     "std::bad_alloc",
     "memory allocation of",
     "does not fit",
+    // Ours, of a GPU whose share does not hold one sequence.
+    "of gpu memory, ",
 ];
 /// Lines of a log that are kept with a failure.
 const TAIL_LINES: usize = 30;
@@ -121,6 +123,10 @@ mod tests {
             ),
             (
                 "ggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate buffer of size 9",
+                FailureKind::OutOfMemory,
+            ),
+            (
+                "error: KV cache for one sequence of --max-model-len needs 28 MiB of GPU memory, 0 MiB are free; lower --max-model-len",
                 FailureKind::OutOfMemory,
             ),
             ("error: unknown argument --colour", FailureKind::Ended),

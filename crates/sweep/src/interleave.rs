@@ -10,7 +10,8 @@ use crate::{
 };
 use powertrain_load::{
     BenchError, Stop, bench,
-    files::{EventsFile, events_path, write_result},
+    events::EventsFile,
+    files::{events_path, write_result},
     http::Url,
     result::RunResult,
 };

@@ -9,10 +9,7 @@ use crate::{
     workload::{Destination, Workload},
 };
 use powertrain_load::{
-    Event as BenchEvent, Stop, bench,
-    files::{EventsFile, events_path},
-    http::Url,
-    result::RunResult,
+    Event as BenchEvent, Stop, bench, events::EventsFile, files::events_path, http::Url, result::RunResult,
 };
 use std::{
     io,

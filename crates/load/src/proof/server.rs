@@ -38,7 +38,11 @@ pub struct TruthServer {
 }
 
 /// By prompt. Requests of one prompt are answered alike, each with its own entry.
-type Truths = Mutex<HashMap<String, Vec<Truth>>>;
+pub(super) type Truths = Mutex<HashMap<String, Vec<Truth>>>;
+
+pub(super) fn note(truths: &Truths, prompt: String, truth: Truth) {
+    truths.lock().unwrap_or_else(PoisonError::into_inner).entry(prompt).or_default().push(truth);
+}
 
 impl TruthServer {
     /// Starts one on a free port of this machine.
@@ -56,7 +60,7 @@ impl TruthServer {
         let address = listener.local_addr()?;
         let (end, ended) = oneshot::channel();
         let truths = Arc::new(Truths::default());
-        let (streams, writer) = writer::start(script.clone(), clock)?;
+        let (streams, writer) = writer::start(script.clone(), clock, truths.clone())?;
         let shared = Arc::new(Shared { script, clock, truths: truths.clone(), streams });
         let serve = move || {
             runtime.block_on(async {
@@ -130,7 +134,7 @@ async fn serve(mut socket: Socket, shared: &Shared, number: u32) -> io::Result<(
     while let Some(request) = read_request(&mut socket, &mut buffer).await? {
         let script = &shared.script;
         let prompt_tokens = request.prompt.split(' ').count();
-        let mut truth = Truth { received: request.received, messages: request.messages, ..Truth::default() };
+        let truth = Truth { received: request.received, messages: request.messages, ..Truth::default() };
         // Only the first answer of a connection has a phase: the others begin where it ended.
         let plan = match answered {
             0 => script.plan(number),
@@ -139,8 +143,10 @@ async fn serve(mut socket: Socket, shared: &Shared, number: u32) -> io::Result<(
         answered += 1;
         let mut open = true;
         if let Ending::Status(status) = script.ending {
+            note(&shared.truths, request.prompt, truth);
             socket.write_all(&wire::failed(status)).await?;
         } else if !request.stream {
+            note(&shared.truths, request.prompt, truth);
             socket.write_all(&wire::unstreamed(script, &plan, prompt_tokens)).await?;
         } else {
             let beginning = wire::beginning(script);
@@ -149,13 +155,13 @@ async fn serve(mut socket: Socket, shared: &Shared, number: u32) -> io::Result<(
             }
             let (ended, end) = oneshot::channel();
             let due = Instant::now() + script.ttft + plan.phase;
-            let stream = Stream { socket, due, plan, prompt_tokens, truth, ended };
+            let (prompt, truth) = (request.prompt, Some(truth));
+            let stream = Stream { socket, due, plan, prompt_tokens, prompt, truth, ended };
             let gone = |_| io::Error::other("the writer has ended");
             shared.streams.send(stream).map_err(|_| io::Error::other("the writer has ended"))?;
             let stream: Ended = end.await.map_err(gone)?;
-            (socket, truth, open) = (stream.socket, stream.truth, stream.whole);
+            (socket, open) = (stream.socket, stream.whole);
         }
-        shared.truths.lock().unwrap_or_else(PoisonError::into_inner).entry(request.prompt).or_default().push(truth);
         if !open {
             return Ok(());
         }

@@ -1,15 +1,24 @@
 //! One thread that writes the chunks of all streams when they are due.
 //!
 //! It takes the time right before and after each write, so the truth is when it wrote, not when it meant to: how late it
-//! was is no error of the client's. It sleeps at least [`SLEEP_MIN`], so that waking up costs little beside writing.
+//! was is no error of the client's. It sleeps at least [`SLEEP_MIN`], so that waking up costs little beside writing. What it did
+//! of a stream is noted before the stream's end is written: a client that has read all finds the note.
 
-use super::{Script, Truth, script::Plan, wire};
+use super::{
+    Script, Truth,
+    script::Plan,
+    server::{Truths, note},
+    wire,
+};
 use crate::{clock::Clock, http::Socket};
 use std::{
     cmp::Ordering,
     collections::{BinaryHeap, binary_heap::PeekMut},
     io,
-    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -30,7 +39,10 @@ pub(super) struct Stream {
     pub(super) due: Instant,
     pub(super) plan: Plan,
     pub(super) prompt_tokens: usize,
-    pub(super) truth: Truth,
+    /// Under which it is noted.
+    pub(super) prompt: String,
+    /// None once it is noted.
+    pub(super) truth: Option<Truth>,
     /// Told when it has ended, well or not.
     pub(super) ended: oneshot::Sender<Ended>,
 }
@@ -38,15 +50,14 @@ pub(super) struct Stream {
 /// A stream that has ended.
 pub(super) struct Ended {
     pub(super) socket: Socket,
-    pub(super) truth: Truth,
     /// Everything was written: the connection can carry another.
     pub(super) whole: bool,
 }
 
 /// Starts the thread; it ends when the sender is dropped.
-pub(super) fn start(script: Script, clock: Clock) -> io::Result<(Sender<Stream>, JoinHandle<()>)> {
+pub(super) fn start(script: Script, clock: Clock, truths: Arc<Truths>) -> io::Result<(Sender<Stream>, JoinHandle<()>)> {
     let (sender, receiver) = channel();
-    let writer = Writer { content: wire::content(), script, clock, streams: BinaryHeap::new() };
+    let writer = Writer { content: wire::content(), script, clock, truths, streams: BinaryHeap::new() };
     let thread = std::thread::Builder::new().name("truth-writer".to_owned()).spawn(move || writer.run(&receiver))?;
     Ok((sender, thread))
 }
@@ -54,6 +65,7 @@ pub(super) fn start(script: Script, clock: Clock) -> io::Result<(Sender<Stream>,
 struct Writer {
     script: Script,
     clock: Clock,
+    truths: Arc<Truths>,
     content: Vec<u8>,
     streams: BinaryHeap<Turn>,
 }
@@ -80,12 +92,13 @@ impl Writer {
         loop {
             let now = Instant::now();
             while let Some(mut turn) = self.streams.peek_mut().filter(|turn| turn.due <= now) {
-                match turn.advance(&self.script, &self.content, &self.clock) {
+                match turn.advance(&self.script, &self.content, &self.clock, &self.truths) {
                     Next::At(due) => turn.due = due,
                     Next::Ended { whole } => {
-                        let Stream { socket, truth, ended, .. } = *PeekMut::pop(turn).stream;
+                        turn.note(&self.truths);
+                        let Stream { socket, ended, .. } = *PeekMut::pop(turn).stream;
                         // A server that is going away no longer waits for its streams.
-                        _ = ended.send(Ended { socket, truth, whole });
+                        _ = ended.send(Ended { socket, whole });
                     }
                 }
             }
@@ -106,8 +119,10 @@ impl Writer {
     }
 
     fn take(&mut self, mut stream: Stream) {
-        for times in [&mut stream.truth.written, &mut stream.truth.took] {
-            times.reserve_exact(stream.plan.written as usize);
+        if let Some(truth) = &mut stream.truth {
+            for times in [&mut truth.written, &mut truth.took] {
+                times.reserve_exact(stream.plan.written as usize);
+            }
         }
         let mut turn = Turn { due: stream.due, chunk: 0, rest: Vec::new(), stream: Box::new(stream) };
         turn.due += turn.pause(&self.script);
@@ -117,7 +132,7 @@ impl Writer {
 
 impl Turn {
     /// Writes what is due.
-    fn advance(&mut self, script: &Script, content: &[u8], clock: &Clock) -> Next {
+    fn advance(&mut self, script: &Script, content: &[u8], clock: &Clock, truths: &Truths) -> Next {
         if !self.rest.is_empty() {
             let rest = std::mem::take(&mut self.rest);
             if let Some(next) = self.write(&rest, None) {
@@ -127,8 +142,10 @@ impl Turn {
             self.chunk += 1;
             let before = clock.now();
             let next = self.write(content, script.write_bytes);
-            self.stream.truth.written.push(before);
-            self.stream.truth.took.push(clock.now() - before);
+            if let Some(truth) = &mut self.stream.truth {
+                truth.written.push(before);
+                truth.took.push(clock.now() - before);
+            }
             if let Some(next) = next {
                 return next;
             }
@@ -136,6 +153,7 @@ impl Turn {
         if self.chunk < self.stream.plan.written {
             return Next::At(self.due + script.gap + self.pause(script));
         }
+        self.note(truths);
         let end = wire::ending(script, &self.stream.plan, self.stream.prompt_tokens);
         if self.chunk > self.stream.plan.written || end.is_empty() {
             return Next::Ended { whole: !end.is_empty() };
@@ -143,6 +161,12 @@ impl Turn {
         // The end is written once: one past the last chunk says that it was.
         self.chunk += 1;
         self.write(&end, script.write_bytes).unwrap_or(Next::Ended { whole: true })
+    }
+
+    fn note(&mut self, truths: &Truths) {
+        if let Some(truth) = self.stream.truth.take() {
+            note(truths, std::mem::take(&mut self.stream.prompt), truth);
+        }
     }
 
     /// What the script wants before the next chunk.

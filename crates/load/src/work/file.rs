@@ -24,12 +24,12 @@ pub struct PromptFile {
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// It cannot be read.
-    #[error("cannot read the prompts in {path}: {source}")]
+    #[error("cannot read the prompts in {path}: {error}")]
     Io {
         /// The file.
         path: String,
         /// Why.
-        source: io::Error,
+        error: io::Error,
     },
     /// A line that holds no prompt.
     #[error(
@@ -55,13 +55,13 @@ impl PromptFile {
     /// When it cannot be read, a line holds no prompt, or there is none.
     pub fn open(path: &Path) -> Result<Self, FileError> {
         let name = path.display().to_string();
-        let io = |source| FileError::Io { path: name.clone(), source };
+        let io = |error| FileError::Io { path: name.clone(), error };
         let file = File::open(path).map_err(io)?;
         Self::read(&name, BufReader::new(file.take(FILE_BYTES_MAX)))
     }
 
     fn read(name: &str, mut lines: impl BufRead) -> Result<Self, FileError> {
-        let io = |source| FileError::Io { path: name.to_owned(), source };
+        let io = |error| FileError::Io { path: name.to_owned(), error };
         let mut file = Self { prompts: Vec::new(), later: Vec::new() };
         let begins = lines.fill_buf().map_err(io)?;
         if begins.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {

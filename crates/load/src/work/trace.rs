@@ -61,12 +61,12 @@ pub struct Replay {
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
     /// It cannot be read.
-    #[error("cannot read the trace {path}: {source}")]
+    #[error("cannot read the trace {path}: {error}")]
     Io {
         /// The file.
         path: String,
         /// Why.
-        source: io::Error,
+        error: io::Error,
     },
     /// A line that is no request.
     #[error("{path}, line {line}: {reason}")]
@@ -111,14 +111,14 @@ impl Trace {
     /// When it cannot be read, a line is no request, or nothing is left.
     pub fn open(path: &Path, replay: &Replay) -> Result<Self, TraceError> {
         let name = path.display().to_string();
-        let file = File::open(path).map_err(|source| TraceError::Io { path: name.clone(), source })?;
+        let file = File::open(path).map_err(|error| TraceError::Io { path: name.clone(), error })?;
         Self::read(&name, BufReader::new(file.take(FILE_BYTES_MAX)), replay)
     }
 
     fn read(name: &str, lines: impl BufRead, replay: &Replay) -> Result<Self, TraceError> {
         let mut requests = Vec::new();
         for (index, line) in lines.lines().enumerate() {
-            let line = line.map_err(|source| TraceError::Io { path: name.to_owned(), source })?;
+            let line = line.map_err(|error| TraceError::Io { path: name.to_owned(), error })?;
             let line = line.trim().trim_start_matches('\u{feff}');
             let heading = index == 0 && line.starts_with("TIMESTAMP");
             if line.is_empty() || heading {

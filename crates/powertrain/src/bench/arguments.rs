@@ -94,7 +94,7 @@ pub(crate) struct Arguments {
     /// Seconds during which requests are sent per level [default: 30 where --num-requests is not given]
     #[arg(long, value_name = "SECONDS")]
     pub(super) duration: Option<f64>,
-    /// Requests per level before the measurement, which begins while they run [default: one per client, at most 16]
+    /// Requests per level before the measurement, which begins while they run [default: one per client; of an open loop those of a second, at most 16]
     #[arg(long, value_name = "REQUESTS", value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
     pub(super) warmup: Option<u64>,
 

@@ -12,7 +12,9 @@ use anyhow::Context;
 use arguments::Subject;
 use powertrain_load::{
     Event, Stop, bench,
-    files::{self, EventsFile, SeriesFile},
+    csv::write_csv,
+    events::EventsFile,
+    files::{self, SeriesFile},
     result::RunResult,
     table,
 };
@@ -89,7 +91,7 @@ fn write(arguments: &Arguments, mut result: RunResult, sidecars: Option<Sidecars
         eprintln!("wrote {}", path.display());
     }
     if let Some(path) = &arguments.csv {
-        files::write_csv(path, &result).with_context(|| format!("cannot write {}", path.display()))?;
+        write_csv(path, &result).with_context(|| format!("cannot write {}", path.display()))?;
         eprintln!("wrote {}", path.display());
     }
     Ok(())

@@ -80,8 +80,15 @@ const WIDTH: f64 = 520.0;
 const HEIGHT: f64 = 320.0;
 const LEFT: f64 = 56.0;
 const RIGHT: f64 = 506.0;
+/// Of the frame under a legend of one row; each further row moves it down by its height.
 const TOP: f64 = 58.0;
 const BOTTOM: f64 = 276.0;
+const LEGEND_TOP: f64 = 12.0;
+const LEGEND_LEFT: f64 = LEFT - 48.0;
+const LEGEND_ROW: f64 = 19.0;
+/// Between an entry's sign and its words, and after them.
+const LEGEND_SIGN: f64 = 28.0;
+const LEGEND_GAP: f64 = 12.0;
 /// Pixels of a character of the legend, on the safe side.
 const CHARACTER: f64 = 6.2;
 
@@ -103,6 +110,14 @@ impl Side {
     }
 }
 
+/// An entry of the legend with its place.
+struct Entry<'a> {
+    /// None: the ring of the sweet spot.
+    line: Option<&'a Line>,
+    words: String,
+    at: (f64, f64),
+}
+
 impl Lines {
     /// The drawing.
     pub fn svg(&self) -> String {
@@ -113,11 +128,13 @@ impl Lines {
             [Some(dot.y), high].into_iter().flatten()
         });
         let heights = heights.chain(self.rules.iter().map(|rule| rule.y));
+        let legend = self.legend();
+        let drop = legend.last().map_or(0.0, |entry| entry.at.1 - LEGEND_TOP);
         let x = Fitted::new(self.x.scale, dots().map(|dot| dot.x), (LEFT + 14.0, RIGHT - 14.0));
-        let y = Fitted::new(self.y.scale, heights, (BOTTOM, TOP));
-        let mut svg = Svg::new(WIDTH, HEIGHT, &self.title);
-        self.frame(&mut svg, &x, &y);
-        self.legend(&mut svg);
+        let y = Fitted::new(self.y.scale, heights, (BOTTOM + drop, TOP + drop));
+        let mut svg = Svg::new(WIDTH, HEIGHT + drop, &self.title);
+        self.frame(&mut svg, &x, &y, drop);
+        legend.iter().for_each(|entry| entry.draw(&mut svg));
         for rule in &self.rules {
             let at = y.pixel(rule.y);
             svg.line("limit", (LEFT, at), (RIGHT, at));
@@ -129,38 +146,66 @@ impl Lines {
         svg.finish()
     }
 
-    fn frame(&self, svg: &mut Svg, x: &Fitted, y: &Fitted) {
+    fn frame(&self, svg: &mut Svg, x: &Fitted, y: &Fitted, drop: f64) {
+        let (top, bottom) = (TOP + drop, BOTTOM + drop);
         for tick in self.y.ticks.clone().unwrap_or_else(|| y.ticks()) {
             let at = y.pixel(tick);
             svg.line("grid", (LEFT, at), (RIGHT, at));
             svg.text("tick", (LEFT - 8.0, at + 4.0), "end", &tick_text(tick, self.y.unit));
         }
-        svg.line("axis", (LEFT, BOTTOM), (RIGHT, BOTTOM));
+        svg.line("axis", (LEFT, bottom), (RIGHT, bottom));
         for tick in self.x.ticks.clone().unwrap_or_else(|| x.ticks()) {
             let at = x.pixel(tick);
-            svg.line("axis", (at, BOTTOM), (at, BOTTOM + 4.0));
-            svg.text("tick", (at, BOTTOM + 18.0), "middle", &tick_text(tick, self.x.unit));
+            svg.line("axis", (at, bottom), (at, bottom + 4.0));
+            svg.text("tick", (at, bottom + 18.0), "middle", &tick_text(tick, self.x.unit));
         }
-        svg.text("axis-label", (LEFT - 48.0, TOP - 16.0), "start", self.y.label);
-        svg.text("axis-label", (RIGHT, BOTTOM + 36.0), "end", self.x.label);
+        svg.text("axis-label", (LEFT - 48.0, top - 16.0), "start", self.y.label);
+        svg.text("axis-label", (RIGHT, bottom + 36.0), "end", self.x.label);
     }
 
-    fn legend(&self, svg: &mut Svg) {
-        let mut at = LEFT - 48.0;
+    /// Entries from left to right, in as many rows as they need.
+    fn legend(&self) -> Vec<Entry<'_>> {
+        let lines = self.lines.iter().map(|line| (Some(line), line.name.as_str()));
         let ringed = self.lines.iter().flat_map(|line| &line.dots).any(|dot| dot.ringed);
-        for line in &self.lines {
-            let dash = if line.dashed { " dashed" } else { "" };
-            svg.line(&format!("line {}{dash}", line.side.class()), (at, 12.0), (at + 22.0, 12.0));
-            if !line.smooth {
-                mark(svg, line.side, (at + 11.0, 12.0), &Mark::default());
+        let mut entries: Vec<Entry<'_>> = Vec::new();
+        let (mut across, mut down) = (LEGEND_LEFT, LEGEND_TOP);
+        for (line, name) in lines.chain(ringed.then_some((None, "sweet spot"))) {
+            let words = shortened(name);
+            let width = LEGEND_SIGN + words.chars().count() as f64 * CHARACTER;
+            if across > LEGEND_LEFT && across + width > RIGHT {
+                (across, down) = (LEGEND_LEFT, down + LEGEND_ROW);
             }
-            svg.text("legend", (at + 28.0, 16.0), "start", &line.name);
-            at += 28.0 + line.name.chars().count() as f64 * CHARACTER + 12.0;
+            entries.push(Entry { line, words, at: (across, down) });
+            across += width + LEGEND_GAP;
         }
-        if ringed {
-            svg.circle("ring", (at + 8.0, 12.0), 7.0, &Mark::default());
-            svg.text("legend", (at + 22.0, 16.0), "start", "sweet spot");
+        entries
+    }
+}
+
+impl Entry<'_> {
+    fn draw(&self, svg: &mut Svg) {
+        let (across, down) = self.at;
+        let middle = (across + 11.0, down);
+        match self.line {
+            Some(line) => {
+                let dash = if line.dashed { " dashed" } else { "" };
+                svg.line(&format!("line {}{dash}", line.side.class()), self.at, (across + 22.0, down));
+                if !line.smooth {
+                    mark(svg, line.side, middle, &Mark::default());
+                }
+            }
+            None => svg.circle("ring", middle, 7.0, &Mark::default()),
         }
+        svg.text("legend", (across + LEGEND_SIGN, down + 4.0), "start", &self.words);
+    }
+}
+
+/// A name that fits into a row of its own.
+fn shortened(name: &str) -> String {
+    let most = ((RIGHT - LEGEND_LEFT - LEGEND_SIGN) / CHARACTER) as usize;
+    match name.char_indices().nth(most) {
+        Some(_) => name.chars().take(most - 1).chain(['…']).collect(),
+        None => name.to_owned(),
     }
 }
 
@@ -197,5 +242,55 @@ fn mark(svg: &mut Svg, side: Side, (x, y): (f64, f64), more: &Mark) {
     match side {
         Side::Before => svg.rectangle("dot before", (x - 3.5, y - 3.5), (7.0, 7.0), more),
         Side::After => svg.circle("dot after", (x, y), 4.0, more),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{chart::Scale, figure::Unit};
+
+    fn lines(names: &[&str]) -> Lines {
+        let dot = |ringed| Dot {
+            x: 1.0,
+            y: 1.0,
+            interval: None,
+            title: String::new(),
+            from: String::new(),
+            sign: String::new(),
+            ringed,
+            label: None,
+        };
+        let axis = || Axis { label: "x", scale: Scale::Linear, ticks: None, unit: Unit::Plain };
+        let line = |name: &&str| Line {
+            name: (*name).to_owned(),
+            side: Side::After,
+            dashed: false,
+            smooth: false,
+            dots: vec![dot(true)],
+        };
+        Lines { title: String::new(), x: axis(), y: axis(), lines: names.iter().map(line).collect(), rules: Vec::new() }
+    }
+
+    #[test]
+    fn a_legend_stays_within_its_chart_and_above_its_frame() {
+        let long = "a name that nobody would give to an engine ".repeat(4);
+        for (names, rows) in [
+            (vec!["before", "after"], 1),
+            (vec!["llama.cpp p50", "llama.cpp p95", "Powertrain p50", "Powertrain p95"], 2),
+            (vec![long.as_str(), long.as_str()], 3),
+        ] {
+            let chart = lines(&names);
+            let legend = chart.legend();
+            assert_eq!(legend.len(), names.len() + 1, "the sweet spot has an entry");
+            for entry in &legend {
+                let end = entry.at.0 + LEGEND_SIGN + entry.words.chars().count() as f64 * CHARACTER;
+                assert!(end <= RIGHT, "{} ends at {end}", entry.words);
+            }
+            let last = legend.last().unwrap().at.1;
+            assert_eq!(last, LEGEND_TOP + f64::from(rows - 1) * LEGEND_ROW);
+            let height = HEIGHT + last - LEGEND_TOP;
+            assert!(chart.svg().contains(&format!("viewBox=\"0 0 {WIDTH} {height}\"")));
+        }
     }
 }

@@ -56,6 +56,7 @@ pub(crate) struct Folder {
     pub(crate) folder: TempDir,
     before: Vec<PathBuf>,
     after: Vec<PathBuf>,
+    sweeps: Vec<PathBuf>,
     scenario: PathBuf,
 }
 
@@ -70,6 +71,7 @@ pub(crate) struct Level {
     pub(crate) failed: u32,
     pub(crate) interrupted: bool,
     pub(crate) client_limited: bool,
+    pub(crate) gpus: Value,
 }
 
 impl Level {
@@ -83,6 +85,7 @@ impl Level {
             failed: 0,
             interrupted: false,
             client_limited: false,
+            gpus: json!([]),
         }
     }
 
@@ -118,6 +121,7 @@ impl Level {
                 "prompts": {"counted_mean": 128.0, "cached_share": 0.0},
             },
             "client": {"client_limited": limited},
+            "gpus": self.gpus,
             "a field of the future": {"x": 1},
         })
     }
@@ -127,8 +131,9 @@ impl Level {
         for index in 0..40u32 {
             let gaps: Vec<u64> =
                 std::iter::once(self.ttft_ms).chain([self.itl_ms; 15]).map(|ms| (ms * 1e3) as u64).collect();
-            let line = json!({"level": place, "index": index, "warmup": index == 0, "scheduled_us": f64::from(index) * 250_000.0,
-                "chunk_gaps_us": gaps, "usage": {"prompt_tokens": 128, "completion_tokens": 16}, "failure": null});
+            let due_us = f64::from(index) * 250_000.0;
+            let line = json!({"level": place, "index": index, "warmup": index == 0, "scheduled_us": due_us,
+                "ended_us": due_us + gaps.iter().sum::<u64>() as f64, "chunk_gaps_us": gaps, "usage": {"prompt_tokens": 128, "completion_tokens": 16}, "failure": null});
             _ = writeln!(text, "{line}");
         }
     }
@@ -139,7 +144,7 @@ impl Folder {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("scenario.toml");
         fs::write(&path, scenario).unwrap();
-        Self { folder, before: Vec::new(), after: Vec::new(), scenario: path }
+        Self { folder, before: Vec::new(), after: Vec::new(), sweeps: Vec::new(), scenario: path }
     }
 
     /// Adds a run to a side.
@@ -164,8 +169,16 @@ impl Folder {
         self
     }
 
+    /// Adds a sweep's table.
+    pub(crate) fn sweep(&mut self, table: &Value) -> &mut Self {
+        let path = self.folder.path().join(format!("sweep-{}.json", self.sweeps.len() + 1));
+        fs::write(&path, table.to_string()).unwrap();
+        self.sweeps.push(path);
+        self
+    }
+
     pub(crate) fn analysis(&self) -> Analysis {
-        Analysis::of(&self.scenario, &self.before, &self.after, None).unwrap()
+        Analysis::of(&self.scenario, &self.before, &self.after, None, &self.sweeps).unwrap()
     }
 
     pub(crate) fn study(&self) -> (Analysis, CaseStudy) {
@@ -173,6 +186,32 @@ impl Folder {
         let study = case_study::render(&analysis, "powertrain report scenario.toml").unwrap();
         (analysis, study)
     }
+}
+
+/// What NVML said of one GPU during a level.
+pub(crate) fn gpu(power_w: f64, throttled: &Value) -> Value {
+    json!([{"index": 0, "samples": 26, "utilisation_mean": 89.5, "memory_used_max_mib": 72205.0, "power_mean_w": power_w,
+        "energy_j": 2540.5, "sm_clock_min_mhz": 1350.0, "sm_clock_mean_mhz": 1775.9, "temperature_max_c": 56.0,
+        "throttled": throttled}])
+}
+
+/// A sweep of two configurations, of which one did not start.
+pub(crate) fn sweep_table() -> Value {
+    let row = |length: &str| {
+        json!({"configuration": format!("ours/max-model-len={length}"), "server": "ours",
+            "parameters": [["max-model-len", length]], "ready_s": null, "startup": {}, "failure": null, "workload": null,
+            "load": null, "numbers": null})
+    };
+    let (mut good, mut bad) = (row("1024"), row("8192"));
+    good["ready_s"] = json!(0.57);
+    good["startup"] = json!({"weights_gib": 2.88, "kv_gib": 66.4, "kv_tokens": 2_485_088, "max_concurrency": 2427.0});
+    good["workload"] = json!("chat");
+    good["load"] = json!("closed loop, 4 clients");
+    good["numbers"] = json!({"completed": 88, "requests_per_s": 34.7, "output_tokens_per_s": 2218.5, "ttft_p50": 12.7,
+        "client_limited": true});
+    bad["failure"] = json!({"kind": "out_of_memory", "reason": "ended with code 2: <0 MiB> are free", "log_tail": []});
+    json!({"format": "powertrain-sweep-table/1", "parameters": ["max-model-len"], "rows": [good, bad], "proposals": [
+        {"goal": "latency", "configuration": "ours/max-model-len=1024", "because": ["Within 2 % of the best."]}]})
 }
 
 /// A whole run.
@@ -189,6 +228,8 @@ pub(crate) fn run(levels: &[Level]) -> Value {
         "server": {"models": {"data": [{"id": "m", "owned_by": "somebody"}]}, "version": null, "engine": null},
         "work": {"seed": 1, "prompts": "synthetic words", "input_tokens": "128", "output_tokens": "64", "streamed": true,
             "request": {"temperature": 0}},
+        "gpus": {"absent": null, "driver": "580.1", "devices": [
+            {"index": 0, "name": "NVIDIA H100 80GB HBM3", "memory_mib": 81559.0, "power_limit_w": 700.0}]},
         "machine": {"cpu": "A processor 9000", "cpus": 2, "memory_gib": 24.0, "kernel": "6.1"},
         "levels": levels.iter().map(Level::json).collect::<Vec<_>>(),
         "events_file": null,

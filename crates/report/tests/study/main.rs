@@ -3,11 +3,18 @@
 mod fixture;
 mod page;
 
-use fixture::{Folder, Level, SCENARIO, random_levels, run};
+use fixture::{Folder, Level, SCENARIO, gpu, random_levels, run, sweep_table};
 use page::{Element, Part, parts};
 use powertrain_load::Random;
 use powertrain_report::{
-    analysis::Analysis, change, change::Verdict, comparison, cost, index::Index, metric, rules, run::Load, sweet_spot,
+    analysis::{Analysis, Assessed},
+    change,
+    change::Verdict,
+    comparison, cost,
+    index::Index,
+    metric, rules,
+    run::Load,
+    sweet_spot, telemetry,
 };
 use serde_json::{Value, json};
 use std::fs;
@@ -79,9 +86,15 @@ fn every_number_traces_to_a_file() {
         let mut random = Random::new(seed);
         let mut folder = Folder::new(SCENARIO);
         for _ in 0..=seed % 3 {
-            folder.run("before", &random_levels(&mut random, &CLIENTS));
-            folder.run("after", &random_levels(&mut random, &CLIENTS[1..]));
+            let with_gpu = |mut levels: Vec<Level>| {
+                let reasons = if seed % 2 == 0 { json!({"sw_power_cap": 0.25}) } else { json!({}) };
+                levels.iter_mut().for_each(|level| level.gpus = gpu(400.0 + f64::from(level.clients), &reasons));
+                levels
+            };
+            folder.run("before", &with_gpu(random_levels(&mut random, &CLIENTS)));
+            folder.run("after", &with_gpu(random_levels(&mut random, &CLIENTS[1..])));
         }
+        folder.sweep(&sweep_table());
         let eval = json!({"perplexity": 20.0 + random.uniform(), "context": 512, "windows": 10, "tokens_scored": 2550, "file": "text.txt"});
         folder.result("before", &eval, None).result("after", &eval, None);
         folder.result("after", &json!({"format": "powertrain-memory/1", "peak_mib": 300.5}), None);
@@ -327,7 +340,7 @@ fn what_cannot_be_used_is_named() {
     let folder = clear_win();
     let path = |name: &str| folder.folder.path().join(name);
     let failed = |before: &str, after: &str| {
-        let error = Analysis::of(&path("scenario.toml"), &[path(before)], &[path(after)], None).unwrap_err();
+        let error = Analysis::of(&path("scenario.toml"), &[path(before)], &[path(after)], None, &[]).unwrap_err();
         error.to_string()
     };
     fs::write(path("eval.json"), "{\"perplexity\": 20.0}").unwrap();
@@ -340,6 +353,59 @@ fn what_cannot_be_used_is_named() {
         &[path("before-1.json")],
         &[path("after-1.json")],
         Some(&path("eval.json")),
+        &[],
     );
     assert!(comparison.unwrap_err().to_string().contains("powertrain compare --json"));
+}
+
+#[test]
+fn what_gpus_did_stands_in_the_study() {
+    let mut folder = Folder::new(SCENARIO);
+    let level = |clients, tokens_per_s, gpus| Level { gpus, ..Level::of(clients, tokens_per_s, 80.0, 5.0) };
+    let held = json!({"sw_power_cap": 0.5});
+    folder.run("before", &[level(1, 100.0, gpu(200.0, &held)), level(8, 500.0, gpu(600.0, &json!({})))]);
+    folder.run("after", &[level(1, 100.0, json!([])), level(8, 1000.0, gpu(650.0, &held))]);
+    // A second run in which nothing held the clocks back.
+    folder.run("after", &[level(8, 1000.0, gpu(550.0, &json!({})))]);
+    let (analysis, study) = folder.study();
+    let (before, after) = (telemetry::rows(&analysis.before), telemetry::rows(&analysis.after));
+    assert_eq!((before.len(), after.len()), (2, 1));
+    assert_eq!(before[0].gpu, "0: NVIDIA H100 80GB HBM3");
+    assert_eq!((after[0].power.as_ref().unwrap().value, after[0].power_limit.as_ref().unwrap().value), (600.0, 700.0));
+    assert_eq!((after[0].throttled[0].0.as_str(), after[0].throttled[0].1.value), ("sw power cap", 0.25));
+    let energy = |side: &Assessed, place: usize| telemetry::energy_per_token(side, &side.side.points[place]);
+    assert_eq!(energy(&analysis.before, 0).unwrap().value, 2.0);
+    assert_eq!(energy(&analysis.after, 0), None);
+    assert_eq!(energy(&analysis.after, 1).unwrap().value, 0.6);
+    assert!(study.drawings.iter().any(|drawing| drawing.id == "energy"));
+    assert!(study.markdown.contains("sw power cap 50.0"), "{}", study.markdown);
+    assert!(!clear_win().study().1.html.contains("id=\"gpus\""), "a section of nothing");
+}
+
+#[test]
+fn a_sweep_is_a_table_with_its_failures_and_proposals() {
+    let mut folder = clear_win();
+    folder.sweep(&sweep_table());
+    let (analysis, study) = folder.study();
+    let [sweep] = &analysis.configurations()[..] else { panic!("one sweep") };
+    assert!(sweep.columns.contains(&("KV tokens", "")) && !sweep.columns.iter().any(|column| column.0 == "ITL p50"));
+    assert_eq!(
+        (&sweep.rows[0].proposed[..], &sweep.rows[1].parameters[..]),
+        (&["latency".to_owned()][..], &["8192".to_owned()][..])
+    );
+    assert!(sweep.rows[1].figures.iter().all(Option::is_none));
+    let output = sweep.rows[0].figures.iter().flatten().find(|figure| figure.value == 2218.5).unwrap();
+    assert_eq!((output.with_unit().as_str(), output.marks.sign().as_str()), ("2,218\u{202f}tok/s", "†"));
+    assert!(study.markdown.contains("out of memory: ended with code 2: &lt;0 MiB> are free"), "{}", study.markdown);
+    assert!(study.html.contains("proposed for latency"));
+    // Only a sweep's table is one.
+    let path = |name: &str| folder.folder.path().join(name);
+    let wrong = Analysis::of(
+        &path("scenario.toml"),
+        &[path("before-1.json")],
+        &[path("after-1.json")],
+        None,
+        &[path("after-1.json")],
+    );
+    assert!(wrong.unwrap_err().to_string().contains("--sweep takes"));
 }
