@@ -180,7 +180,8 @@ fn points(runs: &[Measured]) -> Vec<Point> {
     points
 }
 
-/// The mean of one number over runs; its interval is Student's t between runs, which holds what a single run cannot know.
+/// The mean of one number over runs; its interval is Student's t between runs, which holds what a single run cannot know, cut where the number
+/// itself ends: no time is below zero.
 /// None when a run lacks the number.
 fn mean(figures: impl Iterator<Item = Option<Figure>>) -> Option<Figure> {
     let figures: Vec<Figure> = figures.collect::<Option<_>>()?;
@@ -193,7 +194,14 @@ fn mean(figures: impl Iterator<Item = Option<Figure>>) -> Option<Figure> {
     let variance = figures.iter().map(|figure| (figure.value - mean).powi(2)).sum::<f64>() / (count - 1.0);
     let reach = student_95(figures.len() as u32 - 1) * (variance / count).sqrt();
     let from: Vec<&Figure> = figures.iter().collect();
-    Some(Figure::computed(mean, first.unit, "mean over runs", &from).within(Some((mean - reach, mean + reach))))
+    // No further than the number itself can go.
+    let (least, most) = match first.unit {
+        Unit::Change => (f64::NEG_INFINITY, f64::INFINITY),
+        Unit::Share => (0.0, 1.0),
+        _ => (0.0, f64::INFINITY),
+    };
+    let interval = ((mean - reach).max(least.min(mean)), (mean + reach).min(most.max(mean)));
+    Some(Figure::computed(mean, first.unit, "mean over runs", &from).within(Some(interval)))
 }
 
 #[cfg(test)]
@@ -208,6 +216,11 @@ mod tests {
         // t(2) = 4.303, standard deviation 2, root of 3.
         let (low, high) = three.interval.unwrap();
         assert!((low - 7.032).abs() < 0.001 && (high - 16.968).abs() < 0.001, "{low} {high}");
+        let wide = mean([figure(1.0), figure(20.0), figure(90.0)].into_iter()).unwrap().interval.unwrap();
+        assert!(wide.0 == 0.0 && wide.1 > 100.0, "no time is below zero: {wide:?}");
+        let share = |value| Some(Figure::read(value, Unit::Share, "B1", "/a"));
+        let whole = mean([share(0.7), share(1.0)].into_iter()).unwrap().interval.unwrap();
+        assert_eq!(whole, (0.0, 1.0), "no part is more than the whole");
         assert_eq!(mean([figure(10.0), None].into_iter()), None);
         assert_eq!(mean([figure(10.0)].into_iter()).unwrap().origin.rule, None);
     }
