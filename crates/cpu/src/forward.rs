@@ -282,8 +282,7 @@ impl Forward<'_> {
     ) {
         let panels: usize = products.iter().map(|product| product.matrix.panels()).sum();
         let row_blocks = rows.div_ceil(ROW_BLOCK);
-        let together = panels_together(panels * row_blocks, team.threads());
-        team.share(panels * row_blocks, together, |item| {
+        team.share_stretches(panels * row_blocks, |item| {
             let (first_row, mut panel) = (item / panels * ROW_BLOCK, item % panels);
             for product in products {
                 if panel >= product.matrix.panels() {
@@ -384,9 +383,8 @@ impl Forward<'_> {
         let kernels = self.kernels;
         let pairs = spec.feed_forward.hidden_size.div_ceil(GATE_COLUMNS);
         let row_blocks = rows.div_ceil(ROW_BLOCK);
-        let together = panels_together(pairs * row_blocks, team.threads());
         let (gates, ups) = (scratch.gates.as_mut_ptr(), scratch.ups.as_mut_ptr());
-        team.share(pairs * row_blocks, together, |item| {
+        team.share_stretches(pairs * row_blocks, |item| {
             let (first_row, pair) = (item / pairs * ROW_BLOCK, item % pairs);
             let count = (rows - first_row).min(ROW_BLOCK);
             let columns = (spec.feed_forward.hidden_size - pair * GATE_COLUMNS).min(GATE_COLUMNS);
@@ -429,11 +427,6 @@ impl Forward<'_> {
             team.barrier();
         }
     }
-}
-
-/// How many items a thread takes at a time: enough that taking is cheap, few enough that all end together.
-fn panels_together(items: usize, threads: usize) -> usize {
-    (items / (threads * 16)).clamp(1, 16)
 }
 
 fn integer_panel(matrix: &PackedMatrix, panel: usize) -> IntegerPanel {

@@ -72,6 +72,22 @@ impl Team {
             (first..(first + together).min(count)).for_each(&mut work);
         }
     }
+
+    /// As [`share`](Team::share), for items that stand in memory one after the other: a thread takes its share of half of what is
+    /// left, so that it reads long stretches at first, which prefetchers follow, and all threads end together.
+    pub(crate) fn share_stretches(&self, count: usize, mut work: impl FnMut(usize)) {
+        let mut first = self.next.load(Ordering::Relaxed);
+        while first < count {
+            let end = first + ((count - first) / (2 * self.threads)).max(1);
+            match self.next.compare_exchange_weak(first, end, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => {
+                    (first..end).for_each(&mut work);
+                    first = self.next.load(Ordering::Relaxed);
+                }
+                Err(taken) => first = taken,
+            }
+        }
+    }
 }
 
 fn spin_until(mut done: impl FnMut() -> bool) {
@@ -263,9 +279,14 @@ mod tests {
                 let counts: Vec<AtomicUsize> = (0..100).map(|_| AtomicUsize::new(0)).collect();
                 pool.run(&|_, team| {
                     for phase in 0..10 {
-                        team.share(10, 3, |item| {
+                        let work = |item: usize| {
                             counts[phase * 10 + item].fetch_add(1, Ordering::Relaxed);
-                        });
+                        };
+                        if phase % 2 == 0 {
+                            team.share(10, 3, work);
+                        } else {
+                            team.share_stretches(10, work);
+                        }
                         team.barrier();
                         assert!(counts[phase * 10..][..10].iter().all(|count| count.load(Ordering::Relaxed) == 1));
                     }
