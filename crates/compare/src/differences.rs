@@ -22,7 +22,9 @@ const MEASURED: &[&str] = &[
     "server.engine.load_stages",
 ];
 /// Of a level, what may explain its numbers; all else there is a number to explain.
-const EXPLAINING: &[&str] = &["gpus", "gauges", "machine"];
+const EXPLAINING: &[&str] = &["gpus", "machine"];
+/// Of a GPU, what follows from the load or from how long it was looked at.
+const OF_THE_LOAD: &[&str] = &["samples", "utilisation_mean", "power_mean_w", "energy_j"];
 /// Facts that are numbers of the moment, such as a cache sized by what memory was free; those that differ by less than
 /// [`ALIKE`] are alike.
 const OF_THE_MOMENT: &[&str] = &["levels.", "server.engine.kv_", "server.engine.max_concurrency"];
@@ -92,7 +94,12 @@ fn walk(path: &str, value: &Value, add: &mut impl FnMut(&str, &Value)) {
         Value::Object(fields) => {
             for (name, field) in fields {
                 // `created` is the moment of the question in many servers.
-                if name != "created" && (path != "levels" || EXPLAINING.contains(&name.as_str())) {
+                let explains = match path {
+                    "levels" => EXPLAINING.contains(&name.as_str()),
+                    path if path.starts_with("levels.") => !OF_THE_LOAD.contains(&name.as_str()),
+                    _ => true,
+                };
+                if name != "created" && explains {
                     walk(&below(name), field, add);
                 }
             }
@@ -177,6 +184,18 @@ mod tests {
     fn ports_of_this_machine_are_no_difference() {
         assert_eq!(without_local_port("http://127.0.0.1:4711/v1/x"), "http://127.0.0.1/v1/x");
         assert_eq!(without_local_port("http://10.0.0.1:4711/v1/x"), "http://10.0.0.1:4711/v1/x");
+    }
+
+    #[test]
+    fn what_follows_from_the_load_is_no_cause() {
+        let run = serde_json::json!({"model": "m", "levels": [{
+            "gauges": {"kv_cache_usage": {"samples": 3, "mean": 0.1}},
+            "gpus": [{"samples": 26, "power_mean_w": 467.0, "sm_clock_min_mhz": 1350.0, "throttled": {"sw_power_cap": 0.7}}],
+        }]});
+        let mut found = Vec::new();
+        walk("", &run, &mut |path, _| found.push(path.to_owned()));
+        found.sort();
+        assert_eq!(found, ["levels.gpus.0.sm_clock_min_mhz", "levels.gpus.0.throttled.sw_power_cap", "model"]);
     }
 
     #[test]

@@ -48,7 +48,10 @@ pub fn bench(plan: &Plan, stop: &Stop, mut tell: impl FnMut(Event<'_>)) -> Resul
     target.options.model = match (&plan.model, server.first_model()) {
         (Some(named), _) => named.clone(),
         (None, Some(first)) => first.to_owned(),
-        (None, None) => return Err(no_model(listed.err().unwrap_or_else(|| "its list is empty".to_owned()))),
+        (None, None) => {
+            let unlisted = || "the answer is no list with a model's id in it".to_owned();
+            return Err(no_model(listed.err().unwrap_or_else(unlisted)));
+        }
     };
 
     if plan.search.is_some() && plan.objectives.is_empty() {

@@ -10,7 +10,7 @@ use tokio::runtime::{Builder, Runtime};
 
 /// Longest kept answer.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
-/// Longest wait for an answer.
+/// Longest wait for an answer; less where a request of the load has less.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// Asks the server about itself.
@@ -40,6 +40,7 @@ impl Session {
     /// When it fails, its answer is too long, or it takes too long: whatever it was about is then unknown.
     pub(crate) fn ask(&self, target: &Target, method: &str, url: &Url, body: Option<&[u8]>) -> Result<Reply, Failure> {
         let request = target.request(method, url, body);
+        let limit = target.timeout.min(ANSWER_TIME_MAX);
         let exchange = async {
             let mut connection = target.connector.connect(&target.clock).await?;
             connection.write(&request).await?;
@@ -54,10 +55,10 @@ impl Session {
             Ok(Reply { status: head.status, body })
         };
         let late = || {
-            let message = format!("{url}: no answer within {} s", ANSWER_TIME_MAX.as_secs());
+            let message = format!("{url}: no answer within {} s", limit.as_secs_f64());
             Err(Failure { class: FailureClass::TimedOut, message })
         };
-        let limited = async { tokio::time::timeout(ANSWER_TIME_MAX, exchange).await.unwrap_or_else(|_| late()) };
+        let limited = async { tokio::time::timeout(limit, exchange).await.unwrap_or_else(|_| late()) };
         self.runtime.block_on(limited)
     }
 
