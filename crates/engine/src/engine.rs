@@ -73,19 +73,23 @@ impl Engine {
             vocab_size: config.vocab_size,
         });
         let (finished, done) = mpsc::channel();
-        let (runs, engine_runs) = mpsc::channel();
         if let Some(limit) = config.step_timeout {
             let (shared, last_word) = (Arc::clone(&shared), finished.clone());
-            let watch = move || watchdog::watch(&shared, limit, &engine_runs, &last_word);
+            let watch = move || watchdog::watch(&shared, limit, &last_word);
             std::thread::Builder::new().name("engine-watchdog".into()).spawn(watch)?;
         }
         let worker = Worker::new(scheduler, executor, receiver, Arc::clone(&shared));
-        std::thread::Builder::new().name("engine".into()).spawn(move || {
+        let watched = Arc::clone(&shared);
+        let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
             let cut_short = worker.run();
             // Nobody waits for it when the engine was dropped after a stuck drain.
             let _ = finished.send(cut_short);
-            drop(runs);
-        })?;
+            watched.pulse.end_watch();
+        });
+        if let Err(error) = thread {
+            shared.pulse.end_watch();
+            return Err(error.into());
+        }
         Ok(Self { handle: Handle { shared }, done: Some(done) })
     }
 

@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     fmt,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -45,6 +45,17 @@ impl fmt::Display for Task {
     }
 }
 
+/// What the executor is at.
+#[derive(Default)]
+struct Tasks {
+    /// What it has not given back, oldest first, each with the moment from which on it alone keeps the engine waiting.
+    given: VecDeque<(Task, Instant)>,
+    /// Whether the watchdog waits for a task to begin: while there is none it does not run at all.
+    watchdog_sleeps: bool,
+    /// Whether the engine thread has ended.
+    over: bool,
+}
+
 /// Written by the engine thread, read by anyone.
 pub(crate) struct Pulse {
     origin: Instant,
@@ -52,8 +63,9 @@ pub(crate) struct Pulse {
     busy: AtomicBool,
     /// Milliseconds since `origin` at which a step completed or work appeared.
     last_beat_ms: AtomicU64,
-    /// What the executor has not given back, oldest first, each with the moment from which on it alone keeps the engine waiting.
-    tasks: Mutex<VecDeque<(Task, Instant)>>,
+    tasks: Mutex<Tasks>,
+    /// Told when a task begins while the watchdog sleeps, and when the engine thread ends.
+    watched: Condvar,
     death: watch::Sender<Option<String>>,
 }
 
@@ -65,6 +77,7 @@ impl Pulse {
             busy: AtomicBool::new(false),
             last_beat_ms: AtomicU64::new(0),
             tasks: Mutex::default(),
+            watched: Condvar::new(),
             death: watch::Sender::new(None),
         }
     }
@@ -82,31 +95,53 @@ impl Pulse {
 
     /// The executor was given a task.
     pub(crate) fn begin(&self, task: Task, now: Instant) {
-        self.tasks().push_back((task, now));
+        let mut tasks = self.tasks();
+        tasks.given.push_back((task, now));
+        if std::mem::take(&mut tasks.watchdog_sleeps) {
+            self.watched.notify_one();
+        }
     }
 
     /// The executor did not take the last task.
     pub(crate) fn retract(&self) {
-        self.tasks().pop_back();
+        self.tasks().given.pop_back();
     }
 
     /// The executor gave the oldest task back; the next one could not be done before.
     pub(crate) fn end(&self, now: Instant) {
         let mut tasks = self.tasks();
-        tasks.pop_front();
-        if let Some((_, since)) = tasks.front_mut() {
+        tasks.given.pop_front();
+        if let Some((_, since)) = tasks.given.front_mut() {
             *since = now;
         }
     }
 
     /// The task that keeps the engine waiting for longer than `limit`, and for how long.
     pub(crate) fn overdue(&self, now: Instant, limit: Duration) -> Option<(Task, Duration)> {
-        let (task, since) = *self.tasks().front()?;
+        let (task, since) = *self.tasks().given.front()?;
         let took = now.saturating_duration_since(since);
         (took > limit).then_some((task, took))
     }
 
-    fn tasks(&self) -> MutexGuard<'_, VecDeque<(Task, Instant)>> {
+    /// Waits until the executor has a task, and `interval` from then on; `false` when the engine thread has ended.
+    pub(crate) fn next_look(&self, interval: Duration) -> bool {
+        let mut tasks = self.tasks();
+        while tasks.given.is_empty() && !tasks.over {
+            tasks.watchdog_sleeps = true;
+            tasks = self.watched.wait(tasks).unwrap_or_else(PoisonError::into_inner);
+        }
+        tasks.watchdog_sleeps = false;
+        let waited = self.watched.wait_timeout_while(tasks, interval, |tasks| !tasks.over);
+        !waited.unwrap_or_else(PoisonError::into_inner).0.over
+    }
+
+    /// The engine thread has ended: nothing is left to watch.
+    pub(crate) fn end_watch(&self) {
+        self.tasks().over = true;
+        self.watched.notify_one();
+    }
+
+    fn tasks(&self) -> MutexGuard<'_, Tasks> {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

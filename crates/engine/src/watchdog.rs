@@ -11,18 +11,13 @@ const LOOKS_PER_LIMIT: u32 = 8;
 const INTERVAL_MIN: Duration = Duration::from_millis(5);
 const INTERVAL_MAX: Duration = Duration::from_secs(1);
 
-/// Declares the engine dead when a step takes longer than `limit`, and says so to `last_word`. Returns when the engine thread has dropped
-/// its end of `engine_runs`.
-pub(crate) fn watch(
-    shared: &Arc<Shared>,
-    limit: Duration,
-    engine_runs: &mpsc::Receiver<()>,
-    last_word: &mpsc::Sender<u32>,
-) {
+/// Declares the engine dead when a step takes longer than `limit`, and says so to `last_word`. Does not run while the executor has nothing to do,
+/// and returns when the engine thread has ended.
+pub(crate) fn watch(shared: &Arc<Shared>, limit: Duration, last_word: &mpsc::Sender<u32>) {
     let interval = (limit / LOOKS_PER_LIMIT).clamp(INTERVAL_MIN, INTERVAL_MAX);
     // Found late at two looks: a process that was stopped for a while (SIGSTOP, a debugger) comes back to one.
     let mut late = None;
-    while engine_runs.recv_timeout(interval) == Err(mpsc::RecvTimeoutError::Timeout) {
+    while shared.pulse.next_look(interval) {
         match shared.pulse.overdue(Instant::now(), limit) {
             Some((task, took)) if late == Some(task) => {
                 let (took, limit) = (took.as_secs_f64(), limit.as_secs_f64());
