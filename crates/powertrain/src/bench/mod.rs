@@ -77,7 +77,19 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if let Some(error) = write_error {
         return Err(error).context("cannot write the raw events or samples");
     }
-    write(arguments, result, sidecars)
+    let served = served(&result);
+    write(arguments, result, sidecars)?;
+    served
+}
+
+/// An error where requests failed and none was completed: a script must not take such a run for a measurement.
+fn served(result: &RunResult) -> anyhow::Result<()> {
+    let requests = || result.levels.iter().filter_map(|level| Some(&level.summary.as_ref()?.requests));
+    let failed: u64 = requests().map(|requests| requests.failed + requests.cut_off).sum();
+    if failed > 0 && requests().all(|requests| requests.completed == 0) {
+        anyhow::bail!("all {failed} requests failed; how stands with each level above");
+    }
+    Ok(())
 }
 
 fn write(arguments: &Arguments, mut result: RunResult, sidecars: Option<Sidecars>) -> anyhow::Result<()> {

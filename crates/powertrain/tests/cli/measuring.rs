@@ -21,6 +21,22 @@ fn text() -> PathBuf {
 }
 
 #[test]
+fn a_run_in_which_every_request_failed_is_kept_and_is_no_success() {
+    let server = serve(&["--max-model-len", "128"]);
+    let folder = tempfile::tempdir().unwrap();
+    let result = folder.path().join("result.json");
+    let url = format!("http://{}", server.address);
+    let arguments = ["bench", &url, "--model", "nobody", "--endpoint", "completions", "--prompt-token-ids", "100-200"];
+    let load = ["--input-tokens", "8", "--max-tokens", "4", "--concurrency", "2", "--num-requests", "6", "--output"];
+    let output = run(&[&arguments[..], &load, &[result.to_str().unwrap()]].concat());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("all 6 requests failed"), "{said}");
+    let kept: Value = serde_json::from_slice(&fs::read(result).unwrap()).unwrap();
+    assert_eq!(kept["levels"][0]["summary"]["requests"]["failed"], 6, "{kept:#}");
+}
+
+#[test]
 fn a_sweep_of_ours_fills_the_table_and_its_proposals_run() {
     let folder = tempfile::tempdir().unwrap();
     let matrix = folder.path().join("ours.toml");
