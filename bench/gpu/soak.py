@@ -165,7 +165,7 @@ class Piece:
                 if not line.startswith(b"data: "):
                     continue
                 events, last = events + 1, line
-                if b'"error"' in line:
+                if line.strip() != b"data: [DONE]" and "error" in json.loads(line[6:]):
                     self.count("error in a stream", line)
                     return
                 if events == events_max:
