@@ -5,7 +5,7 @@ use crate::{
     snapshot::Counters,
 };
 use powertrain_scheduler::{NewSequence, SequenceId};
-use powertrain_step::{ExecutorFacts, StepLimits};
+use powertrain_step::{ExecutorFacts, StepLimits, TokenId};
 use std::{
     future::{Future, poll_fn},
     pin::pin,
@@ -77,7 +77,7 @@ impl Handle {
     /// When a request can never run here, the waiting queue is full, or the engine is stopping or dead.
     pub async fn submit(&self, requests: Vec<Request>) -> Result<Vec<EventStream>, SubmitError> {
         for request in &requests {
-            self.check_prompt(request)?;
+            self.check_prompt(&request.prompt)?;
         }
         let permit = Arc::clone(&self.shared.permits).acquire_owned().await;
         let _permit = permit.map_err(|_| SubmitError::EngineStopped)?;
@@ -144,15 +144,20 @@ impl Handle {
         &self.shared.limits
     }
 
-    fn check_prompt(&self, request: &Request) -> Result<(), SubmitError> {
+    /// Whether these are ids the model knows, and at least one; [`submit`](Self::submit) checks it too, without saying whose
+    /// prompt of several it was.
+    ///
+    /// # Errors
+    /// [`SubmitError::InvalidPrompt`].
+    pub fn check_prompt(&self, prompt: &[TokenId]) -> Result<(), SubmitError> {
         let vocab_size = self.shared.vocab_size;
-        if request.prompt.is_empty() {
+        if prompt.is_empty() {
             return Err(SubmitError::InvalidPrompt("the prompt is empty; it needs at least one token".into()));
         }
-        match request.prompt.iter().position(|&token| token >= vocab_size) {
+        match prompt.iter().position(|&token| token >= vocab_size) {
             Some(position) => Err(SubmitError::InvalidPrompt(format!(
                 "token id {} at position {position} of the prompt is not in the vocabulary; ids are 0 to {}",
-                request.prompt[position],
+                prompt[position],
                 vocab_size.saturating_sub(1)
             ))),
             None => Ok(()),

@@ -30,6 +30,17 @@ pub struct HubReference {
 }
 
 impl ModelReference {
+    /// The entry of the cache of that name; what lies in the file system under the same name is not meant.
+    ///
+    /// # Errors
+    /// When nothing in the cache can be called so.
+    pub fn cached(given: &str) -> Result<Self, HubError> {
+        if given == SMOLLM2.alias {
+            return Ok(Self::Default);
+        }
+        HubReference::parse(given).map(Self::Hub).ok_or_else(|| HubError::NotCached { name: given.to_owned() })
+    }
+
     /// What to call the model: the alias, `org/repo` (with the file if one was named), or the last part of the path without
     /// `.gguf`.
     pub fn name(&self) -> String {
@@ -146,6 +157,16 @@ mod tests {
         check_hub("a/b@refs/pr/1", "a/b", "refs/pr/1", None);
         check_hub("a/b:q/m.Q4_K_M.gguf", "a/b", "main", Some("q/m.Q4_K_M.gguf"));
         check_hub("a/b@v1:m.gguf", "a/b", "v1", Some("m.gguf"));
+    }
+
+    #[test]
+    fn the_cache_is_searched_by_name_alone() {
+        // Exists as a path, too: tests run in this crate's folder.
+        assert!(matches!("src/../tests".parse().unwrap(), ModelReference::Path(_)));
+        assert!(matches!("src/lib.rs".parse().unwrap(), ModelReference::Path(_)));
+        assert!(matches!(ModelReference::cached("src/lib.rs"), Ok(ModelReference::Hub(_))));
+        assert_eq!(ModelReference::cached("smollm2").unwrap(), ModelReference::Default);
+        assert!(ModelReference::cached("./tests").unwrap_err().to_string().contains("./tests"));
     }
 
     #[test]

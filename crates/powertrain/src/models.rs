@@ -25,7 +25,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     match &arguments.action {
         None => print(&table(&hub.list()?)),
         Some(Action::Rm { model }) => {
-            let freed = hub.remove(&model.parse::<ModelReference>()?)?;
+            let freed = hub.remove(&ModelReference::cached(model)?)?;
             print(&format!("deleted {model}, {} freed\n", Bytes(freed)))
         }
     }

@@ -118,6 +118,24 @@ impl ApiError {
         Self::Invalid(Problems(vec![crate::Problem { field: field.into(), message: message.into() }]))
     }
 
+    /// Names the prompt at fault by its index, where the request has several of them.
+    #[must_use]
+    pub fn of_prompt(self, index: usize, count: usize) -> Self {
+        if count < 2 {
+            return self;
+        }
+        match self {
+            Self::Invalid(mut problems) => {
+                for problem in problems.0.iter_mut().filter(|problem| problem.field == "prompt") {
+                    problem.field = format!("prompt[{index}]");
+                }
+                Self::Invalid(problems)
+            }
+            Self::ContextLengthExceeded(message) => Self::ContextLengthExceeded(format!("prompt[{index}]: {message}")),
+            other => other,
+        }
+    }
+
     /// The HTTP status.
     #[must_use]
     pub fn status(&self) -> u16 {

@@ -52,9 +52,11 @@ impl Job<'_> {
         let mut requests = Vec::with_capacity(self.prompts.len() * n as usize);
         // Drawn from the system's generator when the request has no seed, so that no two requests are alike by chance.
         let seed = self.fields.seed.unwrap_or_else(random_u64);
-        for prompt in self.prompts {
+        for (index, prompt) in self.prompts.iter().enumerate() {
             record.prompt(prompt.len() as u32);
-            let max_tokens = self.max_tokens(state, prompt.len() as u32)?;
+            let max_tokens = state.engine.check_prompt(prompt).map_err(refusal);
+            let max_tokens = max_tokens.and_then(|()| self.max_tokens(state, prompt.len() as u32));
+            let max_tokens = max_tokens.map_err(|error| error.of_prompt(index, self.prompts.len()))?;
             let sampling = self.sampling(state, &rules)?;
             for i in 0..n {
                 requests.push(Request {

@@ -41,12 +41,13 @@ impl Encode for App {
 
     async fn encode_prompts(&self, prompts: &[Prompt], add_special: bool) -> Result<Vec<Arc<[TokenId]>>, ApiError> {
         let mut encoded = Vec::with_capacity(prompts.len());
-        for prompt in prompts {
+        for (index, prompt) in prompts.iter().enumerate() {
             encoded.push(match prompt {
                 Prompt::Tokens(ids) => ids.as_slice().into(),
                 Prompt::Text(text) => {
                     let (app, text) = (Self::clone(self), text.clone());
-                    self.pool.run(text.len(), move || encode(&app, &text, add_special)).await?
+                    let ids = self.pool.run(text.len(), move || encode(&app, &text, add_special)).await;
+                    ids.map_err(|error| error.of_prompt(index, prompts.len()))?
                 }
             });
         }

@@ -18,7 +18,7 @@ async fn assert_serves(server: &Running) {
 async fn bad_requests_are_told_what_is_wrong() {
     let server = Setup { max_model_len: 64, ..Setup::default() }.start().await;
     let long = "x".repeat(100);
-    let cases: [(&str, Value, u16, &str); 12] = [
+    let cases: [(&str, Value, u16, &str); 14] = [
         (CHAT, json!({}), 400, "messages: is missing"),
         (
             CHAT,
@@ -61,6 +61,18 @@ async fn bad_requests_are_told_what_is_wrong() {
             json!({"prompt": [1, 2, 999]}),
             400,
             "prompt: token id 999 at position 2 of the prompt is not in the vocabulary; ids are 0 to 259",
+        ),
+        (
+            COMPLETIONS,
+            json!({"prompt": [[1, 2], [3, 999]]}),
+            400,
+            "prompt[1]: token id 999 at position 1 of the prompt is not in the vocabulary; ids are 0 to 259",
+        ),
+        (
+            COMPLETIONS,
+            json!({"prompt": ["x", "y", long]}),
+            400,
+            "prompt[2]: the prompt has 100 tokens; --max-model-len 64 must hold it and at least one generated token",
         ),
         (COMPLETIONS, json!({"prompt": ""}), 400, "prompt: the prompt is empty; it needs at least one token"),
         (COMPLETIONS, json!({"prompt": "x", "max_tokens": -5}), 400, "max_tokens: -5 is below 0"),
