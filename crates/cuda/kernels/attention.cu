@@ -1,6 +1,7 @@
 // Attention over the paged KV cache: rope and cache write, split decode, and a plain kernel for the shapes the fast ones do not take.
 // Many queries of one sequence: flash.cu.
 #include "attention.cuh"
+#include "hopper.cuh"
 
 // What turns a projection into a query, key or value: the norm's factor where the product left it out, bias, norm per head, rotation. Null
 // where there is none.
@@ -42,57 +43,76 @@ __device__ __forceinline__ void load_adjacent(const bf16* from, float (&v)[N]) {
   }
 }
 template <int N>
+__device__ __forceinline__ void load_adjacent(const float* from, float (&v)[N]) {
+#pragma unroll
+  for (int j = 0; j < N; j++) v[j] = from[j];
+}
+template <int N>
 __device__ __forceinline__ void store_adjacent(bf16* to, const float (&v)[N]) {
   if constexpr (N == 1) *to = __float2bfloat16(v[0]);
   else if constexpr (N == 2) *reinterpret_cast<u32*>(to) = pack_bf16(v[0], v[1]);
   else *reinterpret_cast<uint2*>(to) = make_uint2(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]));
 }
 
-// One head of one token by one warp, from the projections to `to` (which may be where it came from). `head` counts queries, then keys,
-// then values. A lane holds PAIRS adjacent pairs, or as many as a head has left for it.
+// A lane's elements of one head as they were projected (or of its bias): PAIRS adjacent rotated pairs, and what lies past the rotary dimension,
+// of which a model with it has no more than 32 * PAIRS.
 template <int PAIRS>
-__device__ __forceinline__ void prepare_head(const Rope& rope, const Heads& h, const bf16* from, bf16* to, int head, float factor, const float (&sine)[PAIRS], const float (&cosine)[PAIRS]) {
+struct Projected {
+  float lo[PAIRS], hi[PAIRS], tail[PAIRS];
+};
+__device__ __forceinline__ float as_float(float v) { return v; }
+__device__ __forceinline__ float as_float(bf16 v) { return __bfloat162float(v); }
+template <int PAIRS, class T>
+__device__ __forceinline__ void load_head(const Heads& h, const T* from, Projected<PAIRS>& v) {
   const int lane = threadIdx.x & 31, half = h.rotary / 2, rest = h.head_dim - h.rotary, first = PAIRS * lane;
-  const bool is_value = head >= h.heads + h.kv_heads;
   const bool whole = half % PAIRS == 0 && h.head_dim % PAIRS == 0;
-  const float* b = rope.bias ? rope.bias + head * h.head_dim : nullptr;
-  const float* norm = is_value ? nullptr : head < h.heads ? rope.q_norm : rope.k_norm;
-  float lo[PAIRS] = {}, hi[PAIRS] = {}, tail[PAIRS], squares = 0.f;
+#pragma unroll
+  for (int j = 0; j < PAIRS; j++) v.lo[j] = v.hi[j] = v.tail[j] = 0.f;
   if (whole && first < half) {
-    load_adjacent<PAIRS>(from + first, lo);
-    load_adjacent<PAIRS>(from + half + first, hi);
+    load_adjacent<PAIRS>(from + first, v.lo);
+    load_adjacent<PAIRS>(from + half + first, v.hi);
   }
 #pragma unroll
   for (int j = 0; j < PAIRS; j++) {
-    const int pair = first + j;
-    tail[j] = 0.f;
-    if (pair < half) {
-      if (!whole) {
-        lo[j] = __bfloat162float(from[pair]);
-        hi[j] = __bfloat162float(from[pair + half]);
-      }
-      lo[j] = lo[j] * factor + (b ? b[pair] : 0.f);
-      hi[j] = hi[j] * factor + (b ? b[pair + half] : 0.f);
+    if (!whole && first + j < half) {
+      v.lo[j] = as_float(from[first + j]);
+      v.hi[j] = as_float(from[half + first + j]);
     }
-    // Elements past the rotary dimension; a model with them has no more than 32 * PAIRS of them.
-    if (pair < rest) tail[j] = __bfloat162float(from[h.rotary + pair]) * factor + (b ? b[h.rotary + pair] : 0.f);
-    squares += lo[j] * lo[j] + hi[j] * hi[j] + tail[j] * tail[j];
+    if (first + j < rest) v.tail[j] = as_float(from[h.rotary + first + j]);
+  }
+}
+
+// One head of one token by one warp: factor of the norm, bias, norm of the head, rotation; to `to`. `head` counts queries, then keys, then values.
+template <int PAIRS>
+__device__ __forceinline__ void finish_head(const Rope& rope, const Heads& h, Projected<PAIRS>& v, const Projected<PAIRS>& bias, bf16* to, int head, float factor, const float (&sine)[PAIRS],
+                                            const float (&cosine)[PAIRS]) {
+  const int lane = threadIdx.x & 31, half = h.rotary / 2, rest = h.head_dim - h.rotary, first = PAIRS * lane;
+  const bool is_value = head >= h.heads + h.kv_heads;
+  const bool whole = half % PAIRS == 0 && h.head_dim % PAIRS == 0;
+  const float* norm = is_value ? nullptr : head < h.heads ? rope.q_norm : rope.k_norm;
+  float squares = 0.f;
+#pragma unroll
+  for (int j = 0; j < PAIRS; j++) {
+    v.lo[j] = v.lo[j] * factor + bias.lo[j];
+    v.hi[j] = v.hi[j] * factor + bias.hi[j];
+    v.tail[j] = v.tail[j] * factor + bias.tail[j];
+    squares += v.lo[j] * v.lo[j] + v.hi[j] * v.hi[j] + v.tail[j] * v.tail[j];
   }
   if (norm) {
     const float scale = rsqrtf(warp_sum(squares) / h.head_dim + rope.epsilon);
 #pragma unroll
     for (int j = 0; j < PAIRS; j++) {
       const int pair = first + j;
-      if (pair < half) { lo[j] *= scale * norm[pair]; hi[j] *= scale * norm[pair + half]; }
-      if (pair < rest) tail[j] *= scale * norm[h.rotary + pair];
+      if (pair < half) { v.lo[j] *= scale * norm[pair]; v.hi[j] *= scale * norm[pair + half]; }
+      if (pair < rest) v.tail[j] *= scale * norm[h.rotary + pair];
     }
   }
   float turned_lo[PAIRS], turned_hi[PAIRS];
 #pragma unroll
   for (int j = 0; j < PAIRS; j++) {
     const float s = is_value ? 0.f : sine[j], c = is_value ? 1.f : cosine[j];
-    turned_lo[j] = lo[j] * c - hi[j] * s;
-    turned_hi[j] = hi[j] * c + lo[j] * s;
+    turned_lo[j] = v.lo[j] * c - v.hi[j] * s;
+    turned_hi[j] = v.hi[j] * c + v.lo[j] * s;
   }
   if (whole && first < half) {
     store_adjacent<PAIRS>(to + first, turned_lo);
@@ -105,7 +125,15 @@ __device__ __forceinline__ void prepare_head(const Rope& rope, const Heads& h, c
       to[pair] = __float2bfloat16(turned_lo[j]);
       to[pair + half] = __float2bfloat16(turned_hi[j]);
     }
-    if (pair < rest) to[h.rotary + pair] = __float2bfloat16(tail[j]);
+    if (pair < rest) to[h.rotary + pair] = __float2bfloat16(v.tail[j]);
+  }
+}
+template <int PAIRS>
+__device__ __forceinline__ void load_bias(const Rope& rope, const Heads& h, int head, Projected<PAIRS>& v) {
+  if (rope.bias) load_head<PAIRS>(h, rope.bias + head * h.head_dim, v);
+  else {
+#pragma unroll
+    for (int j = 0; j < PAIRS; j++) v.lo[j] = v.hi[j] = v.tail[j] = 0.f;
   }
 }
 
@@ -117,14 +145,23 @@ __device__ __forceinline__ void rope_write_body(const State& state, const int* r
   const u64 slot = slot_of(blocks_of(state, row[m]), at, cache.block_size);
   bf16* token = qkv + (u64)m * (h.heads + 2 * h.kv_heads) * h.head_dim;
   __shared__ float partial[32];
-  const float factor = rope.residual ? norm_factor(rope.residual + (u64)m * rope.width, rope.width, rope.norm_epsilon, partial) : 1.f;
+  // The first head's loads are under way while the factor is summed.
+  const int warps = blockDim.x >> 5, all = h.heads + 2 * h.kv_heads;
+  int head = threadIdx.x >> 5;
+  Projected<PAIRS> v, bias;
+  load_head<PAIRS>(h, token + head * h.head_dim, v);
+  load_bias<PAIRS>(rope, h, head, bias);
   float sine[PAIRS], cosine[PAIRS];
   angles<PAIRS>(rope, h, at, sine, cosine);
-  for (int head = threadIdx.x >> 5; head < h.heads + 2 * h.kv_heads; head += blockDim.x >> 5) {
-    bf16* from = token + head * h.head_dim;
+  const float factor = rope.residual ? norm_factor(rope.residual + (u64)m * rope.width, rope.width, rope.norm_epsilon, partial) : 1.f;
+  for (;;) {
     bf16* cached = head < h.heads + h.kv_heads ? cache.keys : cache.values;
-    bf16* to = head < h.heads ? from : cached + (slot * h.kv_heads + (head - h.heads) % h.kv_heads) * h.head_dim;
-    prepare_head<PAIRS>(rope, h, from, to, head, factor, sine, cosine);
+    bf16* to = head < h.heads ? token + head * h.head_dim : cached + (slot * h.kv_heads + (head - h.heads) % h.kv_heads) * h.head_dim;
+    finish_head<PAIRS>(rope, h, v, bias, to, head, factor, sine, cosine);
+    head += warps;
+    if (head >= all) break;
+    load_head<PAIRS>(h, token + head * h.head_dim, v);
+    load_bias<PAIRS>(rope, h, head, bias);
   }
 }
 #define ROPE_WRITE(NAME, PAIRS, RESIDENT)                                                                                           \
@@ -138,15 +175,21 @@ ROPE_WRITE(rope_write_2, 2, 3)
 ROPE_WRITE(rope_write_4, 4, 2)
 
 // ---- decode: one query a sequence. Must read len * kv_heads * head_dim * 4 bytes; bound by memory once the batch is large.
-// Block = (split of the positions, up to 8 query heads of one KV head, sequence), W warps, each 16 positions at a time. The block makes its
-// queries and the newest key and value from the projections itself; that of the last split writes the latter to the cache. K and V go
-// from global memory straight into tensor-core fragments: S^T[16 x 8 heads] = K . q^T, O^T[head_dim x 8 heads] += V^T . P^T. The
-// last block of a (sequence, KV head) to finish merges the splits. block_size is a multiple of 16.
+// Block = (split of the positions, up to 8 query heads of one KV head, sequence), W warps, each 16 positions (a tile) at a time. The block makes
+// its queries and the newest key and value from the projections itself; that of the last split writes the latter to the cache. A tile goes
+// to tensor-core fragments, S^T[16 x 8 heads] = K . q^T, O^T[head_dim x 8 heads] += V^T . P^T, either straight from memory or through a ring
+// of the warp's own in shared memory, which the copy engine fills: the warps' own loads of two tiles take 4 us to issue, and one block a
+// multiprocessor then cannot keep memory busy. The last block of a (sequence, KV head) to finish merges the splits; where blocks of whole
+// sequences suffice there is nothing to merge (src/decode.rs). block_size is a multiple of 16.
+#define DECODE_STAGES 2  // tiles of a warp's ring at most
 #define SPLIT_TILES 8  // a split is at least this many tiles of 16 positions
-template <int D, int W>
+// RING: a warp's first lane has the copy engine bring its tiles, `stages` ahead.
+template <int D, int W, bool RING>
 __device__ __forceinline__ void decode_body(const State& state, const int* row, const int* position, const bf16* qkv, bf16* out, float* part_out, float2* part_ml, u32* arrivals,
-                                            const Rope& rope, const Cache& cache, const Heads& h) {
-  constexpr int DC = D / 32, DJ = D / 64, PAIRS = D / 64;
+                                            const Rope& rope, const Cache& cache, const Heads& h, const TensorMap& k_map, const TensorMap& v_map, int stages) {
+  constexpr int DC = D / 32, DJ = D / 64, PAIRS = D / 64, BOX_BYTES = 16 * 128, TILE_BYTES = 2 * DJ * BOX_BYTES;
+  extern __shared__ __align__(1024) unsigned char ring[];
+  __shared__ __align__(8) u64 barriers[RING ? W * DECODE_STAGES : 1];
   __shared__ __align__(16) bf16 prepared[10][D];  // 8 queries, the newest key, the newest value
   const int split = blockIdx.x, b = blockIdx.z, splits = gridDim.x;
   const int group = h.heads / h.kv_heads, groups = (group + 7) / 8;
@@ -155,10 +198,14 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
   const int len = position[b] + 1, oldest = h.window ? max(0, len - h.window) : 0;
   const int tile0 = oldest / 16, tiles = (len + 15) / 16 - tile0;
   const int per_split = max(SPLIT_TILES, (tiles + splits - 1) / splits), active = (tiles + per_split - 1) / per_split;
-  if (split >= active) {
-    wait_for_previous();
-    return;
-  }
+  constexpr int EACH = (10 + W - 1) / W;  // heads a warp prepares
+  Projected<PAIRS> bias[EACH], projected[EACH];
+  auto head_of = [&](int i) { return i < G ? head0 + i : h.heads + (i - G) * h.kv_heads + hk; };
+#pragma unroll
+  for (int k = 0; k < EACH; k++)
+    if (warp + k * W < G + 2) load_bias<PAIRS>(rope, h, head_of(warp + k * W), bias[k]);
+  // The blocks of the first split wait for the kernel before, which is enough.
+  if (split >= active) return;
   const int t_begin = tile0 + split * per_split, t_end = min(tile0 + tiles, t_begin + per_split);
   const int* blocks = blocks_of(state, row[b]);
   const u64 token_stride = (u64)h.kv_heads * D;
@@ -180,18 +227,43 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
       vf[x][3] = load_streaming(vp + 9 * token_stride + x * 64);
     }
   };
+  // A tile in the ring: keys, then values, in boxes of 16 positions by 64 elements.
+  const u32 own = shared_address(ring) + warp * stages * TILE_BYTES, full = shared_address(barriers) + 8 * warp * DECODE_STAGES;
+  auto copy_tile = [&](int t, int stage) {
+    const int slot = (int)slot_of(blocks, t * 16, cache.block_size);
+    barrier_expect(full + 8 * stage, TILE_BYTES);
+#pragma unroll
+    for (int x = 0; x < DJ; x++) {
+      load_box_3d(k_map, own + stage * TILE_BYTES + x * BOX_BYTES, full + 8 * stage, x * 64, hk, slot);
+      load_box_3d(v_map, own + stage * TILE_BYTES + (DJ + x) * BOX_BYTES, full + 8 * stage, x * 64, hk, slot);
+    }
+  };
+  auto piece = [&](int stage, int box, int row, int chunk) { return load_shared(own + stage * TILE_BYTES + box * BOX_BYTES + row * 128 + ((chunk ^ (row & 7)) << 4)); };
   // What earlier steps wrote can be read at once; the projections only when the kernel before is done.
-  if (t_begin + warp < t_end) load_tile(t_begin + warp);
+  if constexpr (RING) {
+    if (lane == 0) {
+      for (int i = 0; i < stages; i++) barrier_init(full + 8 * i, 1);
+      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+      for (int i = 0; i < stages && t_begin + warp + i * W < t_end; i++) copy_tile(t_begin + warp + i * W, i);
+    }
+    __syncwarp();
+  } else {
+    if (t_begin + warp < t_end) load_tile(t_begin + warp);
+  }
   float sine[PAIRS], cosine[PAIRS];
   angles<PAIRS>(rope, h, len - 1, sine, cosine);
   wait_for_previous();
   {
     const bf16* token = qkv + (u64)b * (h.heads + 2 * h.kv_heads) * D;
     __shared__ float partial[W];
+#pragma unroll
+    for (int k = 0; k < EACH; k++)
+      if (warp + k * W < G + 2) load_head<PAIRS>(h, token + (u64)head_of(warp + k * W) * D, projected[k]);
     const float factor = rope.residual ? norm_factor(rope.residual + (u64)b * rope.width, rope.width, rope.norm_epsilon, partial) : 1.f;
-    for (int i = warp; i < G + 2; i += W) {
-      const int head = i < G ? head0 + i : h.heads + (i - G) * h.kv_heads + hk;
-      prepare_head<PAIRS>(rope, h, token + (u64)head * D, prepared[i < G ? i : 8 + i - G], head, factor, sine, cosine);
+#pragma unroll
+    for (int k = 0; k < EACH; k++) {
+      const int i = warp + k * W;
+      if (i < G + 2) finish_head<PAIRS>(rope, h, projected[k], bias[k], prepared[i < G ? i : 8 + i - G], head_of(i), factor, sine, cosine);
     }
     __syncthreads();
     if (split == active - 1 && blockIdx.y % groups == 0) {
@@ -213,9 +285,24 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
   }
   float o[8][4] = {};  // rows d = g * 8 + j and (head_dim 128) 64 + g * 8 + j, columns heads 2ql, 2ql + 1
   float m0 = -1e30f, m1 = -1e30f, l0 = 0.f, l1 = 0.f;
+  int stage = 0;
+  u32 phase = 0;
   for (int t = t_begin + warp; t < t_end; t += W) {
     const int first = t * 16;
-    if (t != t_begin + warp) load_tile(t);
+    if constexpr (RING) {
+      barrier_wait(full + 8 * stage, phase);
+#pragma unroll
+      for (int c = 0; c < DC; c++) {
+        kf[c][0] = piece(stage, c / 2, g, c % 2 * 4 + ql);
+        kf[c][1] = piece(stage, c / 2, g + 8, c % 2 * 4 + ql);
+      }
+#pragma unroll
+      for (int x = 0; x < DJ; x++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) vf[x][e] = piece(stage, DJ + x, 2 * ql + (e & 1) + (e >> 1) * 8, g);
+    } else {
+      if (t != t_begin + warp) load_tile(t);
+    }
     if (first + 16 >= len) {
       // The newest position comes from shared memory: the cache may not hold it yet. What lies past it is not ours and may be NaN:
       // 0 * NaN is not 0.
@@ -237,13 +324,15 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
         }
       }
     }
-    float s[4] = {0.f, 0.f, 0.f, 0.f};
+    float s[4] = {0.f, 0.f, 0.f, 0.f}, beside[4] = {0.f, 0.f, 0.f, 0.f};  // two chains of products
 #pragma unroll
     for (int c = 0; c < DC; c++) {
       const u32 a0[4] = {kf[c][0].x, kf[c][1].x, kf[c][0].y, kf[c][1].y}, a1[4] = {kf[c][0].z, kf[c][1].z, kf[c][0].w, kf[c][1].w};
       mma_16x8x16(s, a0, qf[c][0], qf[c][1]);
-      mma_16x8x16(s, a1, qf[c][2], qf[c][3]);
+      mma_16x8x16(beside, a1, qf[c][2], qf[c][3]);
     }
+#pragma unroll
+    for (int e = 0; e < 4; e++) s[e] += beside[e];
 #pragma unroll
     for (int e = 0; e < 4; e++) {
       const int at = first + g + (e >> 1) * 8;
@@ -282,23 +371,37 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
       }
       mma_16x8x16(o[j], a, pa, pb);
     }
+    if constexpr (RING) {
+      __syncwarp();
+      if (lane == 0 && t + stages * W < t_end) copy_tile(t + stages * W, stage);
+      if (++stage == stages) { stage = 0; phase ^= 1; }
+    }
   }
   // Where there are many blocks, memory is busy until here: what the next kernel copies ahead would only compete.
-  if (W == 4) let_next_start();
+  if (W == 4 || RING) let_next_start();
 #pragma unroll
   for (int d = 4; d < 32; d <<= 1) {
     l0 += __shfl_xor_sync(~0u, l0, d);
     l1 += __shfl_xor_sync(~0u, l1, d);
   }
-  __shared__ float so[W][8][D + 4];
+  // Partial sums of the warps; over a warp's ring, which it has read.
+  constexpr int SUMS = 8 * (D + 4);
+  __shared__ __align__(16) float own_sums[RING ? 4 : W * SUMS];
+  float* so = RING ? reinterpret_cast<float*>(ring) : own_sums;
+  const int apart = RING ? stages * (TILE_BYTES / 4) : SUMS;
+  __syncwarp();
   __shared__ float sm[W][8], sl[W][8];
   __shared__ u32 arrived;
   if (g == 0) { sm[warp][2 * ql] = m0; sm[warp][2 * ql + 1] = m1; sl[warp][2 * ql] = l0; sl[warp][2 * ql + 1] = l1; }
+  // Four elements at a time; lanes of odd ql take theirs in the other order, so that eight lanes meet no bank twice.
 #pragma unroll
-  for (int j = 0; j < 8; j++)
-#pragma unroll
-    for (int e = 0; e < 4; e++)
-      if ((e >> 1) < DJ) so[warp][2 * ql + (e & 1)][(e >> 1) * 64 + g * 8 + j] = o[j][e];
+  for (int e = 0; e < 2 * DJ; e++) {
+    float* to = so + warp * apart + (2 * ql + (e & 1)) * (D + 4) + (e >> 1) * 64 + g * 8;
+    const float4 lo = make_float4(o[0][e], o[1][e], o[2][e], o[3][e]), hi = make_float4(o[4][e], o[5][e], o[6][e], o[7][e]);
+    const int odd = ql & 1;
+    reinterpret_cast<float4*>(to)[odd] = odd ? hi : lo;
+    reinterpret_cast<float4*>(to)[odd ^ 1] = odd ? lo : hi;
+  }
   __syncthreads();
   for (int i = threadIdx.x; i < G * D; i += W * 32) {
     const int x = i / D, d = i % D;
@@ -308,7 +411,7 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
 #pragma unroll
     for (int w = 0; w < W; w++) {
       const float f = exp2_fast(sm[w][x] - top);
-      sum += f * so[w][x][d];
+      sum += f * so[w * apart + x * (D + 4) + d];
       weight += f * sl[w][x];
     }
     const u64 head = (u64)b * h.heads + head0 + x;
@@ -343,16 +446,21 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
     out[head * D + d] = __float2bfloat16(sum / weight);
   }
 }
-#define DECODE(NAME, D, W, RESIDENT)                                                                                                                                               \
+#define DECODE(NAME, D, W, RING, RESIDENT)                                                                                                                                        \
   extern "C" __global__ void __launch_bounds__(W * 32, RESIDENT) NAME(State state, const int* row, const int* position, const bf16* qkv, bf16* out, float* part_out,               \
-                                                                      float2* part_ml, u32* arrivals, Rope rope, Cache cache, Heads h) {                                          \
-    if (W == 8) let_next_start();                                                                                                                                                 \
-    decode_body<D, W>(state, row, position, qkv, out, part_out, part_ml, arrivals, rope, cache, h);                                                                               \
+                                                                      float2* part_ml, u32* arrivals, Rope rope, Cache cache, Heads h, const __grid_constant__ TensorMap k_map,    \
+                                                                      const __grid_constant__ TensorMap v_map, int stages) {                                                        \
+    if (W == 8 && !RING) let_next_start();                                                                                                                                        \
+    decode_body<D, W, RING>(state, row, position, qkv, out, part_out, part_ml, arrivals, rope, cache, h, k_map, v_map, stages);                                                   \
   }
-DECODE(decode_64, 64, 4, 4)
-DECODE(decode_128, 128, 4, 4)
-DECODE(decode_64_few, 64, 8, 1)
-DECODE(decode_128_few, 128, 8, 1)
+DECODE(decode_64, 64, 4, false, 4)
+DECODE(decode_128, 128, 4, false, 4)
+DECODE(decode_64_few, 64, 8, false, 1)
+DECODE(decode_128_few, 128, 8, false, 1)
+DECODE(decode_64_deep, 64, 8, true, 1)
+DECODE(decode_128_deep, 128, 8, true, 1)
+DECODE(decode_64_shallow, 64, 4, true, 4)
+DECODE(decode_128_shallow, 128, 4, true, 4)
 
 // ---- any head size up to 256 and any group: one warp a query and head, one key at a time. For correctness, not for speed.
 extern "C" __global__ void attention_plain(State state, const int* row, const int* position, const bf16* qkv, bf16* out, Cache cache, Heads h, int tokens) {

@@ -52,6 +52,7 @@ __device__ __forceinline__ float warp_max(float v) {
 // The factor of an RMS norm for one row of `width` elements (a multiple of 8), by all threads of the block. `partial`: a float a warp.
 __device__ __forceinline__ float norm_factor(const bf16* row, int width, float epsilon, float* partial) {
   float squares = 0.f;
+#pragma unroll 4
   for (int i = threadIdx.x; i < width / 8; i += blockDim.x) {
     const uint4 v = reinterpret_cast<const uint4*>(row)[i];
     const u32* pairs = reinterpret_cast<const u32*>(&v);

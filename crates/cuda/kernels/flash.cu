@@ -49,12 +49,16 @@ struct Place {
 struct Work {
   Tile tile;
   int head, last, begin, end;
-  __device__ Work(const Tile* tiles, int item, const Heads& h) : tile(tiles[item / h.heads]), head(item % h.heads) {
+  __device__ Work(const Tile& of, int item, const Heads& h) : tile(of), head(item % h.heads) {
     last = tile.position + tile.queries - 1;
     begin = h.window ? max(0, tile.position - h.window + 1) / TILE_KEYS : 0;
     end = last / TILE_KEYS + 1;
   }
 };
+
+// The block's items: those of one round after another, every other round backwards. Items come longest first, so that each block's add up to
+// about the same.
+__device__ __forceinline__ int item_of(int turn) { return turn * gridDim.x + (turn & 1 ? gridDim.x - 1 - blockIdx.x : blockIdx.x); }
 
 // The copying warp: queries of every item, keys and values of every tile of keys, as the rings become free.
 template <int D>
@@ -62,32 +66,40 @@ __device__ __forceinline__ void copy_all(const Place<D>& at, const TensorMap& q_
                                          const Heads& h) {
   constexpr int HALVES = D / 64, TILE_BYTES = HALVES * HALF_BYTES;
   const int lane = threadIdx.x & 31, box = lane / HALVES, half = lane % HALVES;
-  int round = 0;  // tiles of keys copied
-  for (int item = blockIdx.x, turn = 0; item < items; item += gridDim.x, turn++) {
-    const Work work(tiles, item, h);
-    const int hk = work.head / (h.heads / h.kv_heads);
-    const int* blocks = blocks_of(state, work.tile.row);
+  // Sixteen positions a box; none past the last query's.
+  auto boxes_of = [&](const Work& work, int n) { return min(TILE_KEYS / 16, (work.last - n * TILE_KEYS) / 16 + 1); };
+  auto slot_in = [&](const Work& work, int n) {
+    return box < boxes_of(work, n) ? (int)slot_of(blocks_of(state, work.tile.row), n * TILE_KEYS + box * 16, block_size) : 0;
+  };
+  // What is to be looked up for the next item and the next tile of keys is under way while this one waits for room.
+  int item = item_of(0);
+  if (item >= items) return;
+  Work work(tiles[item / h.heads], item, h);
+  int slot = slot_in(work, work.end - 1);
+  for (int turn = 0, round = 0; item < items; turn++) {  // round: tiles of keys copied
+    const int next_item = item_of(turn + 1), hk = work.head / (h.heads / h.kv_heads);
+    const Work next(tiles[min(next_item, items - 1) / h.heads], next_item, h);
     const int q_stage = turn % STAGES;
     barrier_wait(at.q_empty + 8 * q_stage, (turn / STAGES & 1) ^ 1);
     if (lane == 0) barrier_expect(at.q_full + 8 * q_stage, TILE_BYTES);
     __syncwarp();
     if (lane < HALVES) load_box_3d(q_map, at.queries + q_stage * TILE_BYTES + lane * HALF_BYTES, at.q_full + 8 * q_stage, lane * 64, work.head, work.tile.token);
     for (int n = work.end - 1; n >= work.begin; n--, round++) {
-      const int stage = round % STAGES, first = n * TILE_KEYS;
+      const int stage = round % STAGES, boxes = boxes_of(work, n), at_slot = slot;
       const u32 parity = (round / STAGES & 1) ^ 1;
-      // Sixteen positions a box; none past the last query's.
-      const int boxes = min(TILE_KEYS / 16, (work.last - first) / 16 + 1);
       const u32 offset = stage * TILE_BYTES + half * HALF_BYTES + box * 2048;
-      const int slot = box < boxes ? (int)slot_of(blocks, first + box * 16, block_size) : 0;
+      slot = n > work.begin ? slot_in(work, n - 1) : slot_in(next, next.end - 1);
       barrier_wait(at.k_empty + 8 * stage, parity);
       if (lane == 0) barrier_expect(at.k_full + 8 * stage, boxes * HALVES * 2048);
       __syncwarp();
-      if (box < boxes) load_box_3d(k_map, at.keys + offset, at.k_full + 8 * stage, half * 64, hk, slot);
+      if (box < boxes) load_box_3d(k_map, at.keys + offset, at.k_full + 8 * stage, half * 64, hk, at_slot);
       barrier_wait(at.v_empty + 8 * stage, parity);
       if (lane == 0) barrier_expect(at.v_full + 8 * stage, boxes * HALVES * 2048);
       __syncwarp();
-      if (box < boxes) load_box_3d(v_map, at.values + offset, at.v_full + 8 * stage, half * 64, hk, slot);
+      if (box < boxes) load_box_3d(v_map, at.values + offset, at.v_full + 8 * stage, half * 64, hk, at_slot);
     }
+    work = next;
+    item = next_item;
   }
 }
 
@@ -218,9 +230,9 @@ __device__ __forceinline__ void attend_all(const Place<D>& at, const Tile* tiles
     if (lane == 0) barrier_arrive(at.q_empty + 8 * (turn % STAGES));
   };
 
-  int item = blockIdx.x, turn = 0, round = 0;
+  int item = item_of(0), turn = 0, round = 0;
   if (item >= items) return;
-  Work work(tiles, item, h);
+  Work work(tiles[item / h.heads], item, h);
   wait_full(at.q_full, 0);
   wait_full(at.k_full, 0);
   scores(0, 0);
@@ -231,6 +243,8 @@ __device__ __forceinline__ void attend_all(const Place<D>& at, const Tile* tiles
   soften(work, work.end - 1);
   pack();
   for (;;) {
+    item = item_of(turn + 1);
+    const Tile ahead = tiles[min(item, items - 1) / h.heads];
     for (int n = work.end - 2; n >= work.begin; n--) {
       round++;
       wait_full(at.k_full, round);
@@ -250,12 +264,11 @@ __device__ __forceinline__ void attend_all(const Place<D>& at, const Tile* tiles
       for (int j = 0; j < D / 2; j++) o[j] *= shrink[j >> 1 & 1];
       pack();
     }
-    item += gridDim.x;
     if (item >= items) break;
     const Tile done = work.tile;
     const int done_head = work.head;
     float total[2] = {sum[0], sum[1]};
-    work = Work(tiles, item, h);
+    work = Work(ahead, item, h);
     turn++;
     round++;
     wait_full(at.q_full, turn);

@@ -6,6 +6,7 @@
 
 use crate::{
     CudaError, CudaOptions,
+    decode::FAR_POSITIONS,
     driver::{Buffer, Context, Event, Graph, Pinned, Stream},
     forward::{Forward, Pass, Workspace, qkv_width},
     kernels::{Kernels, RECORD_WORDS, TILE_QUERIES},
@@ -357,11 +358,12 @@ impl CudaExecutor {
         staged[layout.sample_rows()..layout.tile_words()].fill(0);
 
         let (mut next_decode, mut next_prefill) = (0, decodes);
-        let (mut next_sample, mut draws, mut extras) = (0, false, false);
+        let (mut next_sample, mut draws, mut extras, mut far) = (0, false, false, false);
         let mut flash: Vec<[u32; 4]> = Vec::with_capacity(layout.tiles);
         let mut entries = Vec::with_capacity(plan.work.len());
         for work in &plan.work {
             let alone = work.len == 1 && !self.deterministic;
+            far |= alone && work.start >= FAR_POSITIONS;
             let first = if alone { &mut next_decode } else { &mut next_prefill };
             let begin = *first;
             *first += work.len as usize;
@@ -399,7 +401,7 @@ impl CudaExecutor {
             place.copy_from_slice(tile);
         }
         let decodes = if pure_decode && layout.tiles == 0 { layout.tokens } else { decodes };
-        (Pass { layout, decodes, draws: draws || extras, extras }, entries)
+        (Pass { layout, decodes, far, draws: draws || extras, extras }, entries)
     }
 
     /// Whether the decode kernel computes this, and not the one for many queries.
@@ -521,7 +523,7 @@ fn decode_passes(sequences: usize, by_tiles: bool) -> Vec<Pass> {
     let pass = |draws| {
         move |&size: &usize| {
             let (tiles, decodes) = if by_tiles { (size, 0) } else { (0, size) };
-            Pass { layout: Layout { tokens: size, samples: size, tiles }, decodes, draws, extras: false }
+            Pass { layout: Layout { tokens: size, samples: size, tiles }, decodes, far: false, draws, extras: false }
         }
     };
     sizes.iter().map(pass(false)).chain(sizes.iter().map(pass(true))).rev().collect()

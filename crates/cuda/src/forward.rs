@@ -7,6 +7,7 @@
 use crate::{
     CudaError,
     choose::{Chooser, Samples},
+    decode,
     driver::{Buffer, Context, DevicePointer, Shape, Stream},
     kernels::{Cache, Heads, Kernels, Rope, State, TILE_QUERIES, WARPGROUP_THREADS, flash_shared_bytes, launch, shape},
     matmul::{Matmul, Norm, Output, Product, norm_threads},
@@ -16,20 +17,14 @@ use crate::{
 };
 use powertrain_model::spec::{Activation, AttentionSpec, DecoderSpec, LayerSpec};
 
-/// Blocks of the split decode kernel aimed at, and splits at most.
-const DECODE_BLOCKS: usize = 528;
-const DECODE_SPLITS_MAX: usize = 64;
-/// Sequences times KV heads up to which the decode kernel of eight warps is used, and the blocks then aimed at: one fits a
-/// multiprocessor, of the other four.
-const DECODE_FEW: usize = 32;
-const DECODE_FEW_BLOCKS: usize = 132;
-
 /// What a pass computes. `layout` says where its arrays are; the counts split its positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Pass {
     pub(crate) layout: Layout,
     /// The first positions, one a row: split decode attention.
     pub(crate) decodes: usize,
+    /// Whether one of them is far into its sequence ([`FAR_POSITIONS`](decode::FAR_POSITIONS)).
+    pub(crate) far: bool,
     /// Whether some row draws instead of taking the highest.
     pub(crate) draws: bool,
     /// Whether some row has its logits changed or reports log-probabilities; then `draws` is set too, so that there are fewer graphs.
@@ -43,7 +38,7 @@ impl Pass {
     }
 }
 
-/// Positions of a box of keys or values (flash.cu): a cache block holds whole boxes.
+/// Positions of a box of keys or values (flash.cu, attention.cu): a cache block holds whole boxes.
 const CACHE_BOX: usize = 16;
 
 /// What [`Forward::run_class`] runs by number.
@@ -92,19 +87,6 @@ pub(crate) struct Forward {
     pub(crate) multiprocessors: usize,
 }
 
-/// Splits of the decode kernel for a batch: as many blocks as the device holds at once, fixed by the batch so that a graph can hold them.
-fn decode_splits(sequences: usize, attention: &AttentionSpec) -> usize {
-    let groups = sequences * decode_groups(attention);
-    let blocks = if groups <= DECODE_FEW { DECODE_FEW_BLOCKS } else { DECODE_BLOCKS };
-    // Rounded down: a few blocks more than fit at once would take as long again.
-    (blocks / groups).clamp(1, DECODE_SPLITS_MAX)
-}
-
-/// Blocks per sequence and split: groups of up to eight query heads that share a KV head.
-fn decode_groups(attention: &AttentionSpec) -> usize {
-    attention.kv_heads * (attention.heads / attention.kv_heads).div_ceil(8)
-}
-
 impl Workspace {
     /// For `tokens` positions in a step (padding included), `samples` rows of logits and `sequences` decoding at once.
     pub(crate) fn allocate(
@@ -123,7 +105,8 @@ impl Workspace {
         let parts = spec
             .layers
             .iter()
-            .flat_map(|layer| (1..=sequences).map(|n| n * layer.attention.heads * decode_splits(n, &layer.attention)));
+            .flat_map(|layer| (1..=sequences).flat_map(move |n| [false, true].map(|far| (n, far, &layer.attention))))
+            .map(|(n, far, attention)| n * attention.heads * decode::divide(n, attention, far).1);
         let parts = parts.max().unwrap_or(0);
         Ok(Self {
             residual: buffer(tokens * spec.hidden_size * 2)?,
@@ -134,7 +117,7 @@ impl Workspace {
             chooser: Chooser::allocate(context, stream, samples, spec.vocab_size)?,
             part_out: buffer(parts * widest(|l| l.attention.head_dim) * 4)?,
             part_ml: buffer(parts * 8)?,
-            arrivals: buffer(sequences * widest(|l| decode_groups(&l.attention)) * 4)?,
+            arrivals: buffer(sequences * widest(|l| decode::groups(&l.attention)) * 4)?,
         })
     }
 }
@@ -412,16 +395,26 @@ impl Forward {
         let (rows, positions) = (self.staged_at(pass.layout.rows()), self.staged_at(pass.layout.positions()));
         let (qkv, out) = (w.qkv.pointer(), w.attended.pointer());
         let (part_out, part_ml, arrivals) = (w.part_out.pointer(), w.part_ml.pointer(), w.arrivals.pointer());
-        let (splits, groups) = (decode_splits(pass.decodes, spec) as u32, decode_groups(spec));
-        // Where there are fewer blocks than multiprocessors, twice the warps halve each one's way.
-        let few = usize::from(pass.decodes * groups <= DECODE_FEW);
-        let grid = (splits, groups as u32, pass.decodes as u32);
-        let shape = shape(grid, if few == 1 { 256 } else { 128 });
-        let function = self.kernels.decode[usize::from(spec.head_dim == 128)][few];
+        let (kernel, splits) = decode::divide(pass.decodes, spec, pass.far);
+        let grid = (splits as u32, decode::groups(spec) as u32, pass.decodes as u32);
+        let shape = Shape {
+            shared_bytes: kernel.shared_bytes(spec.head_dim) as u32,
+            ..shape(grid, 32 * kernel.warps() as u32)
+        };
+        let [keys, values] = self.cache_maps(spec, cache)?;
+        let stages = kernel.stages() as i32;
+        let function = self.kernels.decode[usize::from(spec.head_dim == 128)][kernel as usize];
         launch!(
             stream, function, shape, self.state, rows, positions, qkv, out, part_out, part_ml, arrivals, rope, cache,
-            heads
+            heads, keys, values, stages
         )
+    }
+
+    /// Keys and values of a layer, in boxes of [`CACHE_BOX`] positions.
+    fn cache_maps(&self, spec: &AttentionSpec, cache: Cache) -> Result<[TensorMap; 2], CudaError> {
+        let slots = self.cache_layer_bytes / (spec.kv_heads * spec.head_dim * 2);
+        let map = |pointer| TensorMap::heads(pointer, slots, spec.kv_heads, spec.head_dim, CACHE_BOX);
+        Ok([map(cache.keys)?, map(cache.values)?])
     }
 
     fn flash(
@@ -435,7 +428,6 @@ impl Forward {
         let tiles = self.staged_at(pass.layout.tile_words());
         let out = self.workspace.attended.pointer();
         let all_heads = spec.heads + 2 * spec.kv_heads;
-        let slots = self.cache_layer_bytes / (spec.kv_heads * spec.head_dim * 2);
         let queries = TensorMap::heads(
             self.workspace.qkv.pointer(),
             pass.layout.tokens,
@@ -443,8 +435,7 @@ impl Forward {
             spec.head_dim,
             TILE_QUERIES as usize,
         )?;
-        let keys = TensorMap::heads(cache.keys, slots, spec.kv_heads, spec.head_dim, CACHE_BOX)?;
-        let values = TensorMap::heads(cache.values, slots, spec.kv_heads, spec.head_dim, CACHE_BOX)?;
+        let [keys, values] = self.cache_maps(spec, cache)?;
         let shape = Shape {
             grid: ((spec.heads * pass.layout.tiles).min(self.multiprocessors) as u32, 1, 1),
             threads: WARPGROUP_THREADS,

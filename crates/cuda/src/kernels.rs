@@ -1,6 +1,7 @@
 //! The kernels by name, with their parameters' types. The layouts here are those of `kernels/*.cu`.
 
 use crate::{
+    decode::DecodeKernel,
     driver::{Context, DevicePointer, Function, Module, Shape, Stream},
     error::CudaError,
 };
@@ -138,8 +139,8 @@ pub(crate) struct Kernels {
     /// By [`SKINNY_COLUMNS`], then by warpgroups.
     pub(crate) skinny: [[Function; 2]; SKINNY_COLUMNS.len()],
     pub(crate) rope_write: [Function; 3],
-    /// Head size 64, 128; each for many sequences and for few.
-    pub(crate) decode: [[Function; 2]; 2],
+    /// Head size 64, 128; then by [`DecodeKernel`].
+    pub(crate) decode: [[Function; DecodeKernel::SUFFIXES.len()]; 2],
     /// Head size 64, 128.
     pub(crate) flash: [Function; 2],
     pub(crate) attention_plain: Function,
@@ -164,6 +165,14 @@ impl Kernels {
             let function = |groups| skinny_module.function(&format!("skinny_{columns}_{groups}"));
             skinny.push([function(1)?, function(2)?]);
         }
+        let mut decode = Vec::new();
+        for head_dim in [64, 128] {
+            let [many, few, deep, shallow] =
+                DecodeKernel::SUFFIXES.map(|suffix| attention.function(&format!("decode_{head_dim}{suffix}")));
+            let functions = [many?, few?, deep?, shallow?];
+            functions[DecodeKernel::Deep as usize].allow_shared(DecodeKernel::Deep.shared_bytes(head_dim))?;
+            decode.push(functions);
+        }
         let kernels = Self {
             apply_changes: step.function("apply_changes")?,
             embed: step.function("embed")?,
@@ -181,10 +190,7 @@ impl Kernels {
                 attention.function("rope_write_2")?,
                 attention.function("rope_write_4")?,
             ],
-            decode: [
-                [attention.function("decode_64")?, attention.function("decode_64_few")?],
-                [attention.function("decode_128")?, attention.function("decode_128_few")?],
-            ],
+            decode: decode.try_into().expect("one for each head size"),
             flash: [flash.function("flash_64")?, flash.function("flash_128")?],
             attention_plain: attention.function("attention_plain")?,
             adjust_logits: sample.function("adjust_logits")?,
