@@ -22,7 +22,9 @@ const MEASURED: &[&str] = &[
     "server.engine.load_stages",
 ];
 /// Of a level, what may explain its numbers; all else there is a number to explain.
-const EXPLAINING: &[&str] = &["gpus", "machine"];
+const EXPLAINING: &[&str] = &["client", "gpus", "machine"];
+/// Of the client, likewise.
+const OF_THE_CLIENT: &[&str] = &["priority", "receive_times", "threads"];
 /// Of a GPU, what follows from the load or from how long it was looked at.
 const OF_THE_LOAD: &[&str] = &["samples", "utilisation_mean", "power_mean_w", "energy_j"];
 /// Facts that are numbers of the moment, such as a cache sized by what memory was free; those that differ by less than
@@ -96,6 +98,7 @@ fn walk(path: &str, value: &Value, add: &mut impl FnMut(&str, &Value)) {
                 // `created` is the moment of the question in many servers.
                 let explains = match path {
                     "levels" => EXPLAINING.contains(&name.as_str()),
+                    "levels.client" => OF_THE_CLIENT.contains(&name.as_str()),
                     path if path.starts_with("levels.") => !OF_THE_LOAD.contains(&name.as_str()),
                     _ => true,
                 };

@@ -3,6 +3,7 @@
 use crate::{
     definitions,
     live::Live,
+    priority::Priority,
     record::{FailureClass, RequestRecord},
     run::LevelRun,
     statistics::interpolated,
@@ -23,6 +24,12 @@ const LATENESS_P99_MS_MAX: f64 = 5.0;
 pub struct ClientHealth {
     /// Client threads.
     pub threads: usize,
+    /// The lowest priority that a client thread got.
+    #[serde(default)]
+    pub priority: Priority,
+    /// What they asked for.
+    #[serde(default)]
+    pub priority_asked: Priority,
     /// Probes of the event loops.
     pub lag_probes: usize,
     /// How late an event loop got to what had arrived: median.
@@ -75,6 +82,8 @@ impl ClientHealth {
         };
         let mut health = Self {
             threads: run.threads.len(),
+            priority: run.threads.iter().map(|thread| thread.priority).min().unwrap_or_default(),
+            priority_asked: run.threads.iter().map(|thread| thread.priority_asked).max().unwrap_or_default(),
             lag_probes: lags.len(),
             lag_ms_p50: at(&lags, 0.5),
             lag_ms_p99: at(&lags, 0.99),
@@ -92,6 +101,12 @@ impl ClientHealth {
         };
         health.client_limited = health.reasons(&run.records);
         health
+    }
+
+    /// The priority of the client's threads in words, and whether a higher one was refused.
+    pub fn priority_text(&self) -> String {
+        let (got, asked) = (self.priority.in_words(), self.priority_asked.in_words());
+        if self.priority == self.priority_asked { got.to_owned() } else { format!("{got}, as {asked} was refused") }
     }
 
     fn reasons(&self, records: &[RequestRecord]) -> Vec<String> {

@@ -3,7 +3,7 @@
 //! A probe thread wakes each client thread's event loop every 10 ms, as a packet would; the time until the loop gets to it
 //! is how late an arriving chunk may be stamped. `/proc` tells how much CPU time each thread had and waited for.
 
-use crate::{clock::Clock, record::Nanos};
+use crate::{clock::Clock, priority::Priority, record::Nanos};
 use std::{
     fs,
     sync::{
@@ -27,6 +27,10 @@ pub(crate) type Probe = Nanos;
 /// What one client thread noted of itself.
 #[derive(Clone, Debug, Default)]
 pub struct ThreadObservation {
+    /// The priority it got.
+    pub priority: Priority,
+    /// The one it asked for.
+    pub priority_asked: Priority,
     /// How long each probe waited for the event loop.
     pub lags: Vec<Nanos>,
     /// CPU time it had.
@@ -57,13 +61,15 @@ pub(crate) fn probe(clock: &Clock, loops: Vec<mpsc::Sender<Probe>>, done: &Atomi
     }
 }
 
-/// Runs a client thread's work on its event loop and observes both.
+/// Runs a client thread's work on its event loop, at the priority it gets, and observes both.
 pub(crate) fn observed(
     clock: Clock,
+    priority_asked: Priority,
     mut probes: mpsc::Receiver<Probe>,
     runtime: &Runtime,
     work: impl Future<Output = ()>,
 ) -> ThreadObservation {
+    let priority = priority_asked.take();
     let (began, before) = (Instant::now(), thread_times());
     let lags: Arc<Mutex<Vec<Nanos>>> = Arc::default();
     let noted = lags.clone();
@@ -76,6 +82,8 @@ pub(crate) fn observed(
     runtime.block_on(work);
     let after = thread_times();
     ThreadObservation {
+        priority,
+        priority_asked,
         lags: std::mem::take(&mut *lags.lock().unwrap_or_else(PoisonError::into_inner)),
         cpu: after.0.saturating_sub(before.0),
         cpu_wait: after.1.saturating_sub(before.1),

@@ -6,6 +6,7 @@ use crate::{
     http::{Trust, Url},
     live::Live,
     openai::Api,
+    priority::ClientThreads,
     record::{Failure, RequestRecord},
     result::LevelResult,
     schedule::{Load, Until},
@@ -53,7 +54,7 @@ pub struct Plan {
     /// Requests before each measurement; by the level's size where none.
     pub warmup: Option<u64>,
     /// Client threads.
-    pub threads: usize,
+    pub threads: ClientThreads,
     /// Longest time of one request.
     pub timeout: Duration,
     /// Longest time to make a connection.
@@ -70,12 +71,6 @@ pub struct Plan {
     pub config: String,
     /// The command line as it may be stored.
     pub command: Vec<String>,
-}
-
-/// Client threads where nobody says how many: one for every two CPUs, at most four. The other CPUs are for the system's share
-/// of each packet, and for a server on this machine.
-pub fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |count| (count.get() / 2).clamp(1, 4))
 }
 
 /// Where prompts come from.

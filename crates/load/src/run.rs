@@ -6,6 +6,7 @@ use crate::{
     exchange::{Client, Prepared, Target},
     observe::{self, CpuTimes, ThreadObservation},
     openai::Prompt,
+    priority::{ClientThreads, Priority},
     record::{Failure, FailureClass, Nanos, Outcome, RequestRecord},
     schedule::{Load, Until},
     stop::Stop,
@@ -101,7 +102,7 @@ struct Conversation {
     later: Vec<LaterTurn>,
 }
 
-/// Runs one level to its end on `threads` threads.
+/// Runs one level to its end on `threads`, of which there are no more than clients.
 ///
 /// # Errors
 /// When a thread's event loop cannot be made.
@@ -109,12 +110,13 @@ pub fn run_level(
     target: &Arc<Target>,
     work: &Arc<Work>,
     level: Level,
-    threads: usize,
+    threads: ClientThreads,
     stop: &Stop,
 ) -> io::Result<LevelRun> {
-    let threads = threads.clamp(1, level.load.clients_max().max(1) as usize);
+    let count = threads.count.clamp(1, level.load.clients_max().max(1) as usize);
+    let priority = ClientThreads { count, ..threads }.asked();
     let runtimes: Vec<Runtime> =
-        (0..threads).map(|_| Builder::new_current_thread().enable_all().build()).collect::<io::Result<_>>()?;
+        (0..count).map(|_| Builder::new_current_thread().enable_all().build()).collect::<io::Result<_>>()?;
     let shared = Arc::new(Shared {
         target: target.clone(),
         work: work.clone(),
@@ -126,7 +128,7 @@ pub fn run_level(
         origin: target.clock.now() + LEAD.as_nanos() as Nanos,
     });
     let (cpu_before, began) = (CpuTimes::now(), Instant::now());
-    let threads = run_threads(&shared, runtimes);
+    let threads = run_threads(&shared, runtimes, priority);
     let wall = began.elapsed();
     let cpu = cpu_before
         .zip(CpuTimes::now())
@@ -136,8 +138,8 @@ pub fn run_level(
     Ok(LevelRun { records, origin: shared.origin, threads, cpu, wall, interrupted: stop.is_requested() })
 }
 
-/// Runs the clients on a thread for each runtime, a prober beside them, and the pacer of an open loop on this one.
-fn run_threads(shared: &Arc<Shared>, runtimes: Vec<Runtime>) -> Vec<ThreadObservation> {
+/// Runs the clients on a thread for each runtime, a prober beside them, and the pacer of an open loop.
+fn run_threads(shared: &Arc<Shared>, runtimes: Vec<Runtime>, priority: Priority) -> Vec<ThreadObservation> {
     let probing_done = AtomicBool::new(false);
     let count = runtimes.len();
     std::thread::scope(|scope| {
@@ -150,7 +152,7 @@ fn run_threads(shared: &Arc<Shared>, runtimes: Vec<Runtime>) -> Vec<ThreadObserv
             let all = shared.level.load.clients_max();
             let mine: Vec<u32> = (0..all).filter(|client| *client as usize % count == place).collect();
             clients.push(scope.spawn(move || {
-                observe::observed(shared.target.clock, probe_receiver, &runtime, async {
+                observe::observed(shared.target.clock, priority, probe_receiver, &runtime, async {
                     match shared.level.load {
                         Load::Closed { .. } | Load::Clients { .. } => closed_loop(shared, mine).await,
                         Load::Open { .. } | Load::Rates { .. } | Load::Trace { .. } => {
@@ -162,7 +164,11 @@ fn run_threads(shared: &Arc<Shared>, runtimes: Vec<Runtime>) -> Vec<ThreadObserv
         }
         let prober = scope.spawn(|| observe::probe(&shared.target.clock, probes, &probing_done));
         if let Some(times) = shared.level.load.times(shared.work.seed) {
-            pace(shared, times, dues);
+            scope.spawn(move || {
+                // It writes requests out: that may take all of a CPU, which is not for a real-time thread.
+                priority.min(Priority::Nice).take();
+                pace(shared, times, dues);
+            });
         }
         let joined: Vec<_> = clients.into_iter().map(|client| client.join()).collect();
         probing_done.store(true, Relaxed);

@@ -198,13 +198,14 @@ fn client(text: &mut String, level: &LevelResult) -> std::fmt::Result {
     let ms = |value: Option<f64>| value.map_or("?".to_owned(), |value| format!("{value:.2}"));
     writeln!(
         text,
-        "  client        loop lag p50 {} p99 {} max {} ms, late p99 {} ms, {:.0} % of a CPU ({:.0} % waiting)",
+        "  client        loop lag p50 {} p99 {} max {} ms, late p99 {} ms, {:.0} % of a CPU ({:.0} % waiting), {}",
         ms(client.lag_ms_p50),
         ms(client.lag_ms_p99),
         ms(client.lag_ms_max),
         ms(client.lateness_ms_p99),
         client.cpu_share_max * 100.0,
-        client.cpu_wait_share_max * 100.0
+        client.cpu_wait_share_max * 100.0,
+        client.priority_text()
     )?;
     if client.socket_wait_ms_p99.is_some() {
         writeln!(

@@ -233,7 +233,7 @@ impl Workload {
             search: None,
             until: Until { requests: self.num_requests, duration: duration.map(Duration::from_secs_f64) },
             warmup: None,
-            threads: powertrain_load::default_threads(),
+            threads: powertrain_load::ClientThreads::default(),
             timeout: Duration::from_secs_f64(self.timeout_s),
             connect_timeout: CONNECT_TIMEOUT,
             trust: Trust::default(),

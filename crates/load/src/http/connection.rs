@@ -1,6 +1,6 @@
 //! One connection to the server: made, written, and read with the time at which each read's bytes had come.
 
-use super::{BodyDecoder, BodyState, ReadTimes, Scheme, Socket, Trust, Url};
+use super::{BodyDecoder, BodyState, ReadTimes, Scheme, Socket, Trust, Url, stamps::Stamps};
 use crate::{
     clock::Clock,
     record::{Failure, FailureClass, Nanos},
@@ -8,6 +8,7 @@ use crate::{
 use std::{
     io,
     net::SocketAddr,
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -39,6 +40,8 @@ pub struct Connector {
     addresses: Vec<SocketAddr>,
     tls: Option<(TlsConnector, rustls::pki_types::ServerName<'static>)>,
     time_max: Duration,
+    /// For as long as connections may be made.
+    _stamps: Arc<Option<Stamps>>,
 }
 
 /// An open connection with its read buffer.
@@ -93,7 +96,7 @@ impl Connector {
                 Some(limits.trust.connector(&url.host).map_err(|message| failure(FailureClass::Tls, message))?)
             }
         };
-        Ok(Self { addresses, tls, time_max: limits.connect })
+        Ok(Self { addresses, tls, time_max: limits.connect, _stamps: Arc::new(Stamps::begin()) })
     }
 
     /// Opens a connection, trying the addresses in order, each once.

@@ -9,6 +9,7 @@ mod connection;
 mod damage;
 mod socket;
 mod sse;
+mod stamps;
 mod tls;
 mod url;
 

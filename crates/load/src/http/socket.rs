@@ -131,20 +131,19 @@ impl AsyncWrite for Socket {
 }
 
 #[cfg(target_os = "linux")]
-mod kernel {
+pub(super) mod kernel {
     use nix::sys::{
         socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt::ReceiveTimestampns},
         time::TimeSpec,
     };
     use std::{
         io::{self, IoSliceMut},
-        os::fd::AsRawFd,
+        os::fd::{AsFd, AsRawFd},
         time::Duration,
     };
-    use tokio::net::TcpStream;
 
     /// Space for the kernel's times; empty where it will not give them.
-    pub(super) fn ask_for_times(stream: &TcpStream) -> Vec<u8> {
+    pub(in crate::http) fn ask_for_times(stream: &impl AsFd) -> Vec<u8> {
         match setsockopt(stream, ReceiveTimestampns, &true) {
             Ok(()) => nix::cmsg_space!(TimeSpec),
             Err(_) => Vec::new(),
@@ -152,8 +151,8 @@ mod kernel {
     }
 
     /// Reads what is there, with the system's time at which the kernel received the last of it.
-    pub(super) fn receive(
-        stream: &TcpStream,
+    pub(in crate::http) fn receive(
+        stream: &impl AsRawFd,
         space: &mut [u8],
         control: &mut [u8],
     ) -> io::Result<(usize, Option<Duration>)> {
@@ -171,15 +170,14 @@ mod kernel {
 }
 
 #[cfg(not(target_os = "linux"))]
-mod kernel {
+pub(super) mod kernel {
     use std::{io, time::Duration};
-    use tokio::net::TcpStream;
 
-    pub(super) fn ask_for_times(_: &TcpStream) -> Vec<u8> {
+    pub(in crate::http) fn ask_for_times<T>(_: &T) -> Vec<u8> {
         Vec::new()
     }
 
-    pub(super) fn receive(_: &TcpStream, _: &mut [u8], _: &mut [u8]) -> io::Result<(usize, Option<Duration>)> {
+    pub(in crate::http) fn receive<T>(_: &T, _: &mut [u8], _: &mut [u8]) -> io::Result<(usize, Option<Duration>)> {
         Err(io::ErrorKind::Unsupported.into())
     }
 }

@@ -9,6 +9,7 @@ use crate::{
     http::{Connector, Limits, Trust, Url},
     live::Live,
     openai::{Api, RequestOptions},
+    priority::ClientThreads,
     run::{Level, LevelRun, run_level},
     schedule::{Load, Until},
     stop::Stop,
@@ -117,13 +118,13 @@ pub fn cases(streams: u32, rate: f64, duration: Duration) -> Vec<Case> {
     ]
 }
 
-/// Runs one case on `threads` client threads.
+/// Runs one case on client threads.
 ///
 /// # Errors
 /// When the server or the client cannot be set up.
-pub fn prove(case: &Case, threads: usize, stop: &Stop) -> io::Result<CaseResult> {
+pub fn prove(case: &Case, threads: ClientThreads, stop: &Stop) -> io::Result<CaseResult> {
     let clock = Clock::start();
-    let server = case.script.clone().map(|script| TruthServer::start(script, clock)).transpose()?;
+    let server = case.script.clone().map(|script| TruthServer::beside(threads.asked(), script, clock)).transpose()?;
     let address = match &server {
         Some(server) => server.address(),
         // A port that was just given up: nobody listens there.

@@ -34,6 +34,9 @@ pub(super) struct Errors {
     pub(super) before_written: u64,
     /// Chunks written.
     writes: u64,
+    /// Gaps between them, and their sum.
+    gaps_written: u64,
+    gaps_written_sum: Nanos,
     /// Of those, the ones whose time is known less well, because the server lost its CPU while it wrote.
     interrupted_writes: u64,
 }
@@ -59,6 +62,8 @@ impl Errors {
             let pairs = record.chunks.iter().zip(&truth.written);
             errors.before_written += pairs.filter(|(chunk, written)| early(chunk.at, **written)).count() as u64;
             errors.writes += truth.took.len() as u64;
+            errors.gaps_written += truth.written.len() as u64 - 1;
+            errors.gaps_written_sum += truth.written[truth.written.len() - 1] - truth.written[0];
             errors.interrupted_writes += truth.took.iter().filter(|&&took| took > TOOK_MAX).count() as u64;
             if let Some(ttft) = definitions::ttft(record) {
                 let least = truth.written[0].saturating_sub(truth.received);
@@ -93,6 +98,7 @@ impl Errors {
         };
         let unsure = 100.0 * self.interrupted_writes as f64 / self.writes.max(1) as f64;
         let unsure = if unsure > 0.0 { format!(" ({unsure:.2} % of writes took over 0.1 ms)") } else { String::new() };
-        format!("error of TTFT {}, of gaps {}{unsure}", of(&self.ttft), of(&self.gap))
+        let every = self.gaps_written_sum as f64 / self.gaps_written.max(1) as f64 / 1e6;
+        format!("a chunk every {every:.2} ms; error of TTFT {}, of gaps {}{unsure}", of(&self.ttft), of(&self.gap))
     }
 }

@@ -3,7 +3,7 @@
 use super::{
     Script, TruthServer,
     cases::{target, work},
-    tests::{plan, start},
+    tests::{plan, start, threads},
 };
 use crate::{
     Event, Level, LevelRun, SearchPlan, Stop, Unit, bench,
@@ -21,7 +21,7 @@ const NO_LIMIT: Until = Until { requests: None, duration: None };
 fn run(server: &TruthServer, load: Load, work: Work) -> LevelRun {
     let target = target(server.address(), server.clock()).unwrap();
     let level = Level { load, until: NO_LIMIT, warmup: 0, first_number: 0 };
-    run_level(&Arc::new(target), &Arc::new(work), level, 2, &Stop::new()).unwrap()
+    run_level(&Arc::new(target), &Arc::new(work), level, threads(2), &Stop::new()).unwrap()
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn conversations_carry_what_was_said_and_pause_to_think() {
         [Load::Closed { concurrency: 2 }, Load::Open { rate: 1000.0, arrivals: Arrivals::Poisson, in_flight_max: 10 }]
     {
         let level = Level { load, until: Until { requests: Some(4), ..NO_LIMIT }, warmup: 1, first_number: 0 };
-        let run = run_level(&target, &Arc::new(work.clone()), level, 1, &Stop::new()).unwrap();
+        let run = run_level(&target, &Arc::new(work.clone()), level, threads(1), &Stop::new()).unwrap();
         let turns: Vec<(u64, u32)> = run.records.iter().map(|record| (record.index, record.turn)).collect();
         assert_eq!(turns, (0..5).flat_map(|index| (0..3).map(move |turn| (index, turn))).collect::<Vec<_>>());
         assert!(run.records.iter().all(|record| record.failure.is_none() && record.warmup == (record.index == 0)));

@@ -8,7 +8,7 @@ use super::{
     wire,
     writer::{self, Ended, Stream},
 };
-use crate::{clock::Clock, http::Socket, record::Nanos};
+use crate::{clock::Clock, http::Socket, priority::Priority, record::Nanos};
 use serde_json::Value;
 use std::{
     collections::HashMap,
@@ -50,6 +50,11 @@ impl TruthServer {
     /// # Errors
     /// When it cannot listen.
     pub fn start(script: Script, clock: Clock) -> io::Result<Self> {
+        Self::beside(Priority::Normal, script, clock)
+    }
+
+    /// The same beside a client that asks for a priority.
+    pub(super) fn beside(client: Priority, script: Script, clock: Clock) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         // More than the usual backlog: all clients of a level connect at once.
         let listener = runtime.block_on(async {
@@ -60,7 +65,7 @@ impl TruthServer {
         let address = listener.local_addr()?;
         let (end, ended) = oneshot::channel();
         let truths = Arc::new(Truths::default());
-        let (streams, writer) = writer::start(script.clone(), clock, truths.clone())?;
+        let (streams, writer) = writer::start(script.clone(), clock, truths.clone(), client)?;
         let shared = Arc::new(Shared { script, clock, truths: truths.clone(), streams });
         let serve = move || {
             runtime.block_on(async {

@@ -7,7 +7,8 @@ use super::{
     errors::Errors,
 };
 use crate::{
-    Clock, Event, Level, LevelRun, Outcome, Plan, PromptPlan, RequestRecord, Stop, Summary, bench,
+    ClientThreads, Clock, Event, Level, LevelRun, Outcome, Plan, Priority, PromptPlan, RequestRecord, Stop, Summary,
+    bench,
     csv::write_csv,
     definitions::{self, Objectives},
     events::EventsFile,
@@ -30,11 +31,16 @@ pub(super) fn closed(concurrency: u32, requests: u64) -> Level {
     Level { load: Load::Closed { concurrency }, until, warmup: 0, first_number: 0 }
 }
 
+/// Threads as those of any other program: what is shown does not hang on priority.
+pub(super) fn threads(count: usize) -> ClientThreads {
+    ClientThreads { count, priority: Priority::Normal }
+}
+
 pub(super) fn run(server: &TruthServer, level: Level, change: impl FnOnce(&mut Target)) -> (LevelRun, Errors) {
     let (clock, stop) = (server.clock(), Stop::new());
     let mut target = target(server.address(), clock).unwrap();
     change(&mut target);
-    let run = run_level(&Arc::new(target), &Arc::new(work()), level, 2, &stop).unwrap();
+    let run = run_level(&Arc::new(target), &Arc::new(work()), level, threads(2), &stop).unwrap();
     let errors = Errors::of(&run.records, &work(), &server.truths());
     (run, errors)
 }
@@ -93,7 +99,7 @@ fn endings_are_told_apart() {
 fn refused_connections_are_results() {
     let address = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
     let target = Arc::new(target(address, Clock::start()).unwrap());
-    let run = run_level(&target, &Arc::new(work()), closed(2, 10), 1, &Stop::new()).unwrap();
+    let run = run_level(&target, &Arc::new(work()), closed(2, 10), threads(1), &Stop::new()).unwrap();
     let summary = summary(&run);
     assert_eq!((summary.requests.sent, summary.requests.failed), (10, 10));
     assert_eq!(summary.failures["refused"].count, 10);
@@ -135,7 +141,7 @@ fn an_open_loop_keeps_its_schedule_when_the_server_does_not() {
     let load = Load::Open { rate: 1000.0, arrivals: Arrivals::Constant, in_flight_max: 1 };
     let level = Level { load, until: Until { requests: Some(8), duration: None }, warmup: 2, first_number: 0 };
     let target = Arc::new(target(server.address(), server.clock()).unwrap());
-    let run = run_level(&target, &Arc::new(work()), level, 1, &Stop::new()).unwrap();
+    let run = run_level(&target, &Arc::new(work()), level, threads(1), &Stop::new()).unwrap();
     let due: Vec<u64> = run.records.iter().map(|record| record.scheduled - run.records[0].scheduled).collect();
     assert_eq!(due, (0..10).map(|place| place * 1_000_000).collect::<Vec<_>>());
     assert_eq!(run.records.iter().filter(|record| record.warmup).count(), 2);
@@ -154,7 +160,7 @@ fn an_interrupted_run_keeps_what_was_measured() {
     let stop = Stop::new();
     let run = std::thread::scope(|scope| {
         let (target, stop) = (&target, &stop);
-        let run = scope.spawn(move || run_level(target, &Arc::new(work()), closed(4, 100), 2, stop).unwrap());
+        let run = scope.spawn(move || run_level(target, &Arc::new(work()), closed(4, 100), threads(2), stop).unwrap());
         while target.live.counts().chunks < 8 {
             std::thread::yield_now();
         }
@@ -200,7 +206,7 @@ pub(super) fn plan(server: &TruthServer) -> Plan {
         search: None,
         until: Until { requests: Some(6), duration: None },
         warmup: Some(2),
-        threads: 1,
+        threads: threads(1),
         timeout: Duration::from_secs(60),
         connect_timeout: Duration::from_secs(10),
         trust: Trust::Machine,

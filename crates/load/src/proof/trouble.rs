@@ -4,7 +4,7 @@ use super::{
     Script, TruthServer,
     cases::{target, work},
     errors::Errors,
-    tests::{FOREVER, closed, start, summary},
+    tests::{FOREVER, closed, start, summary, threads},
 };
 use crate::{
     Clock, LevelRun, Stop,
@@ -25,7 +25,8 @@ fn a_server_that_is_killed_leaves_cut_off_and_refused_requests() {
     let target = Arc::new(target(server.address(), server.clock()).unwrap());
     let run = std::thread::scope(|scope| {
         let shared = &target;
-        let run = scope.spawn(move || run_level(shared, &Arc::new(work()), closed(3, 20), 1, &Stop::new()).unwrap());
+        let run =
+            scope.spawn(move || run_level(shared, &Arc::new(work()), closed(3, 20), threads(1), &Stop::new()).unwrap());
         while target.live.counts().chunks < 6 {
             std::thread::yield_now();
         }
@@ -45,7 +46,7 @@ fn a_server_that_never_answers_is_given_up() {
     let server = start(Script { stall: Some((0, FOREVER)), role_first: false, ..Script::default() });
     let mut target = target(server.address(), server.clock()).unwrap();
     target.timeout = Duration::from_millis(100);
-    let run = run_level(&Arc::new(target), &Arc::new(work()), closed(2, 4), 1, &Stop::new()).unwrap();
+    let run = run_level(&Arc::new(target), &Arc::new(work()), closed(2, 4), threads(1), &Stop::new()).unwrap();
     let summary = summary(&run);
     assert_eq!((summary.requests.sent, summary.requests.failed, summary.failures["timed_out"].count), (4, 4, 4));
 }
@@ -99,7 +100,7 @@ impl Relay {
 
     fn run(&self, trust: Trust, server: &TruthServer) -> LevelRun {
         let target = self.target(trust, server.clock()).unwrap();
-        run_level(&Arc::new(target), &Arc::new(work()), closed(2, 8), 1, &Stop::new()).unwrap()
+        run_level(&Arc::new(target), &Arc::new(work()), closed(2, 8), threads(1), &Stop::new()).unwrap()
     }
 }
 

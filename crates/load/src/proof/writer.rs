@@ -10,7 +10,11 @@ use super::{
     server::{Truths, note},
     wire,
 };
-use crate::{clock::Clock, http::Socket};
+use crate::{
+    clock::Clock,
+    http::Socket,
+    priority::{self, Priority},
+};
 use std::{
     cmp::Ordering,
     collections::{BinaryHeap, binary_heap::PeekMut},
@@ -26,8 +30,12 @@ use tokio::sync::oneshot;
 
 /// Shortest sleep.
 const SLEEP_MIN: Duration = Duration::from_micros(200);
-/// By how much the thread gives way to others.
+/// By how much the thread gives way to others where the client has no priority.
 const NICENESS: i32 = 10;
+/// Its own priority where the client has a higher one: other programs must not keep it from making the load.
+const NICENESS_BESIDE_PRIORITY: i32 = -10;
+/// A stream that is late makes its gaps shorter by one part in so many until it is no more.
+const CATCH_UP: u32 = 10;
 /// When a full socket is tried again.
 const RETRY: Duration = Duration::from_millis(1);
 
@@ -54,10 +62,15 @@ pub(super) struct Ended {
     pub(super) whole: bool,
 }
 
-/// Starts the thread; it ends when the sender is dropped.
-pub(super) fn start(script: Script, clock: Clock, truths: Arc<Truths>) -> io::Result<(Sender<Stream>, JoinHandle<()>)> {
+/// Starts the thread, beside a client of a priority; it ends when the sender is dropped.
+pub(super) fn start(
+    script: Script,
+    clock: Clock,
+    truths: Arc<Truths>,
+    client: Priority,
+) -> io::Result<(Sender<Stream>, JoinHandle<()>)> {
     let (sender, receiver) = channel();
-    let writer = Writer { content: wire::content(), script, clock, truths, streams: BinaryHeap::new() };
+    let writer = Writer { content: wire::content(), script, clock, truths, client, streams: BinaryHeap::new() };
     let thread = std::thread::Builder::new().name("truth-writer".to_owned()).spawn(move || writer.run(&receiver))?;
     Ok((sender, thread))
 }
@@ -67,12 +80,15 @@ struct Writer {
     clock: Clock,
     truths: Arc<Truths>,
     content: Vec<u8>,
+    client: Priority,
     streams: BinaryHeap<Turn>,
 }
 
 /// A stream by when it is due next, the earliest at the top of the heap.
 struct Turn {
     due: Instant,
+    /// When it would be due had nothing been late.
+    planned: Instant,
     chunk: u32,
     /// What a full socket did not take; written before anything else.
     rest: Vec<u8>,
@@ -88,7 +104,9 @@ impl Writer {
     fn run(mut self, receiver: &Receiver<Stream>) {
         // Where both need the same CPU the client goes first, as it would with a server on a machine of its own. The server's
         // lateness is no error: it tells when it wrote.
-        _ = rustix::process::nice(NICENESS);
+        if self.client == Priority::Normal || !priority::niceness(NICENESS_BESIDE_PRIORITY) {
+            priority::niceness(NICENESS);
+        }
         loop {
             let now = Instant::now();
             while let Some(mut turn) = self.streams.peek_mut().filter(|turn| turn.due <= now) {
@@ -124,8 +142,10 @@ impl Writer {
                 times.reserve_exact(stream.plan.written as usize);
             }
         }
-        let mut turn = Turn { due: stream.due, chunk: 0, rest: Vec::new(), stream: Box::new(stream) };
-        turn.due += turn.pause(&self.script);
+        let mut turn =
+            Turn { due: stream.due, planned: stream.due, chunk: 0, rest: Vec::new(), stream: Box::new(stream) };
+        turn.planned += turn.pause(&self.script);
+        turn.due = turn.planned;
         self.streams.push(turn);
     }
 }
@@ -151,7 +171,10 @@ impl Turn {
             }
         }
         if self.chunk < self.stream.plan.written {
-            return Next::At(self.due + script.gap + self.pause(script));
+            self.planned += script.gap + self.pause(script);
+            // After a stall of this machine a stream makes up for what it missed little by little. No server sends tokens in a
+            // burst because it was late, and such a burst would measure how fast a client can read, not how exactly.
+            return Next::At(self.planned.max(Instant::now() + script.gap - script.gap / CATCH_UP));
         }
         self.note(truths);
         let end = wire::ending(script, &self.stream.plan, self.stream.prompt_tokens);

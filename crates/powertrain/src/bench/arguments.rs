@@ -149,6 +149,9 @@ pub(crate) struct Arguments {
     /// Threads of this client [default: one for every two CPUs, at most 4]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(super) client_threads: Option<u16>,
+    /// How this client's threads go before other programs on this machine; where the system refuses, the next lower one
+    #[arg(long, value_enum, default_value_t = ClientPriority::RealTime, value_name = "PRIORITY")]
+    pub(super) client_priority: ClientPriority,
     /// Look at the server's metrics and this machine's GPUs (NVML) every so many milliseconds; 0 for not at all
     #[arg(long, default_value_t = 1000, value_name = "MS", value_parser = clap::value_parser!(u32).range(0..=3_600_000))]
     pub(super) loop_ms: u32,
@@ -182,6 +185,16 @@ impl std::str::FromStr for Subject {
 pub(super) enum Endpoint {
     Chat,
     Completions,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub(super) enum ClientPriority {
+    /// SCHED_RR, where a CPU is left for everything else
+    RealTime,
+    /// Niceness -15
+    Nice,
+    /// As any other program
+    Normal,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]

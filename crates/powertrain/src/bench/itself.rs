@@ -4,10 +4,13 @@ use super::{arguments::Arguments, stop_on_interrupt};
 use crate::print;
 use anyhow::ensure;
 use powertrain_load::{
-    Stop, default_threads,
+    Stop,
     proof::{self, Verdict},
 };
 use std::time::Duration;
+
+/// With so many clients their own work is shown, too.
+const MANY: u32 = 100;
 
 /// Runs every trap against the built-in server. Failing one fails the command.
 pub(super) fn prove_itself(arguments: &Arguments) -> anyhow::Result<()> {
@@ -20,7 +23,7 @@ pub(super) fn prove_itself(arguments: &Arguments) -> anyhow::Result<()> {
         "--request-rate {rate}: of `self` it is tokens per second and stream, 1 to 10000"
     );
     let duration = Duration::from_secs_f64(arguments.duration.unwrap_or(5.0).clamp(0.1, 600.0));
-    let threads = arguments.client_threads.map_or_else(default_threads, usize::from);
+    let threads = arguments.threads();
     let (mut wrong, mut late) = (0, 0);
     for case in proof::cases(streams, rate, duration) {
         if stop.is_requested() {
@@ -32,17 +35,20 @@ pub(super) fn prove_itself(arguments: &Arguments) -> anyhow::Result<()> {
             Verdict::Late => "LATE ",
             Verdict::Wrong => "WRONG",
         };
+        let client = &result.client;
         wrong += usize::from(result.verdict == Verdict::Wrong);
         late += usize::from(result.verdict == Verdict::Late);
         let mut text = format!("{verdict}  {} ({} clients)\n       {}\n", result.name, case.concurrency, result.found);
-        let client = &result.client;
-        if result.verdict == Verdict::Late {
+        if result.verdict == Verdict::Late || case.concurrency >= MANY {
             text.push_str(&format!(
-                "       a client thread used {:.0} % of a CPU and waited for one {:.0} % of the time, while other programs used \
-                 {:.1} CPU s\n",
+                "       a client thread used {:.0} % of a CPU and waited for one {:.1} % of the time (with {}), while other programs \
+                 used {:.1} CPU s; chunks were read p99 {:.2} max {:.2} ms after they came\n",
                 client.cpu_share_max * 100.0,
                 client.cpu_wait_share_max * 100.0,
+                client.priority_text(),
                 client.others_cpu_s.unwrap_or(0.0),
+                client.socket_wait_ms_p99.unwrap_or(f64::NAN),
+                client.socket_wait_ms_max.unwrap_or(f64::NAN),
             ));
         }
         for reason in &client.client_limited {

@@ -1,9 +1,9 @@
 //! From the flags of `powertrain bench` to a plan.
 
-use super::arguments::{Arguments, ArrivalKind, CapacityUnit, Endpoint};
+use super::arguments::{Arguments, ArrivalKind, CapacityUnit, ClientPriority, Endpoint};
 use anyhow::{Context, ensure};
 use powertrain_load::{
-    Plan, PromptPlan, SearchPlan, Unit, default_threads,
+    ClientThreads, Plan, Priority, PromptPlan, SearchPlan, Unit,
     definitions::Objectives,
     http::{Trust, Url},
     openai::Api,
@@ -15,6 +15,16 @@ use serde_json::{Map, Value};
 use std::{ops::Range, path::Path, time::Duration};
 
 impl Arguments {
+    pub(super) fn threads(&self) -> ClientThreads {
+        let priority = match self.client_priority {
+            ClientPriority::RealTime => Priority::RealTime,
+            ClientPriority::Nice => Priority::Nice,
+            ClientPriority::Normal => Priority::Normal,
+        };
+        let default = ClientThreads::default();
+        ClientThreads { count: self.client_threads.map_or(default.count, usize::from), priority }
+    }
+
     pub(super) fn plan(&self, url: &Url) -> anyhow::Result<Plan> {
         let seconds = |value: f64, name: &str| {
             ensure!(
@@ -65,7 +75,7 @@ impl Arguments {
                 duration: duration.map(|duration| seconds(duration, "--duration")).transpose()?,
             },
             warmup: self.warmup,
-            threads: self.client_threads.map_or_else(default_threads, usize::from),
+            threads: self.threads(),
             timeout: seconds(self.timeout, "--timeout")?,
             connect_timeout: seconds(self.connect_timeout, "--connect-timeout")?,
             trust: match (&self.ca_file, self.insecure) {
