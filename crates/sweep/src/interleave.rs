@@ -230,7 +230,9 @@ impl Turns<'_> {
                     return Err(InterleaveError::Failed(side, server.died(status)));
                 }
                 let result = result.map_err(|reason| InterleaveError::Failed(side, server.unusable(reason)))?;
-                server.stop();
+                if let Some(left) = server.stop() {
+                    tell(side, Event::Bench(powertrain_load::Event::Note(left)));
+                }
                 Ok(result)
             }
         }

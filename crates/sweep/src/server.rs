@@ -12,7 +12,7 @@ use crate::{
 use powertrain_load::Stop;
 use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{Read, Seek, SeekFrom},
     net::TcpListener,
     os::unix::process::{CommandExt, ExitStatusExt},
@@ -25,6 +25,8 @@ use std::{
 
 /// Time between two looks at a server that starts or ends.
 const POLL: Duration = Duration::from_millis(100);
+/// What was killed and is still there after this time is given up: it hangs in the kernel.
+const KILLED_MAX: Duration = Duration::from_secs(60);
 /// How much of a log's beginning and end is read: facts come early, failures late.
 const LOG_BYTES_MAX: u64 = 4 << 20;
 
@@ -146,27 +148,42 @@ impl Server {
         &self.launch.url
     }
 
-    /// Ends it and all it started: SIGTERM, and SIGKILL to what is left after its time.
-    pub fn stop(mut self) {
-        self.end();
+    /// Ends it and all it started: SIGTERM, and SIGKILL to what is left after its time. Returns when its processes are gone,
+    /// with their memory, this machine's and its GPUs'; if some hang all the same, what to tell the user.
+    pub fn stop(mut self) -> Option<String> {
+        let gone = self.end();
+        (!gone).then(|| {
+            format!(
+                "processes of `{}` are still there {} s after they were killed; what follows may find their memory taken",
+                self.launch.words[0],
+                KILLED_MAX.as_secs()
+            )
+        })
     }
 
-    fn end(&mut self) {
-        if self.ended().is_none() {
-            _ = kill_process_group(self.group, Signal::TERM);
-            let begun = Instant::now();
-            while self.ended().is_none() && begun.elapsed() < self.launch.stop_timeout {
-                thread::sleep(POLL);
-            }
-        }
-        // Workers may outlive their leader.
-        if test_kill_process_group(self.group).is_ok() {
-            _ = kill_process_group(self.group, Signal::KILL);
-        }
-        if self.ended.is_none() {
-            self.ended = self.child.wait().ok();
-        }
+    /// Whether all is gone.
+    fn end(&mut self) -> bool {
+        // Workers may outlive their leader, and need time of their own to end well.
+        let gone = self.signalled(Signal::TERM, self.launch.stop_timeout) || self.signalled(Signal::KILL, KILLED_MAX);
         groups(|groups| groups.retain(|&group| group != self.group));
+        gone
+    }
+
+    /// Sends a signal to what is left of the group and waits; whether all is gone.
+    fn signalled(&mut self, signal: Signal, most: Duration) -> bool {
+        let (begun, mut sent) = (Instant::now(), false);
+        while self.ended().is_none() || is_alive(self.group) {
+            if begun.elapsed() >= most {
+                return false;
+            }
+            // A process may start another one before it is killed. A second SIGTERM says "at once" to some servers.
+            if !sent || signal == Signal::KILL {
+                _ = kill_process_group(self.group, signal);
+                sent = true;
+            }
+            thread::sleep(POLL);
+        }
+        true
     }
 
     /// The log's beginning and end.
@@ -202,6 +219,27 @@ fn groups<R>(with: impl FnOnce(&mut Vec<Pid>) -> R) -> R {
     with(&mut GROUPS.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
+/// Whether a process of a group still has its memory. A dead one that nobody has asked for its end has none, unless threads of
+/// it are yet to die.
+fn is_alive(group: Pid) -> bool {
+    if test_kill_process_group(group).is_err() {
+        return false;
+    }
+    // Where there is no `/proc` the dead count until they are asked for.
+    let Ok(processes) = fs::read_dir("/proc") else { return true };
+    let stats = processes.flatten().filter_map(|process| fs::read_to_string(process.path().join("stat")).ok());
+    stats.filter_map(|stat| holds_memory(&stat, group)).any(|holds| holds)
+}
+
+/// By a line of `/proc/PID/stat`; none for processes of other groups.
+fn holds_memory(stat: &str, group: Pid) -> Option<bool> {
+    // State, parent, group, …, threads: fields 3, 4, 5 and 20 of proc(5), behind the name in parentheses.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let threads: u32 = fields.get(17)?.parse().ok()?;
+    let of_group = fields.get(2)?.parse() == Ok(group.as_raw_nonzero().get());
+    of_group.then(|| !matches!(fields[0], "Z" | "X") || threads > 1)
+}
+
 fn ending(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("code {code}"),
@@ -222,4 +260,24 @@ fn read_log(path: &Path) -> std::io::Result<String> {
     }
     file.take(LOG_BYTES_MAX).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_dead_hold_no_memory_but_their_last_threads_do() {
+        let holds = |state: &str, group: i32, threads: u32| {
+            let stat =
+                format!("77 (a) b) {state} 1 {group} 77 0 -1 4194304 100 0 0 0 15 5 0 0 20 0 {threads} 0 100 1000 10");
+            holds_memory(&stat, Pid::from_raw(77).unwrap())
+        };
+        assert_eq!(holds("S", 77, 1), Some(true));
+        assert_eq!(holds("D", 77, 4), Some(true));
+        assert_eq!(holds("Z", 77, 1), Some(false));
+        assert_eq!(holds("Z", 77, 3), Some(true));
+        assert_eq!(holds("R", 78, 1), None);
+        assert_eq!(holds_memory("", Pid::from_raw(77).unwrap()), None);
+    }
 }

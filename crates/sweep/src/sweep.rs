@@ -2,7 +2,7 @@
 
 use crate::{
     configuration::Configuration,
-    failure::ServerFailure,
+    failure::{FailureKind, ServerFailure},
     folder::{Cell, Folder, FolderError, Started},
     matrix::{Matrix, MatrixError},
     server::{Ready, Server, StartError, free_port},
@@ -22,6 +22,8 @@ use std::{
     time::Duration,
 };
 
+/// Free ports that are tried after the first.
+const PORT_TRIES: u32 = 10;
 /// Time between two looks at whether a measured server still runs.
 const WATCH: Duration = Duration::from_millis(50);
 
@@ -217,7 +219,9 @@ impl ConfigurationRun<'_> {
                 }
             }
         }
-        server.stop();
+        if let Some(left) = server.stop() {
+            tell(Event::Bench(BenchEvent::Note(left)));
+        }
         Ok(())
     }
 
@@ -233,18 +237,28 @@ pub(crate) fn start(
     log: &Path,
     stop: &Stop,
 ) -> Result<Result<(Server, Ready), StartError>, SweepError> {
-    let port = match configuration.plan.port {
-        Some(port) => port,
-        None => free_port()?,
+    let mut tries = 0;
+    let mut server = loop {
+        let port = match configuration.plan.port {
+            Some(port) => port,
+            None => free_port()?,
+        };
+        let launch = configuration.launch(port);
+        let url: Result<Url, _> = launch.url.parse();
+        url.map_err(|error| SweepError::Url { server: configuration.server.clone(), error })?;
+        match Server::start(launch, key(configuration)?, log) {
+            Ok(server) => break server,
+            // A port that was free a moment ago: somebody's connection has it now.
+            Err(failure)
+                if failure.kind == FailureKind::PortTaken
+                    && configuration.plan.port.is_none()
+                    && tries < PORT_TRIES =>
+            {
+                tries += 1;
+            }
+            Err(failure) => return Ok(Err(StartError::Failed(failure))),
+        }
     };
-    let launch = configuration.launch(port);
-    let url: Result<Url, _> = launch.url.parse();
-    url.map_err(|error| SweepError::Url { server: configuration.server.clone(), error })?;
-    let server = match Server::start(launch, key(configuration)?, log) {
-        Ok(server) => server,
-        Err(failure) => return Ok(Err(StartError::Failed(failure))),
-    };
-    let mut server = server;
     Ok(match server.wait_ready(stop) {
         Ok(ready) => Ok((server, ready)),
         Err(error) => Err(error),

@@ -260,7 +260,9 @@ fn try_one(
                 trial.failure = Some(failure);
                 break;
             }
-            server.stop();
+            if let Some(left) = server.stop() {
+                tell(Event::Bench(powertrain_load::Event::Note(left)));
+            }
             // Over workloads: what is bad at one is bad.
             if trial.failure.is_none() && scores.len() == matrix.workload.len() {
                 trial.score = scores.iter().map(|score| score.value).product::<f64>().powf(1.0 / scores.len() as f64);
