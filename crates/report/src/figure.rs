@@ -139,10 +139,11 @@ impl Figure {
         if suffix.is_empty() { self.text() } else { format!("{}\u{202f}{suffix}", self.text()) }
     }
 
-    /// `low – high`, in the number's own unit.
+    /// `low – high`, in the number's own unit; none where both would be printed alike, which says nothing.
     pub fn interval_text(&self) -> Option<String> {
         let (low, high) = self.interval?;
-        Some(format!("{} – {}", format::number(low, self.unit), format::number(high, self.unit)))
+        let (low, high) = (format::number(low, self.unit), format::number(high, self.unit));
+        (low != high).then(|| format!("{low} – {high}"))
     }
 }
 
@@ -202,6 +203,9 @@ mod tests {
     fn an_interval_that_is_none_is_not_shown() {
         let figure = Figure::read(1.0, Unit::Plain, "B1", "/a");
         assert_eq!(figure.clone().within(Some((2.0, 1.0))).interval, None);
-        assert_eq!(figure.within(Some((f64::NAN, 1.0))).interval, None);
+        assert_eq!(figure.clone().within(Some((f64::NAN, 1.0))).interval, None);
+        let watts = Figure { unit: Unit::Watts, ..figure };
+        assert_eq!(watts.clone().within(Some((699.8, 700.1))).interval_text(), None);
+        assert_eq!(watts.within(Some((698.0, 700.1))).interval_text().as_deref(), Some("698 – 700"));
     }
 }

@@ -2,10 +2,19 @@
 
 use super::{
     Axis,
+    canvas::{Canvas, Marked, Shape, UNDRAWN, colour, units},
     scale::{Fitted, tick_text},
     svg::{Mark, Svg},
 };
 use crate::figure::Figure;
+use plotters::{
+    chart::{ChartBuilder, ChartContext},
+    coord::cartesian::Cartesian2d,
+    drawing::{DrawingAreaErrorKind, IntoDrawingArea},
+    element::PathElement,
+    style::{FontDesc, FontFamily, FontStyle},
+};
+use std::{convert::Infallible, iter::once};
 
 /// Lines in one frame.
 #[derive(Clone, Debug)]
@@ -89,8 +98,16 @@ const LEGEND_ROW: f64 = 19.0;
 /// Between an entry's sign and its words, and after them.
 const LEGEND_SIGN: f64 = 28.0;
 const LEGEND_GAP: f64 = 12.0;
+/// Between the frame's sides and the first and last place in it.
+const MARGIN: f64 = 14.0;
+/// Length of a tick.
+const TICK: f64 = 4.0;
+/// Around the sweet spot.
+const RING: Shape = Shape::Circle(9.0);
 /// Pixels of a character of the legend, on the safe side.
 const CHARACTER: f64 = 6.2;
+
+type Plot<'a, 'b> = ChartContext<'a, Canvas<'b>, Cartesian2d<Fitted, Fitted>>;
 
 impl Dot {
     /// A point whose height is a figure.
@@ -108,6 +125,14 @@ impl Side {
             Self::After => "after",
         }
     }
+
+    /// A mark that tells the sides apart without colour: a hollow square before, a full circle after.
+    fn shape(self) -> Shape {
+        match self {
+            Self::Before => Shape::Square(3.5),
+            Self::After => Shape::Circle(4.0),
+        }
+    }
 }
 
 /// An entry of the legend with its place.
@@ -121,6 +146,20 @@ struct Entry<'a> {
 impl Lines {
     /// The drawing.
     pub fn svg(&self) -> String {
+        let legend = self.legend();
+        let drop = legend.last().map_or(0.0, |entry| entry.at.1 - LEGEND_TOP);
+        let size = (WIDTH, HEIGHT + drop);
+        let mut svg = Svg::new(size.0, size.1, &self.title);
+        legend.iter().for_each(|entry| entry.draw(&mut svg));
+        svg.text("axis-label", (LEFT - 48.0, TOP + drop - 16.0), "start", self.y.label);
+        svg.text("axis-label", (RIGHT, BOTTOM + drop + 36.0), "end", self.x.label);
+        // Nothing here can fail: the canvas never does, and there are no fonts to be found.
+        _ = self.plot(Canvas::new(&mut svg, size), drop);
+        svg.finish()
+    }
+
+    /// All that stands within the frame and at it.
+    fn plot(&self, canvas: Canvas<'_>, drop: f64) -> Result<(), DrawingAreaErrorKind<Infallible>> {
         let dots = || self.lines.iter().flat_map(|line| &line.dots);
         let heights = dots().flat_map(|dot| {
             // An interval that dwarfs its values would flatten the lines: it is drawn to the edge.
@@ -128,39 +167,46 @@ impl Lines {
             [Some(dot.y), high].into_iter().flatten()
         });
         let heights = heights.chain(self.rules.iter().map(|rule| rule.y));
-        let legend = self.legend();
-        let drop = legend.last().map_or(0.0, |entry| entry.at.1 - LEGEND_TOP);
-        let x = Fitted::new(self.x.scale, dots().map(|dot| dot.x), (LEFT + 14.0, RIGHT - 14.0));
-        let y = Fitted::new(self.y.scale, heights, (BOTTOM + drop, TOP + drop));
-        let mut svg = Svg::new(WIDTH, HEIGHT + drop, &self.title);
-        self.frame(&mut svg, &x, &y, drop);
-        legend.iter().for_each(|entry| entry.draw(&mut svg));
+        let x = Fitted::new(self.x.scale, dots().map(|dot| dot.x), self.x.ticks.as_deref(), MARGIN);
+        let y = Fitted::new(self.y.scale, heights, self.y.ticks.as_deref(), 0.0);
+        let area = canvas.into_drawing_area();
+        let mut plot: Plot<'_, '_> = ChartBuilder::on(&area)
+            .margin_top(units(TOP + drop))
+            .margin_right(units(WIDTH - RIGHT))
+            .x_label_area_size(units(HEIGHT - BOTTOM))
+            .y_label_area_size(units(LEFT))
+            .build_cartesian_2d(x, y)?;
+        let font = FontDesc::new(FontFamily::SansSerif, f64::from(units(12.0)), FontStyle::Normal);
+        let label = font.color(&colour("tick"));
+        // Lines and labels at heights, no axis; then the axis below.
+        plot.configure_mesh()
+            .disable_x_mesh()
+            .disable_x_axis()
+            .bold_line_style(colour("grid"))
+            .axis_style(colour(UNDRAWN))
+            .set_all_tick_mark_size(units(TICK))
+            .label_style(label.clone())
+            .y_label_formatter(&|value| tick_text(*value, self.y.unit))
+            .draw()?;
+        plot.configure_mesh()
+            .disable_mesh()
+            .disable_y_axis()
+            .axis_style(colour("axis"))
+            .set_all_tick_mark_size(units(TICK))
+            .label_style(label)
+            .x_label_formatter(&|value| tick_text(*value, self.x.unit))
+            .draw()?;
+        let ends = plot.x_range();
         for rule in &self.rules {
-            let at = y.pixel(rule.y);
-            svg.line("limit", (LEFT, at), (RIGHT, at));
-            svg.text("limit-label", (RIGHT, at - 5.0), "end", &rule.label);
+            let at = [(ends.start, rule.y), (ends.end, rule.y)];
+            plot.draw_series(once(Marked::new("limit", Shape::Across(MARGIN), &at)))?;
+            let label = Shape::Words { across: MARGIN, up: 5.0, anchor: "end" };
+            plot.draw_series(once(Marked::new("limit-label", label, &at[1..]).saying(&rule.label)))?;
         }
         for line in &self.lines {
-            draw(&mut svg, line, &x, &y);
+            line.draw(&mut plot)?;
         }
-        svg.finish()
-    }
-
-    fn frame(&self, svg: &mut Svg, x: &Fitted, y: &Fitted, drop: f64) {
-        let (top, bottom) = (TOP + drop, BOTTOM + drop);
-        for tick in self.y.ticks.clone().unwrap_or_else(|| y.ticks()) {
-            let at = y.pixel(tick);
-            svg.line("grid", (LEFT, at), (RIGHT, at));
-            svg.text("tick", (LEFT - 8.0, at + 4.0), "end", &tick_text(tick, self.y.unit));
-        }
-        svg.line("axis", (LEFT, bottom), (RIGHT, bottom));
-        for tick in self.x.ticks.clone().unwrap_or_else(|| x.ticks()) {
-            let at = x.pixel(tick);
-            svg.line("axis", (at, bottom), (at, bottom + 4.0));
-            svg.text("tick", (at, bottom + 18.0), "middle", &tick_text(tick, self.x.unit));
-        }
-        svg.text("axis-label", (LEFT - 48.0, top - 16.0), "start", self.y.label);
-        svg.text("axis-label", (RIGHT, bottom + 36.0), "end", self.x.label);
+        Ok(())
     }
 
     /// Entries from left to right, in as many rows as they need.
@@ -191,10 +237,10 @@ impl Entry<'_> {
                 let dash = if line.dashed { " dashed" } else { "" };
                 svg.line(&format!("line {}{dash}", line.side.class()), self.at, (across + 22.0, down));
                 if !line.smooth {
-                    mark(svg, line.side, middle, &Mark::default());
+                    line.side.shape().draw(svg, &format!("dot {}", line.side.class()), &[middle], &Mark::default());
                 }
             }
-            None => svg.circle("ring", middle, 7.0, &Mark::default()),
+            None => Shape::Circle(7.0).draw(svg, "ring", &[middle], &Mark::default()),
         }
         svg.text("legend", (across + LEGEND_SIGN, down + 4.0), "start", &self.words);
     }
@@ -209,39 +255,34 @@ fn shortened(name: &str) -> String {
     }
 }
 
-fn draw(svg: &mut Svg, line: &Line, x: &Fitted, y: &Fitted) {
-    let class = line.side.class();
-    let at = |dot: &Dot| (x.pixel(dot.x), y.pixel(dot.y));
-    let points: Vec<(f64, f64)> = line.dots.iter().map(at).collect();
-    svg.polyline(&format!("line {class}{}", if line.dashed { " dashed" } else { "" }), &points);
-    if line.smooth {
-        return;
-    }
-    for dot in &line.dots {
-        let (across, height) = at(dot);
-        if let Some((low, high)) = dot.interval {
-            let (low, high) = (y.pixel(low), y.pixel(high));
-            svg.line(&format!("whisker {class}"), (across, low), (across, high));
-            for end in [low, high] {
-                svg.line(&format!("whisker {class}"), (across - 4.0, end), (across + 4.0, end));
+impl Line {
+    fn draw(&self, plot: &mut Plot<'_, '_>) -> Result<(), DrawingAreaErrorKind<Infallible>> {
+        let class = self.side.class();
+        let points: Vec<(f64, f64)> = self.dots.iter().map(|dot| (dot.x, dot.y)).collect();
+        let style = format!("line {class}{}", if self.dashed { " dashed" } else { "" });
+        plot.draw_series(once(PathElement::new(points, colour(&style))))?;
+        if self.smooth {
+            return Ok(());
+        }
+        for dot in &self.dots {
+            let at = [(dot.x, dot.y)];
+            if let Some((low, high)) = dot.interval {
+                let ends = [(dot.x, low), (dot.x, high)];
+                plot.draw_series(once(Marked::new(&format!("whisker {class}"), Shape::Whisker(4.0), &ends)))?;
+            }
+            if dot.ringed {
+                plot.draw_series(once(Marked::new("ring", RING, &at)))?;
+            }
+            let mut mark = Marked::new(&format!("dot {class}"), self.side.shape(), &at);
+            mark.mark = Mark { title: dot.title.clone(), from: dot.from.clone() };
+            plot.draw_series(once(mark))?;
+            let beside = format!("{}{}", dot.label.as_deref().unwrap_or_default(), dot.sign);
+            if !beside.is_empty() {
+                let words = Shape::Words { across: 9.0, up: 9.0, anchor: "start" };
+                plot.draw_series(once(Marked::new("note", words, &at).saying(&beside)))?;
             }
         }
-        if dot.ringed {
-            svg.circle("ring", (across, height), 9.0, &Mark::default());
-        }
-        mark(svg, line.side, (across, height), &Mark { title: dot.title.clone(), from: dot.from.clone() });
-        let beside = format!("{}{}", dot.label.as_deref().unwrap_or_default(), dot.sign);
-        if !beside.is_empty() {
-            svg.text("note", (across + 9.0, height - 9.0), "start", &beside);
-        }
-    }
-}
-
-/// A mark that tells the sides apart without colour: a hollow square before, a full circle after.
-fn mark(svg: &mut Svg, side: Side, (x, y): (f64, f64), more: &Mark) {
-    match side {
-        Side::Before => svg.rectangle("dot before", (x - 3.5, y - 3.5), (7.0, 7.0), more),
-        Side::After => svg.circle("dot after", (x, y), 4.0, more),
+        Ok(())
     }
 }
 
@@ -292,5 +333,25 @@ mod tests {
             let height = HEIGHT + last - LEGEND_TOP;
             assert!(chart.svg().contains(&format!("viewBox=\"0 0 {WIDTH} {height}\"")));
         }
+    }
+
+    #[test]
+    fn a_chart_has_its_ticks_grid_marks_and_limits() {
+        let mut chart = lines(&["before", "after"]);
+        chart.lines[0].side = Side::Before;
+        chart.lines[0].dots[0] =
+            Dot { x: 4.0, y: 40.0, interval: Some((30.0, 55.0)), ..chart.lines[0].dots[0].clone() };
+        chart.rules.push(HorizontalRule { y: 20.0, label: "required".to_owned() });
+        let svg = chart.svg();
+        let count = |text: &str| svg.matches(text).count();
+        // Heights 0 to 60 by tens, across 0 to 4 by ones.
+        assert_eq!((count("class=\"grid\""), count("class=\"tick\"")), (7, 7 + 5), "{svg}");
+        assert!(svg.contains(">60</text>") && svg.contains(">4</text>"));
+        // The axis and a tick for each of its labels.
+        assert_eq!(count("class=\"axis\""), 1 + 5);
+        assert_eq!((count("class=\"whisker before\""), count("class=\"limit\"")), (3, 1));
+        // A square and a circle, each in the legend, too.
+        assert_eq!((count("<rect class=\"dot before\""), count("<circle class=\"dot after\"")), (2, 2));
+        assert!(!svg.contains("undrawn"));
     }
 }

@@ -1,9 +1,11 @@
-//! Charts as SVG, written here: colours are classes that follow the page's light or dark scheme, every mark carries its number
+//! Charts as SVG by plotters: colours are classes that follow the page's light or dark scheme, every mark carries its number
 //! and origin, and nothing is drawn that a reader of the report does not need.
 //!
-//! In reading order: `scale.rs` (values to pixels, ticks), `svg.rs` (elements), `lines.rs`, `bars.rs`.
+//! In reading order: `scale.rs` (values to pixels, ticks), `svg.rs` (elements), `canvas.rs` (plotters' way to them), `lines.rs`,
+//! `bars.rs`.
 
 mod bars;
+mod canvas;
 mod lines;
 mod scale;
 mod svg;
