@@ -8,7 +8,9 @@ Every client sends the same prompts, to /v1/completions, with the same number of
 tokens. One server answers all of them, one client after the other, and keeps no prefixes, so that all find it alike; with
 --server-cpus and --client-cpus no client takes time from it. Clients take turns, ROUNDS times, another one first in each round.
 The table has the median over rounds of what each client says and its range, and the median and range of its ratio to ours in the
-same round; what the server's own histograms say of the very same requests stands beside it. FOLDER gets each client's own files
+same round; what the server's own histograms say of the very same requests stands beside it. A server is not equally fast in two
+runs, less so where a client takes CPU time from it: the last rows compare clients by how much each says over what the server
+says of that client's own run. FOLDER gets each client's own files
 and `summary.json`; the table goes to standard output. A client whose virtual environment is not given is left out. Standard
 library only.
 """
@@ -225,6 +227,10 @@ MEASURES = {
 }
 
 
+# Latencies that the server tells, too.
+BOTH_TELL = {"ttft_ms": "TTFT", "tpot_ms": "TPOT", "e2e_ms": "E2E"}
+
+
 def spread(values, form):
     """The median and the range."""
     middle = form(statistics.median(values))
@@ -294,6 +300,13 @@ def main():
                 ratios = [value / ours - 1 for value, ours in zip(known[name], known["powertrain"])]
                 cells[place] = spread(ratios, "{:+.1%}".format)
         print("| against ours in the same round | " + " | ".join(cells) + " |")
+    for key, title in BOTH_TELL.items():
+        over = {name: [done[name][key] / done[name][f"server_{key}"] for done in rounds.values()] for name in clients}
+        cells = [spread([value - 1 for value in over[name]], "{:+.2%}".format) for name in clients]
+        print(f"| {title}, client over server | " + " | ".join(cells) + " |")
+        ratios = {name: [value / ours - 1 for value, ours in zip(over[name], over["powertrain"])] for name in clients}
+        cells = [spread(ratios[name], "{:+.2%}".format) if name != "powertrain" else "-" for name in clients]
+        print("| that against ours in the same round | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":
