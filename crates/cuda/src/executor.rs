@@ -41,7 +41,7 @@ const CHANGE_WORDS_MAX: usize = 4 << 20;
 /// Runs steps on one GPU.
 pub(crate) struct CudaExecutor {
     // In the order in which they are dropped: graphs and buffers before the context.
-    graphs: HashMap<Pass, Graph>,
+    graphs: HashMap<Pass, DecodeGraph>,
     slots: Vec<StepSlot>,
     forward: Forward,
     state: Buffer,
@@ -64,7 +64,7 @@ pub(crate) struct CudaExecutor {
     next_slot: usize,
     enforce_eager: bool,
     deterministic: bool,
-    /// Decodes whose graphs are still to be captured while there is nothing else to do, the next one last.
+    /// Decodes whose kernels are still to be chosen and whose graphs captured while there is nothing else to do, the next one last.
     to_capture: Vec<Pass>,
     /// What was launched last, for [`profile`](Self::profile).
     last_pass: Option<Pass>,
@@ -78,6 +78,22 @@ impl std::fmt::Debug for CudaExecutor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("CudaExecutor").field("facts", &self.facts).finish_non_exhaustive()
     }
+}
+
+/// A pure decode, recorded.
+struct DecodeGraph {
+    graph: Graph,
+    /// Whether the kernels of its products are those found fastest, not those expected to be.
+    chosen: bool,
+}
+
+/// When the kernels of shapes that come for the first time are timed.
+#[derive(Clone, Copy, PartialEq)]
+enum Choose {
+    /// At once: up to a third of a second.
+    Now,
+    /// When there is nothing else to do: requests are waiting.
+    Later,
 }
 
 /// What a step in flight uses on the host's side.
@@ -202,6 +218,7 @@ impl CudaExecutor {
         };
         executor.keep_kernel_choices(options);
         executor.make_cache(free_before, options)?;
+        executor.prepare_at_start(options.prepare_at_start)?;
         Ok(executor)
     }
 
@@ -414,7 +431,8 @@ impl CudaExecutor {
         self.gather.bytes() / 4
     }
 
-    /// Launches a pass: a pure decode by its graph, captured when its kind first comes.
+    /// Launches a pass: a pure decode by its graph, captured when its kind first comes. Nobody waits then for kernels to be timed: the graph is
+    /// made of those expected to be fast, and made anew when there is time.
     fn run(&mut self, pass: &Pass) -> Result<(), CudaError> {
         self.last_pass = Some(*pass);
         if !pass.is_decode() {
@@ -425,26 +443,37 @@ impl CudaExecutor {
                 return self.forward.run(&self.stream, pass);
             }
             self.stream.wait()?;
-            if !self.captured(pass)? {
+            if !self.captured(pass, Choose::Later)? {
                 return self.forward.run(&self.stream, pass);
             }
+            if !self.graphs[pass].chosen {
+                self.to_capture.push(*pass);
+            }
         }
-        self.graphs[pass].launch(&self.stream)
+        self.graphs[pass].graph.launch(&self.stream)
     }
 
     /// Chooses the kernels for a pure decode and records it. Nothing may be running.
-    fn capture(&mut self, pass: &Pass) -> Result<(), CudaError> {
+    fn capture(&mut self, pass: &Pass, choose: Choose) -> Result<(), CudaError> {
         let (began, (before, _)) = (Instant::now(), self.context.memory()?);
         // Another graph of these sizes has the same products.
-        if !self.graphs.keys().any(|other| other.layout == pass.layout) {
-            self.forward.matmul.tune(&self.forward.kernels, &self.stream, &self.forward.products(pass))?;
-            self.forward.matmul.save_choices();
+        let mut chosen = self.graphs.iter().any(|(other, graph)| other.layout == pass.layout && graph.chosen);
+        if !chosen {
+            let products = self.forward.products(pass);
+            chosen = match choose {
+                Choose::Now => {
+                    self.forward.matmul.tune(&self.forward.kernels, &self.stream, &products)?;
+                    self.forward.matmul.save_choices();
+                    true
+                }
+                Choose::Later => self.forward.matmul.recall_all(&products)?,
+            };
         }
         let graph = self.stream.capture(|| self.forward.run(&self.stream, pass))?;
-        self.graphs.insert(*pass, graph);
+        let replaced = self.graphs.insert(*pass, DecodeGraph { graph, chosen }).is_some();
         if let Some(graphs) = &self.facts.graphs {
             let (after, _) = self.context.memory()?;
-            graphs.captured.fetch_add(1, Relaxed);
+            graphs.captured.fetch_add(u64::from(!replaced), Relaxed);
             graphs.bytes.fetch_add(before.saturating_sub(after), Relaxed);
             graphs.microseconds.fetch_add(began.elapsed().as_micros() as u64, Relaxed);
             graphs.shapes_timed.store(self.forward.matmul.shapes_timed(), Relaxed);
@@ -487,19 +516,8 @@ impl Executor for CudaExecutor {
         if !self.in_flight.is_empty() {
             return Ok(());
         }
-        let Some(pass) = self.to_capture.pop() else { return Ok(()) };
-        if self.graphs.contains_key(&pass) {
-            return Ok(());
-        }
-        // Tuning runs the head on the rows that the staged step names: row 0, not what another layout left at that place.
-        let captured = self
-            .context
-            .enter()
-            .and_then(|()| self.forward.staged.clear(&self.stream))
-            .and_then(|()| self.stream.wait())
-            .and_then(|()| self.captured(&pass));
-        match captured {
-            Ok(_) => {
+        match self.prepare_next() {
+            Ok(()) => {
                 self.tell_of_graphs();
                 Ok(())
             }

@@ -52,7 +52,7 @@ pub use error::CudaError;
 
 use powertrain_model::Model;
 use powertrain_step::{Executor, StepLimits};
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 /// What the user may set.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,6 +70,8 @@ pub struct CudaOptions {
     pub deterministic: bool,
     /// Folder in which what tuning finds is kept; `None`: nowhere.
     pub kernel_choices: Option<PathBuf>,
+    /// How long loading may take longer to choose kernels and capture decode graphs; what is left then is done while nothing comes.
+    pub prepare_at_start: Duration,
 }
 
 impl Default for CudaOptions {
@@ -81,6 +83,7 @@ impl Default for CudaOptions {
             enforce_eager: false,
             deterministic: false,
             kernel_choices: None,
+            prepare_at_start: Duration::from_secs(4),
         }
     }
 }

@@ -240,21 +240,8 @@ impl Matmul {
     /// Overwrites the products' outputs.
     pub(crate) fn tune(&self, kernels: &Kernels, stream: &Stream, products: &[Product<'_>]) -> Result<(), CudaError> {
         let Some(lt) = self.lt.as_ref().filter(|_| !self.deterministic) else { return Ok(()) };
-        let mut by_shape: HashMap<(LtKey, Output), Vec<&Product<'_>>> = HashMap::new();
-        for p in products {
-            by_shape.entry((p.key(), p.output)).or_default().push(p);
-        }
-        for ((key, output), same) in by_shape {
-            let mut ways = vec![Way::Library];
-            if self.streams(same[0]) {
-                ways.push(Way::Streaming);
-            }
-            if matches!(output, Output::Gated { .. }) && key.m >= GATED_ROWS {
-                ways.push(Way::Fused);
-            }
-            if self.skinny && skinny::takes(same[0]) && skinny::pays(same[0]) {
-                ways.extend(self.tilings(same[0]).into_iter().map(Way::Skinny));
-            }
+        for ((key, output), same) in by_shape(products) {
+            let ways = self.ways(same[0]);
             if self.recall(lt, key, output, &ways)? {
                 continue;
             }
@@ -281,6 +268,31 @@ impl Matmul {
             }
         }
         Ok(())
+    }
+
+    /// Takes over what is known of these products' shapes, and times nothing. Whether all are known.
+    pub(crate) fn recall_all(&self, products: &[Product<'_>]) -> Result<bool, CudaError> {
+        let Some(lt) = self.lt.as_ref().filter(|_| !self.deterministic) else { return Ok(true) };
+        let mut all = true;
+        for ((key, output), same) in by_shape(products) {
+            all &= self.recall(lt, key, output, &self.ways(same[0]))?;
+        }
+        Ok(all)
+    }
+
+    /// What may be fastest for a product.
+    fn ways(&self, p: &Product<'_>) -> Vec<Way> {
+        let mut ways = vec![Way::Library];
+        if self.streams(p) {
+            ways.push(Way::Streaming);
+        }
+        if matches!(p.output, Output::Gated { .. }) && p.m >= GATED_ROWS {
+            ways.push(Way::Fused);
+        }
+        if self.skinny && skinny::takes(p) && skinny::pays(p) {
+            ways.extend(self.tilings(p).into_iter().map(Way::Skinny));
+        }
+        ways
     }
 
     /// Takes over what an earlier process or an earlier tuning found for a shape, if that is one of `ways`.
@@ -548,6 +560,15 @@ pub(crate) fn norm_threads(width: usize) -> u32 {
 /// How many launches [`time`] takes for `products` products.
 fn timed(products: usize) -> usize {
     products.max(8)
+}
+
+/// Products of one shape together.
+fn by_shape<'a, 'p>(products: &'a [Product<'p>]) -> HashMap<(LtKey, Output), Vec<&'a Product<'p>>> {
+    let mut by_shape: HashMap<_, Vec<_>> = HashMap::new();
+    for p in products {
+        by_shape.entry((p.key(), p.output)).or_default().push(p);
+    }
+    by_shape
 }
 
 /// Milliseconds of a graph of these products, each written at least once.

@@ -217,6 +217,7 @@ impl EngineFlags {
             enforce_eager: self.enforce_eager,
             deterministic: self.deterministic,
             kernel_choices: Some(kernel_choices),
+            ..CudaOptions::default()
         };
         let begun = Instant::now();
         let executor = powertrain_cuda::load(model, &limits, &options)?;

@@ -1,13 +1,13 @@
 //! What a failed call means: for the step, or for the executor.
 
-use super::{CudaExecutor, NAME};
+use super::{Choose, CudaExecutor, NAME};
 use crate::{CudaError, check::Spoil, driver::Buffer, forward::Pass};
 use powertrain_step::{ExecutorLost, StepError};
 
 impl CudaExecutor {
     /// Captures a pass, unless the driver has no memory for its graph: then this and all later kinds of passes are launched kernel by kernel.
-    pub(super) fn captured(&mut self, pass: &Pass) -> Result<bool, CudaError> {
-        match self.capture(pass) {
+    pub(super) fn captured(&mut self, pass: &Pass, choose: Choose) -> Result<bool, CudaError> {
+        match self.capture(pass, choose) {
             Err(error @ CudaError::Exhausted { .. }) => {
                 tracing::warn!(%error, graphs = self.graphs.len(), "no further graphs are captured: such steps will be slower");
                 self.enforce_eager = true;
