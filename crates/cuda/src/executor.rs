@@ -7,7 +7,7 @@
 use crate::{
     CudaError, CudaOptions,
     decode::FAR_POSITIONS,
-    driver::{Buffer, Context, Event, Graph, Pinned, Stream},
+    driver::{Buffer, Context, Event, Pinned, Stream},
     forward::{Forward, Pass, Workspace, qkv_width},
     kernels::{Kernels, RECORD_WORDS, TILE_QUERIES},
     matmul::Matmul,
@@ -22,15 +22,17 @@ use powertrain_sampling::{History, Sampler};
 use powertrain_step::*;
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::Arc,
     time::Instant,
 };
 
 mod cache;
 mod faults;
+mod graphs;
 mod host;
 
 use cache::{block_bytes, demand, sampling_bytes, wish};
+use graphs::{DecodeGraph, decode_passes};
 
 const NAME: &str = "cuda";
 /// Steps launched before the oldest is collected.
@@ -78,22 +80,6 @@ impl std::fmt::Debug for CudaExecutor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("CudaExecutor").field("facts", &self.facts).finish_non_exhaustive()
     }
-}
-
-/// A pure decode, recorded.
-struct DecodeGraph {
-    graph: Graph,
-    /// Whether the kernels of its products are those found fastest, not those expected to be.
-    chosen: bool,
-}
-
-/// When the kernels of shapes that come for the first time are timed.
-#[derive(Clone, Copy, PartialEq)]
-enum Choose {
-    /// At once: up to a third of a second.
-    Now,
-    /// When there is nothing else to do: requests are waiting.
-    Later,
 }
 
 /// What a step in flight uses on the host's side.
@@ -430,56 +416,6 @@ impl CudaExecutor {
     fn samples_max(&self) -> usize {
         self.gather.bytes() / 4
     }
-
-    /// Launches a pass: a pure decode by its graph, captured when its kind first comes. Nobody waits then for kernels to be timed: the graph is
-    /// made of those expected to be fast, and made anew when there is time.
-    fn run(&mut self, pass: &Pass) -> Result<(), CudaError> {
-        self.last_pass = Some(*pass);
-        if !pass.is_decode() {
-            return self.forward.run(&self.stream, pass);
-        }
-        if !self.graphs.contains_key(pass) {
-            if self.enforce_eager {
-                return self.forward.run(&self.stream, pass);
-            }
-            self.stream.wait()?;
-            if !self.captured(pass, Choose::Later)? {
-                return self.forward.run(&self.stream, pass);
-            }
-            if !self.graphs[pass].chosen {
-                self.to_capture.push(*pass);
-            }
-        }
-        self.graphs[pass].graph.launch(&self.stream)
-    }
-
-    /// Chooses the kernels for a pure decode and records it. Nothing may be running.
-    fn capture(&mut self, pass: &Pass, choose: Choose) -> Result<(), CudaError> {
-        let (began, (before, _)) = (Instant::now(), self.context.memory()?);
-        // Another graph of these sizes has the same products.
-        let mut chosen = self.graphs.iter().any(|(other, graph)| other.layout == pass.layout && graph.chosen);
-        if !chosen {
-            let products = self.forward.products(pass);
-            chosen = match choose {
-                Choose::Now => {
-                    self.forward.matmul.tune(&self.forward.kernels, &self.stream, &products)?;
-                    self.forward.matmul.save_choices();
-                    true
-                }
-                Choose::Later => self.forward.matmul.recall_all(&products)?,
-            };
-        }
-        let graph = self.stream.capture(|| self.forward.run(&self.stream, pass))?;
-        let replaced = self.graphs.insert(*pass, DecodeGraph { graph, chosen }).is_some();
-        if let Some(graphs) = &self.facts.graphs {
-            let (after, _) = self.context.memory()?;
-            graphs.captured.fetch_add(u64::from(!replaced), Relaxed);
-            graphs.bytes.fetch_add(before.saturating_sub(after), Relaxed);
-            graphs.microseconds.fetch_add(began.elapsed().as_micros() as u64, Relaxed);
-            graphs.shapes_timed.store(self.forward.matmul.shapes_timed(), Relaxed);
-        }
-        Ok(())
-    }
 }
 
 impl Executor for CudaExecutor {
@@ -531,20 +467,6 @@ impl Executor for CudaExecutor {
             },
         }
     }
-}
-
-/// The pure decodes of up to `sequences` rows, the likeliest last: powers of two before the rest, greedy before drawn.
-fn decode_passes(sequences: usize, by_tiles: bool) -> Vec<Pass> {
-    let mut sizes: Vec<usize> = (1..=sequences).map(bucket).collect();
-    sizes.dedup();
-    sizes.sort_by_key(|size| (!size.is_power_of_two(), *size));
-    let pass = |draws| {
-        move |&size: &usize| {
-            let (tiles, decodes) = if by_tiles { (size, 0) } else { (0, size) };
-            Pass { layout: Layout { tokens: size, samples: size, tiles }, decodes, far: false, draws, extras: false }
-        }
-    };
-    sizes.iter().map(pass(false)).chain(sizes.iter().map(pass(true))).rev().collect()
 }
 
 impl StepSlot {

@@ -1,7 +1,7 @@
 //! Before the engine runs: the largest steps run once on the idle row, so that the driver and cuBLASLt have taken what they take at first use, and two
 //! graphs are captured to know what all of them will take. The KV cache is made of what is left.
 
-use super::{Choose, CudaExecutor, decode_passes};
+use super::{CudaExecutor, graphs::decode_passes};
 use crate::{
     CudaError, CudaOptions,
     driver::{Buffer, Context},
@@ -15,10 +15,7 @@ use crate::{
 };
 use powertrain_model::spec::DecoderSpec;
 use powertrain_step::{DeviceMemory, StepLimits};
-use std::{
-    sync::atomic::Ordering::Relaxed,
-    time::{Duration, Instant},
-};
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Device memory left to the driver: kernels that cuBLASLt loads when a shape is tuned, fragmentation. Measured for Llama-3.1-8B's shape: 30 MiB, its 40
 /// graphs included.
@@ -105,44 +102,6 @@ impl CudaExecutor {
             reserved: demand.reserve,
         });
         Ok(())
-    }
-
-    /// Chooses kernels and captures graphs, the likeliest first, until all are there or `limit` is over; what is left is done while nothing comes.
-    pub(super) fn prepare_at_start(&mut self, limit: Duration) -> Result<(), CudaError> {
-        let began = Instant::now();
-        while !self.to_capture.is_empty() && began.elapsed() < limit {
-            self.prepare_next()?;
-        }
-        self.tell_of_graphs();
-        if !self.to_capture.is_empty() {
-            let (left, seconds) = (self.to_capture.len(), began.elapsed().as_secs_f64());
-            tracing::info!(left, seconds, "the other decode graphs are captured when nothing comes for half a second");
-        }
-        Ok(())
-    }
-
-    /// Chooses the kernels of the next decode that waits for it, and captures it. Nothing may be running.
-    pub(super) fn prepare_next(&mut self) -> Result<(), CudaError> {
-        let Some(pass) = self.to_capture.pop() else { return Ok(()) };
-        if self.graphs.get(&pass).is_some_and(|graph| graph.chosen) {
-            return Ok(());
-        }
-        self.context.enter()?;
-        // Tuning runs the head on the rows that the staged step names: row 0, not what another layout left at that place.
-        self.forward.staged.clear(&self.stream)?;
-        self.stream.wait()?;
-        self.captured(&pass, Choose::Now).map(|_| ())
-    }
-
-    /// Says once what all graphs took.
-    pub(super) fn tell_of_graphs(&self) {
-        let Some(graphs) = self.facts.graphs.as_deref().filter(|_| self.to_capture.is_empty() && !self.enforce_eager)
-        else {
-            return;
-        };
-        let (count, seconds) = (graphs.captured.load(Relaxed), graphs.microseconds.load(Relaxed) as f64 / 1e6);
-        let (mib, timed) = (graphs.bytes.load(Relaxed) >> 20, graphs.shapes_timed.load(Relaxed));
-        tracing::info!(count, seconds, mib, shapes_timed = timed, "all graphs are captured");
     }
 
     /// Runs the largest steps there can be. Returns the bytes that all graphs together are expected to take.

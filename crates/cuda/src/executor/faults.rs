@@ -1,23 +1,10 @@
 //! What a failed call means: for the step, or for the executor.
 
-use super::{Choose, CudaExecutor, NAME};
-use crate::{CudaError, check::Spoil, driver::Buffer, forward::Pass};
+use super::{CudaExecutor, NAME};
+use crate::{CudaError, check::Spoil, driver::Buffer};
 use powertrain_step::{ExecutorLost, StepError};
 
 impl CudaExecutor {
-    /// Captures a pass, unless the driver has no memory for its graph: then this and all later kinds of passes are launched kernel by kernel.
-    pub(super) fn captured(&mut self, pass: &Pass, choose: Choose) -> Result<bool, CudaError> {
-        match self.capture(pass, choose) {
-            Err(error @ CudaError::Exhausted { .. }) => {
-                tracing::warn!(%error, graphs = self.graphs.len(), "no further graphs are captured: such steps will be slower");
-                self.enforce_eager = true;
-                self.to_capture.clear();
-                Ok(false)
-            }
-            captured => captured.map(|()| true),
-        }
-    }
-
     /// What a failure means for the engine: where the context still answers, only the step failed.
     pub(super) fn judge(&self, step: u64, error: CudaError) -> StepError {
         match self.lost(&error) {

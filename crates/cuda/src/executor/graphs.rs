@@ -1,0 +1,144 @@
+//! Pure decodes as graphs: which kernels they are made of, when these are timed, and when a graph is captured.
+//!
+//! What is likely is done before serving, the rest when nothing runs. A step whose graph is not there yet gets one at once from what is known: capturing takes a
+//! few milliseconds, timing its kernels a fraction of a second.
+
+use super::CudaExecutor;
+use crate::{CudaError, driver::Graph, forward::Pass, shapes::bucket, staging::Layout};
+use std::{
+    sync::atomic::Ordering::Relaxed,
+    time::{Duration, Instant},
+};
+
+/// A pure decode, recorded.
+pub(super) struct DecodeGraph {
+    graph: Graph,
+    /// Whether the kernels of its products are those found fastest, not those expected to be.
+    chosen: bool,
+}
+
+/// When the kernels of shapes that come for the first time are timed.
+#[derive(Clone, Copy, PartialEq)]
+enum Choose {
+    /// At once: up to a third of a second.
+    Now,
+    /// When there is nothing else to do: requests are waiting.
+    Later,
+}
+
+impl CudaExecutor {
+    /// Launches a pass: a pure decode by its graph, captured when its kind first comes. Nobody waits then for kernels to be timed: the graph is
+    /// made of those expected to be fast, and made anew when there is time.
+    pub(super) fn run(&mut self, pass: &Pass) -> Result<(), CudaError> {
+        self.last_pass = Some(*pass);
+        if !pass.is_decode() {
+            return self.forward.run(&self.stream, pass);
+        }
+        if !self.graphs.contains_key(pass) {
+            if self.enforce_eager {
+                return self.forward.run(&self.stream, pass);
+            }
+            self.stream.wait()?;
+            if !self.captured(pass, Choose::Later)? {
+                return self.forward.run(&self.stream, pass);
+            }
+            if !self.graphs[pass].chosen {
+                self.to_capture.push(*pass);
+            }
+        }
+        self.graphs[pass].graph.launch(&self.stream)
+    }
+
+    /// Chooses the kernels for a pure decode and records it. Nothing may be running.
+    fn capture(&mut self, pass: &Pass, choose: Choose) -> Result<(), CudaError> {
+        let (began, (before, _)) = (Instant::now(), self.context.memory()?);
+        // Another graph of these sizes has the same products.
+        let mut chosen = self.graphs.iter().any(|(other, graph)| other.layout == pass.layout && graph.chosen);
+        if !chosen {
+            let products = self.forward.products(pass);
+            chosen = match choose {
+                Choose::Now => {
+                    self.forward.matmul.tune(&self.forward.kernels, &self.stream, &products)?;
+                    self.forward.matmul.save_choices();
+                    true
+                }
+                Choose::Later => self.forward.matmul.recall_all(&products)?,
+            };
+        }
+        let graph = self.stream.capture(|| self.forward.run(&self.stream, pass))?;
+        let replaced = self.graphs.insert(*pass, DecodeGraph { graph, chosen }).is_some();
+        if let Some(graphs) = &self.facts.graphs {
+            let (after, _) = self.context.memory()?;
+            graphs.captured.fetch_add(u64::from(!replaced), Relaxed);
+            graphs.bytes.fetch_add(before.saturating_sub(after), Relaxed);
+            graphs.microseconds.fetch_add(began.elapsed().as_micros() as u64, Relaxed);
+            graphs.shapes_timed.store(self.forward.matmul.shapes_timed(), Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Captures a pass, unless the driver has no memory for its graph: then this and all later kinds of passes are launched kernel by kernel.
+    fn captured(&mut self, pass: &Pass, choose: Choose) -> Result<bool, CudaError> {
+        match self.capture(pass, choose) {
+            Err(error @ CudaError::Exhausted { .. }) => {
+                tracing::warn!(%error, graphs = self.graphs.len(), "no further graphs are captured: such steps will be slower");
+                self.enforce_eager = true;
+                self.to_capture.clear();
+                Ok(false)
+            }
+            captured => captured.map(|()| true),
+        }
+    }
+
+    /// Chooses kernels and captures graphs, the likeliest first, until all are there or `limit` is over; what is left is done while nothing comes.
+    pub(super) fn prepare_at_start(&mut self, limit: Duration) -> Result<(), CudaError> {
+        let began = Instant::now();
+        while !self.to_capture.is_empty() && began.elapsed() < limit {
+            self.prepare_next()?;
+        }
+        self.tell_of_graphs();
+        if !self.to_capture.is_empty() {
+            let (left, seconds) = (self.to_capture.len(), began.elapsed().as_secs_f64());
+            tracing::info!(left, seconds, "the other decode graphs are captured when nothing comes for half a second");
+        }
+        Ok(())
+    }
+
+    /// Chooses the kernels of the next decode that waits for it, and captures it. Nothing may be running.
+    pub(super) fn prepare_next(&mut self) -> Result<(), CudaError> {
+        let Some(pass) = self.to_capture.pop() else { return Ok(()) };
+        if self.graphs.get(&pass).is_some_and(|graph| graph.chosen) {
+            return Ok(());
+        }
+        self.context.enter()?;
+        // Tuning runs the head on the rows that the staged step names: row 0, not what another layout left at that place.
+        self.forward.staged.clear(&self.stream)?;
+        self.stream.wait()?;
+        self.captured(&pass, Choose::Now).map(|_| ())
+    }
+
+    /// Says once what all graphs took.
+    pub(super) fn tell_of_graphs(&self) {
+        let Some(graphs) = self.facts.graphs.as_deref().filter(|_| self.to_capture.is_empty() && !self.enforce_eager)
+        else {
+            return;
+        };
+        let (count, seconds) = (graphs.captured.load(Relaxed), graphs.microseconds.load(Relaxed) as f64 / 1e6);
+        let (mib, timed) = (graphs.bytes.load(Relaxed) >> 20, graphs.shapes_timed.load(Relaxed));
+        tracing::info!(count, seconds, mib, shapes_timed = timed, "all graphs are captured");
+    }
+}
+
+/// The pure decodes of up to `sequences` rows, the likeliest last: powers of two before the rest, greedy before drawn.
+pub(super) fn decode_passes(sequences: usize, by_tiles: bool) -> Vec<Pass> {
+    let mut sizes: Vec<usize> = (1..=sequences).map(bucket).collect();
+    sizes.dedup();
+    sizes.sort_by_key(|size| (!size.is_power_of_two(), *size));
+    let pass = |draws| {
+        move |&size: &usize| {
+            let (tiles, decodes) = if by_tiles { (size, 0) } else { (0, size) };
+            Pass { layout: Layout { tokens: size, samples: size, tiles }, decodes, far: false, draws, extras: false }
+        }
+    };
+    sizes.iter().map(pass(false)).chain(sizes.iter().map(pass(true))).rev().collect()
+}
