@@ -3,7 +3,7 @@
 use powertrain_cuda::CudaOptions;
 use powertrain_model::{Model, config::Config, dummy::DummyWeights, family::describe_config, reference};
 use powertrain_step::*;
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 /// Log-probabilities may differ by this share of the standard deviation of the reference's logits, at most and in the mean. The
 /// device rounds activations and KV cache to 8 bits of mantissa a few times a layer, and weights that are not bf16 once; errors
@@ -113,7 +113,9 @@ impl Device {
     fn new(model: &Model, length: u32) -> Result<Self, String> {
         let limits =
             StepLimits { max_num_seqs: ROWS, max_num_batched_tokens: 2048, max_model_len: length, block_size: BLOCK };
-        let options = CudaOptions { kv_cache_bytes: Some(1 << 30), ..CudaOptions::default() };
+        // So short that some decodes are prepared and others captured when they come, of kernels not timed.
+        let prepare_at_start = Duration::from_millis(200);
+        let options = CudaOptions { kv_cache_bytes: Some(1 << 30), prepare_at_start, ..CudaOptions::default() };
         let executor = powertrain_cuda::load(model, &limits, &options).map_err(|error| error.to_string())?;
         let blocks_each = length.div_ceil(BLOCK);
         if executor.facts().kv_blocks < blocks_each * ROWS {
