@@ -124,11 +124,15 @@ impl MetricsChange {
     }
 }
 
-/// The samples of a page in Prometheus's text format that are finite numbers.
+/// The samples of a page in Prometheus's text format that are finite numbers, without the times at which counters were made
+/// (`_created`, which Python's client adds to each).
 fn parse(page: &str) -> Metrics {
     let samples = page.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
         // Labels may hold spaces; the value is the first word after them.
         let end = line.rfind('}').map_or_else(|| line.find(' '), |brace| Some(brace + 1))?;
+        if line[..end].split('{').next()?.ends_with("_created") {
+            return None;
+        }
         let value: f64 = line[end..].split_whitespace().next()?.parse().ok()?;
         value.is_finite().then(|| (line[..end].to_owned(), value))
     });
@@ -143,7 +147,8 @@ mod tests {
     fn moved_counters_and_the_servers_ttft_are_found() {
         let before = parse(
             "# HELP x y\nvllm:time_to_first_token_seconds_sum{model=\"a b\"} 1.5\n\
-             vllm:time_to_first_token_seconds_count{model=\"a b\"} 10\nidle 3\nbad NaN\nrequests_total 1 1700000000\n",
+             vllm:time_to_first_token_seconds_count{model=\"a b\"} 10\nidle 3\nbad NaN\nrequests_total 1 1700000000\n\
+             requests_created{path=\"/\"} 1.7e9\n",
         );
         assert_eq!(before.len(), 4);
         let mut after = before.clone();

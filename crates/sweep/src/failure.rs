@@ -19,6 +19,9 @@ const MEMORY_MARKS: &[&str] = &[
     // Ours, of a GPU whose share does not hold one sequence.
     "of gpu memory, ",
 ];
+/// Last lines of logs that say nothing themselves.
+const EMPTY_WORDS: &[&str] =
+    &["For further information visit", "See root cause above", "resource_tracker: There appear", "warnings.warn("];
 /// Lines of a log that are kept with a failure.
 const TAIL_LINES: usize = 30;
 /// Longest kept line.
@@ -81,7 +84,9 @@ impl ServerFailure {
         });
         let ended = matches!(kind, FailureKind::Ended | FailureKind::Died | FailureKind::TimedOut);
         // Else the server's last words are the best reason there is.
-        let (kind, line) = match (marked.filter(|_| ended), log_tail.last().filter(|_| ended)) {
+        let telling = |line: &&String| !EMPTY_WORDS.iter().any(|words| line.contains(words));
+        let last = log_tail.iter().rev().find(telling).or(log_tail.last());
+        let (kind, line) = match (marked.filter(|_| ended), last.filter(|_| ended)) {
             (Some(line), _) => (FailureKind::OutOfMemory, Some(line)),
             (None, last) => (kind, last),
         };
@@ -135,6 +140,11 @@ mod tests {
         }
         let ended = ServerFailure::new(FailureKind::Ended, "code 2".to_owned(), "loading\nerror: no such file\n\n");
         assert_eq!(ended.reason, "code 2: error: no such file");
+        // As vLLM ends when a length is more than the model has.
+        let log = "ValidationError: 1 validation error for ModelConfig\n  Value error, max_model_len (16384) is greater than 8192\n    \
+                   For further information visit https://errors.pydantic.dev/2.14/v/value_error\n";
+        let ended = ServerFailure::new(FailureKind::Ended, "code 1".to_owned(), log);
+        assert_eq!(ended.reason, "code 1: Value error, max_model_len (16384) is greater than 8192");
         let taken = ServerFailure::new(FailureKind::PortTaken, "port 1".to_owned(), "out of memory");
         assert_eq!(taken.kind, FailureKind::PortTaken);
     }

@@ -70,6 +70,10 @@ impl StartUp {
         first(&mut found, &mut self.weights_gib, after(line, "Model loading took ").and_then(size));
         first(&mut found, &mut self.kv_gib, after(line, "Available KV cache memory: ").and_then(size));
         first(&mut found, &mut self.max_concurrency, vllm_concurrency(line));
+        // Its CPU build: `Explicitly set (1.0/23.54) GiB for KV cache`, of so much memory.
+        if line.contains("GiB for KV cache") {
+            first(&mut found, &mut self.kv_gib, after(line, "Explicitly set (").and_then(number));
+        }
         // SGLang.
         if line.contains("Load weight end") {
             first(&mut found, &mut self.weights_gib, after(line, "mem usage=").and_then(size));
@@ -211,6 +215,13 @@ mod tests {
         check(
             "Model loading took 0.5151 GiB and 5.8 seconds\nGPU KV cache size: 1,000 tokens, Maximum concurrency for 500 tokens per request: 2.00x",
             facts(Some(0.5151), None, Some(1000), Some(500), Some(2.0)),
+        );
+        // Its CPU build, 0.32.0.
+        check(
+            "(Worker pid=7) INFO 11-22 09:31:58 [cpu_worker.py:260] Explicitly set (1.0/23.54) GiB for KV cache on node 0.\n\
+             (EngineCore pid=5) INFO 11-22 09:31:58 [kv_cache_utils.py:2327] CPU KV cache size: 46,592 tokens, \
+             Maximum concurrency for 2,048 tokens per request: 22.75x\n",
+            facts(None, Some(1.0), Some(46_592), Some(2048), Some(22.75)),
         );
     }
 

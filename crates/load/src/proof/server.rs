@@ -20,7 +20,7 @@ use std::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     runtime::Builder,
     sync::oneshot,
 };
@@ -126,11 +126,21 @@ async fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
     while let Ok((stream, _)) = listener.accept().await {
         let shared = shared.clone();
         _ = stream.set_nodelay(true);
+        write_at_once(&stream);
         number += 1;
         let socket = Socket::new(stream, shared.clock);
         // A client that goes away is no concern of this server.
         tokio::spawn(async move { _ = serve(socket, &shared, number).await });
     }
+}
+
+/// Has what is written leave in the write: BBR, the system's choice on many machines, may hold it back to pace it, and then the
+/// notes would be wrong. Every system has Reno.
+fn write_at_once(stream: &TcpStream) {
+    #[cfg(target_os = "linux")]
+    let _ = rustix::net::sockopt::set_tcp_congestion(stream, "reno");
+    #[cfg(not(target_os = "linux"))]
+    let _ = stream;
 }
 
 async fn serve(mut socket: Socket, shared: &Shared, number: u32) -> io::Result<()> {

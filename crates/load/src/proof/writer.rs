@@ -34,7 +34,7 @@ const SLEEP_MIN: Duration = Duration::from_micros(200);
 const NICENESS: i32 = 10;
 /// Its own priority where the client has a higher one: other programs must not keep it from making the load.
 const NICENESS_BESIDE_PRIORITY: i32 = -10;
-/// A stream that is late makes its gaps shorter by one part in so many until it is no more.
+/// A stream makes up for lateness of up to one part in so many of its gap.
 const CATCH_UP: u32 = 10;
 /// When a full socket is tried again.
 const RETRY: Duration = Duration::from_millis(1);
@@ -87,8 +87,6 @@ struct Writer {
 /// A stream by when it is due next, the earliest at the top of the heap.
 struct Turn {
     due: Instant,
-    /// When it would be due had nothing been late.
-    planned: Instant,
     chunk: u32,
     /// What a full socket did not take; written before anything else.
     rest: Vec<u8>,
@@ -142,10 +140,8 @@ impl Writer {
                 times.reserve_exact(stream.plan.written as usize);
             }
         }
-        let mut turn =
-            Turn { due: stream.due, planned: stream.due, chunk: 0, rest: Vec::new(), stream: Box::new(stream) };
-        turn.planned += turn.pause(&self.script);
-        turn.due = turn.planned;
+        let mut turn = Turn { due: stream.due, chunk: 0, rest: Vec::new(), stream: Box::new(stream) };
+        turn.due += turn.pause(&self.script);
         self.streams.push(turn);
     }
 }
@@ -171,10 +167,10 @@ impl Turn {
             }
         }
         if self.chunk < self.stream.plan.written {
-            self.planned += script.gap + self.pause(script);
-            // After a stall of this machine a stream makes up for what it missed little by little. No server sends tokens in a
-            // burst because it was late, and such a burst would measure how fast a client can read, not how exactly.
-            return Next::At(self.planned.max(Instant::now() + script.gap - script.gap / CATCH_UP));
+            // What a stream is late beyond that is forgiven. A server that makes up for it writes without a pause; then each chunk wakes the
+            // client for itself, which costs it more, and what is measured is how fast it reads, not how exactly.
+            let due = self.due.max(Instant::now() - script.gap / CATCH_UP);
+            return Next::At(due + script.gap + self.pause(script));
         }
         self.note(truths);
         let end = wire::ending(script, &self.stream.plan, self.stream.prompt_tokens);
