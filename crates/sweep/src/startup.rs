@@ -116,7 +116,7 @@ impl StartUp {
         first(&mut found, &mut self.kv_tokens, after(line, "tokens in paged KV cache (").and_then(count));
         first(&mut found, &mut self.max_model_len, after(line, "[TRT-LLM] [I] max_seq_len=").and_then(count));
         if is_llama_cache {
-            first(&mut found, &mut self.kv_tokens, after(line, "MiB (").and_then(count));
+            first(&mut found, &mut self.kv_tokens, llama_tokens(line));
         }
         if line.contains("llama_context: n_ctx_seq") || line.contains("llama_context: n_ctx_per_seq") {
             first(&mut found, &mut self.max_model_len, after(line, "= ").and_then(count));
@@ -131,6 +131,13 @@ fn first<T>(found: &mut bool, place: &mut Option<T>, value: Option<T>) {
     if place.is_none() {
         *place = value;
     }
+}
+
+/// `size = 90.00 MiB (  1024 cells,  30 layers,  4/2 seqs)`: cells of each of 2 streams, which 4 sequences share.
+fn llama_tokens(line: &str) -> Option<u64> {
+    let cells = after(line, "MiB (").and_then(count)?;
+    let streams = after(line, " layers,").and_then(|rest| after(rest, "/")).and_then(count);
+    Some(cells * streams.unwrap_or(1))
 }
 
 /// `Maximum concurrency for 4,096 tokens per request: 46.02x`.
@@ -250,8 +257,21 @@ mod tests {
             "load_tensors:   CPU_Mapped model buffer size =    64.00 MiB\n\
              load_tensors:        CUDA0 model buffer size =   448.00 MiB\n\
              llama_context: n_ctx_seq     = 2048\n\
-             llama_kv_cache: size =  512.00 MiB (  8192 cells,  32 layers,  4/4 seqs), K (f16):  256.00 MiB, V (f16):  256.00 MiB\n",
+             llama_kv_cache: size =  512.00 MiB (  2048 cells,  32 layers,  4/4 seqs), K (f16):  256.00 MiB, V (f16):  256.00 MiB\n",
             facts(Some(0.5), Some(0.5), Some(8192), Some(2048), Some(4.0)),
+        );
+        // As it prints with `-lv 4` (of the source in llama-cpp-python 0.3.36): four streams of 1024.
+        check(
+            "0.01.417.204 I load_tensors:   CPU_Mapped model buffer size =    96.00 MiB\n\
+             0.01.422.231 I llama_context: n_ctx_seq             = 1024\n\
+             0.01.422.472 I llama_kv_cache:        CPU KV buffer size =    90.00 MiB\n\
+             0.01.516.025 I llama_kv_cache: size =   90.00 MiB (  1024 cells,  30 layers,  4/4 seqs), K (f16):   45.00 MiB, V (f16):   45.00 MiB\n",
+            facts(Some(0.09375), Some(90.0 / 1024.0), Some(4096), Some(1024), Some(4.0)),
+        );
+        // One stream that all sequences share (`--kv-unified`).
+        check(
+            "llama_context: n_ctx_seq = 4096\nllama_kv_cache: size = 90.00 MiB (  4096 cells,  30 layers,  4/1 seqs), K (f16): 45.00 MiB\n",
+            facts(None, Some(90.0 / 1024.0), Some(4096), Some(4096), Some(1.0)),
         );
     }
 

@@ -48,6 +48,9 @@ pub struct Workload {
     /// Generate to the limit, where the server can: else configurations may be compared by different answers.
     #[serde(default = "yes")]
     pub ignore_eos: bool,
+    /// A connection for several requests. Some servers offer that and close it while the next request is on its way.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub keep_alive: bool,
     /// Tokens at the beginning that prompts share.
     #[serde(default)]
     pub prefix_tokens: u32,
@@ -133,6 +136,7 @@ impl Workload {
             input_tokens: input_tokens(),
             output_tokens: output_tokens(),
             ignore_eos: yes(),
+            keep_alive: yes(),
             prefix_tokens: 0,
             prompts: None,
             timeout_s: timeout(),
@@ -237,7 +241,7 @@ impl Workload {
             timeout: Duration::from_secs_f64(self.timeout_s),
             connect_timeout: CONNECT_TIMEOUT,
             trust: Trust::default(),
-            no_keep_alive: false,
+            no_keep_alive: !self.keep_alive,
             look_every: Some(LOOK_EVERY),
             objectives: limits.map(Limits::objectives).unwrap_or_default(),
             config: to.config.clone(),
@@ -279,10 +283,37 @@ fn yes() -> bool {
     true
 }
 
+/// For what is left out of files that were written before there was a choice.
+fn is_yes(value: &bool) -> bool {
+    *value
+}
+
 fn timeout() -> f64 {
     120.0
 }
 
 fn attainment() -> f64 {
     0.95
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_are_kept_unless_told_otherwise_and_old_folders_stay_valid() {
+        let to = Destination {
+            url: "http://127.0.0.1:1".parse().unwrap(),
+            model: None,
+            headers: Vec::new(),
+            config: String::new(),
+            command: Vec::new(),
+        };
+        let read = |more: &str| toml::from_str::<Workload>(&format!("name = 'w'\nconcurrency = [1]\n{more}")).unwrap();
+        let (kept, closed) = (read(""), read("keep_alive = false"));
+        assert!(!kept.plan(&to, None, 1).no_keep_alive && closed.plan(&to, None, 1).no_keep_alive);
+        // A finished cell's definition from before the choice is that of kept connections.
+        assert!(serde_json::to_value(&kept).unwrap().get("keep_alive").is_none());
+        assert_eq!(serde_json::to_value(&closed).unwrap()["keep_alive"], false);
+    }
 }

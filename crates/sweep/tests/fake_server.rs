@@ -398,7 +398,9 @@ fn workloads_say_what_is_wrong() {
 #[test]
 fn the_examples_of_the_documentation_can_be_read() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/examples");
-    for (file, configurations) in [("powertrain-cpu.toml", 6), ("vllm.toml", 24), ("vllm-cpu.toml", 2), ("llama.cpp.toml", 6)] {
+    for (file, configurations) in
+        [("powertrain-cpu.toml", 6), ("vllm.toml", 24), ("vllm-cpu.toml", 2), ("llama.cpp.toml", 6)]
+    {
         let matrix = Matrix::open(&folder.join(file)).unwrap();
         assert_eq!(matrix.configurations().unwrap().len(), configurations, "{file}");
     }
