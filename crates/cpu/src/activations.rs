@@ -16,10 +16,8 @@ pub(crate) const BLOCK: usize = 32;
 pub(crate) struct QuantBlock {
     /// -127..=127.
     pub(crate) q: [[i8; BLOCK]; TILE_ROWS],
-    /// A 127th of the largest magnitude, of this block's or of two neighbours'.
+    /// A 127th of the largest magnitude.
     pub(crate) scale: [f32; TILE_ROWS],
-    /// What a dot with fixed-point scales starts from: the sum of `q` times 2^19 - 8.
-    pub(crate) start: [i32; TILE_ROWS],
     /// `scale` times the sum of `q`: what a weight's minimum is multiplied with.
     pub(crate) sum: [f32; TILE_ROWS],
     /// -8 times the sum of `q`: what a zero point of 8 adds.
@@ -33,9 +31,6 @@ pub(crate) struct QuantBlock {
 pub(crate) enum Encoding {
     /// [`QuantBlock`]s, for quantised weights.
     Int8,
-    /// The same, blocks `2 i` and `2 i + 1` with one scale. Coarser: enough where activations are normed, not before the down
-    /// projection.
-    WideInt8,
     /// `[columns / 2][8][2]`, for the bf16 dot product.
     Bf16,
     /// `[columns][8]`
@@ -45,10 +40,8 @@ pub(crate) enum Encoding {
 /// The set of encodings the readers of one activation want.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Encodings {
-    /// Some reader wants [`Encoding::Int8`] or [`Encoding::WideInt8`].
+    /// Some reader wants [`Encoding::Int8`].
     pub(crate) int8: bool,
-    /// Some reader wants [`Encoding::WideInt8`], which all readers of [`Encoding::Int8`] then get.
-    pub(crate) wide: bool,
     /// Some reader wants [`Encoding::Bf16`].
     pub(crate) bf16: bool,
     /// Some reader wants [`Encoding::F32`].
@@ -60,7 +53,6 @@ impl Encodings {
         encodings.into_iter().fold(Self::default(), |mut all, encoding| {
             match encoding {
                 Encoding::Int8 => all.int8 = true,
-                Encoding::WideInt8 => (all.int8, all.wide) = (true, true),
                 Encoding::Bf16 => all.bf16 = true,
                 Encoding::F32 => all.f32 = true,
             }
@@ -69,12 +61,7 @@ impl Encodings {
     }
 
     pub(crate) fn and(self, other: Self) -> Self {
-        Self {
-            int8: self.int8 | other.int8,
-            wide: self.wide | other.wide,
-            bf16: self.bf16 | other.bf16,
-            f32: self.f32 | other.f32,
-        }
+        Self { int8: self.int8 | other.int8, bf16: self.bf16 | other.bf16, f32: self.f32 | other.f32 }
     }
 }
 

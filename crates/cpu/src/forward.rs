@@ -12,12 +12,11 @@ use crate::{
     batch::{Batch, Row},
     kernel::{
         Epilogue, Kernels,
-        fixed_point::FixedPointPanel,
         integer::IntegerPanel,
         rows::{Gate, RowNorm},
     },
     kv::KvCache,
-    packed::{PackedMatrix, PanelKind, fixed_point},
+    packed::{PackedMatrix, PanelKind},
     pool::Team,
     simd::{LANES, scalar::f16_to_f32},
     weights::{LayerWeights, Vector, Weights},
@@ -110,9 +109,7 @@ impl Forward<'_> {
         if rows <= FEW_TOKENS {
             (0..rows).for_each(work);
         } else {
-            // Whole tiles where there are enough: two threads that write one go after the same cache lines.
-            let together = if rows >= TILE_ROWS * team.threads() { TILE_ROWS } else { 4 };
-            team.share(rows, together, work);
+            team.share(rows, 4, work);
             team.barrier();
         }
     }
@@ -339,14 +336,9 @@ impl Forward<'_> {
         // and holds the widest matrix.
         unsafe {
             match matrix.encoding {
-                Encoding::Int8 | Encoding::WideInt8 => {
+                Encoding::Int8 => {
                     let x = input.int8.add(tile * input.blocks());
-                    if matrix.kind == PanelKind::FixedPoint {
-                        let (panel, wide) = (fixed_point_panel(matrix, panel), input.encodings.wide);
-                        (kernels.multiply_fixed_point)(panel, x, wide, count, out, stride, epilogue);
-                    } else {
-                        (kernels.multiply_integer)(integer_panel(matrix, panel), x, count, out, stride, epilogue);
-                    }
+                    (kernels.multiply_integer)(integer_panel(matrix, panel), x, count, out, stride, epilogue);
                 }
                 Encoding::Bf16 => {
                     let x = input.bf16.add(tile * input.bf16_tile());
@@ -365,7 +357,6 @@ impl Forward<'_> {
                             (kernels.expand_bf16)(data.cast(), columns.div_ceil(2), expanded);
                             expanded.cast_const()
                         }
-                        PanelKind::FixedPoint => unreachable!("packed for 8-bit activations alone"),
                         PanelKind::Integer(_) => {
                             (kernels.expand_integer)(integer_panel(matrix, panel), expanded);
                             expanded.cast_const()
@@ -443,10 +434,6 @@ fn integer_panel(matrix: &PackedMatrix, panel: usize) -> IntegerPanel {
     IntegerPanel { data: matrix.panel(panel), layout, blocks: matrix.columns / 32 }
 }
 
-fn fixed_point_panel(matrix: &PackedMatrix, panel: usize) -> FixedPointPanel {
-    FixedPointPanel { data: matrix.panel(panel), blocks: matrix.columns / 32 }
-}
-
 /// Writes the `pair`-th 32 columns (or what there is of them) of a row in the encodings its reader wants.
 ///
 /// # Safety
@@ -497,11 +484,6 @@ unsafe fn unpack_row(matrix: &PackedMatrix, row: usize, out: *mut f32) {
                 for column in 0..matrix.columns {
                     let bits = *panel.cast::<u16>().add(column / 2 * 2 * LANES + lane * 2 + column % 2);
                     *out.add(column) = f32::from_bits(u32::from(bits) << 16);
-                }
-            }
-            PanelKind::FixedPoint => {
-                for column in 0..matrix.columns {
-                    *out.add(column) = fixed_point::weight(panel, lane, column);
                 }
             }
             PanelKind::Integer(layout) => {

@@ -8,7 +8,6 @@ use crate::{
         Epilogue, Kernels,
         attention::{AttentionWork, Partial, QueryRows, query_elements},
         ceiling::CHAINS,
-        fixed_point::FixedPointPanel,
         integer::IntegerPanel,
     },
     kv::{KvCache, KvDtype, KvLayout},
@@ -86,7 +85,7 @@ pub fn kernels(level: SimdLevel) -> Option<Vec<Measured>> {
         ceiling("f32 multiply-adds", 0.0, ceilings.multiply_adds),
     ];
     for format in [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K] {
-        for rows in [1, 4, 8, 16, 32, 256] {
+        for rows in [1, 4, 8, 32, 256] {
             all.push(integer_matrix(&kernels, &ceilings, format, rows));
         }
     }
@@ -164,15 +163,15 @@ fn filled(bytes: usize) -> Buffer<u8> {
 
 /// An integer matrix, for few rows one too large for the caches, times `rows` rows.
 fn integer_matrix(kernels: &Kernels, ceilings: &Ceilings, format: WeightFormat, rows: usize) -> Measured {
-    let kind = PanelKind::for_int8(format);
-    let encoding = if kind == PanelKind::FixedPoint { Encoding::WideInt8 } else { Encoding::Int8 };
-    let panels = STREAM_BYTES / PackedMatrix::describe(kind, LANES, COLUMNS, encoding).panel_bytes();
+    let kind = PanelKind::of(format);
+    let PanelKind::Integer(layout) = kind else { unreachable!("only block formats are measured") };
+    let panels = STREAM_BYTES / PackedMatrix::describe(kind, LANES, COLUMNS, Encoding::Int8).panel_bytes();
     let panels = if rows > 8 { panels / 16 } else { panels };
-    let mut matrix = PackedMatrix::describe(kind, panels * LANES, COLUMNS, encoding);
+    let mut matrix = PackedMatrix::describe(kind, panels * LANES, COLUMNS, Encoding::Int8);
     let memory = filled(matrix.bytes());
     matrix.data = memory.as_mut_ptr();
-    let buffers = ActivationBuffers::new(rows, COLUMNS, Encodings::of([encoding]));
-    let x = buffers.rows_of(COLUMNS, Encodings::of([encoding]));
+    let buffers = ActivationBuffers::new(rows, COLUMNS, Encodings::of([Encoding::Int8]));
+    let x = buffers.rows_of(COLUMNS, Encodings::of([Encoding::Int8]));
     let row: Vec<f32> = (0..COLUMNS).map(|i| (i % 17) as f32 - 8.0).collect();
     let out = Buffer::<f32>::zeroed(rows * LANES);
     for index in 0..rows {
@@ -181,17 +180,10 @@ fn integer_matrix(kernels: &Kernels, ceilings: &Ceilings, format: WeightFormat, 
     }
     let seconds = best(|| {
         for panel in 0..panels {
-            let (data, blocks, to) = (matrix.panel(panel).cast_const(), COLUMNS / 32, out.as_mut_ptr());
+            let data = matrix.panel(panel).cast_const();
+            let panel = IntegerPanel { data, layout, blocks: COLUMNS / 32 };
             // SAFETY: as above; the panel is whole.
-            unsafe {
-                if let PanelKind::Integer(layout) = kind {
-                    let panel = IntegerPanel { data, layout, blocks };
-                    (kernels.multiply_integer)(panel, x.int8, rows, to, LANES, Epilogue::STORE);
-                } else {
-                    let panel = FixedPointPanel { data, blocks };
-                    (kernels.multiply_fixed_point)(panel, x.int8, true, rows, to, LANES, Epilogue::STORE);
-                }
-            }
+            unsafe { (kernels.multiply_integer)(panel, x.int8, rows, out.as_mut_ptr(), LANES, Epilogue::STORE) };
         }
     });
     let name = format!("{format} matrix x {rows} rows");

@@ -16,10 +16,8 @@ pub(crate) unsafe fn encode_row<S: Lanes>(x: Activations, row: usize, from: *con
     // SAFETY: the caller's promises.
     unsafe {
         if x.encodings.int8 {
-            let together = if x.encodings.wide { 2 } else { 1 };
-            for block in (0..x.blocks()).step_by(together) {
-                let blocks = together.min(x.blocks() - block);
-                quantize_blocks::<S>(x, row, block, blocks, from.add(block * BLOCK));
+            for block in 0..x.blocks() {
+                quantize_block::<S>(x, row, block, from.add(block * BLOCK));
             }
         }
         if x.encodings.f32 {
@@ -42,43 +40,27 @@ pub(crate) unsafe fn encode_row<S: Lanes>(x: Activations, row: usize, from: *con
 
 /// Writes 32 columns of one row as 8-bit numbers.
 ///
+/// NaN anywhere in the block makes its scale NaN, infinity makes it infinite: damage is not rounded away.
+///
 /// # Safety
 /// As [`encode_row`], for the block's 32 elements at `from`.
 #[inline(always)]
 pub(crate) unsafe fn quantize_block<S: Lanes>(x: Activations, row: usize, block: usize, from: *const f32) {
-    // SAFETY: the caller's promises.
-    unsafe { quantize_blocks::<S>(x, row, block, 1, from) };
-}
-
-/// Writes some blocks of 32 columns of one row as 8-bit numbers with one scale.
-///
-/// NaN anywhere in them makes the scale NaN, infinity makes it infinite: damage is not rounded away.
-///
-/// # Safety
-/// As [`encode_row`], for the blocks' elements at `from`.
-#[inline(always)]
-unsafe fn quantize_blocks<S: Lanes>(x: Activations, row: usize, first: usize, blocks: usize, from: *const f32) {
     let (tile, place) = (row / TILE_ROWS, row % TILE_ROWS);
     // SAFETY: the caller's promises.
     unsafe {
-        let mut magnitudes = S::splat_i32(0);
-        for i in 0..blocks * BLOCK / LANES {
-            magnitudes = S::max_magnitude_bits(magnitudes, S::load(from.add(i * LANES)));
-        }
+        let to = &mut *x.int8.add(tile * x.blocks() + block);
+        let (low, high) = (S::load(from), S::load(from.add(LANES)));
+        let magnitudes = S::max_magnitude_bits(S::max_magnitude_bits(S::splat_i32(0), low), high);
         let largest = f32::from_bits(S::reduce_max_i32(magnitudes) as u32);
         let inverse = S::splat(if largest > f32::MIN_POSITIVE { 127.0 / largest } else { 0.0 });
         let scale = largest / 127.0;
-        for block in 0..blocks {
-            let from = from.add(block * BLOCK);
-            let to = &mut *x.int8.add(tile * x.blocks() + first + block);
-            let q = to.q[place].as_mut_ptr();
-            let low = S::quantize(S::mul(S::load(from), inverse), q);
-            let sum = low + S::quantize(S::mul(S::load(from.add(LANES)), inverse), q.add(LANES));
-            to.scale[place] = scale;
-            to.start[place] = sum * ((1 << 19) - 8);
-            to.sum[place] = scale * sum as f32;
-            to.zero[place] = -8 * sum;
-            to.zero_first[place] = -8 * low;
-        }
+        let q = to.q[place].as_mut_ptr();
+        let first = S::quantize(S::mul(low, inverse), q);
+        let second = S::quantize(S::mul(high, inverse), q.add(LANES));
+        to.scale[place] = scale;
+        to.sum[place] = scale * (first + second) as f32;
+        to.zero[place] = -8 * (first + second);
+        to.zero_first[place] = -8 * first;
     }
 }

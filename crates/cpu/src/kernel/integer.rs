@@ -12,7 +12,7 @@
 //! work for each 320 bytes (41 GB/s from the L2 cache). A panel is therefore one unbroken stream, scales between the quants:
 //! read as two streams, each starting anew with every panel, the machine's prefetchers gave 12 GB/s of 30.
 
-use super::{Epilogue, Tiles, each_tile};
+use super::Epilogue;
 use crate::{
     activations::{QuantBlock, TILE_ROWS},
     packed::{FACTOR_BLOCKS, FACTOR_BYTES, IntegerLayout},
@@ -48,14 +48,12 @@ pub(crate) unsafe fn multiply<S: Lanes>(
     macro_rules! layout {
         ($bits:literal, $group:literal, $minima:literal, $factored:literal) => {
             // SAFETY: the caller's promises are passed on.
-            unsafe {
-                let product = Product::<$bits, $group, $minima, $factored> { panel, x };
-                each_tile::<S>(product, rows, out, stride, epilogue)
-            }
+            unsafe { multiply_layout::<S, $bits, $group, $minima, $factored>(panel, x, rows, out, stride, epilogue) }
         };
     }
     match (bits, group, minima, factored) {
         (4, 32, false, false) => layout!(4, 32, false, false),
+        (4, 32, true, false) => layout!(4, 32, true, false),
         (5, 32, false, false) => layout!(5, 32, false, false),
         (5, 32, true, false) => layout!(5, 32, true, false),
         (8, 32, false, false) => layout!(8, 32, false, false),
@@ -68,23 +66,42 @@ pub(crate) unsafe fn multiply<S: Lanes>(
     }
 }
 
-/// A panel of one layout, and the activations it is multiplied with.
-#[derive(Clone, Copy)]
-struct Product<const BITS: u32, const GROUP: usize, const MINIMA: bool, const FACTORED: bool> {
+/// # Safety
+/// As [`multiply`].
+#[inline(always)]
+unsafe fn multiply_layout<S: Lanes, const BITS: u32, const GROUP: usize, const MINIMA: bool, const FACTORED: bool>(
     panel: IntegerPanel,
     x: *const QuantBlock,
-}
-
-impl<S: Lanes, const BITS: u32, const GROUP: usize, const MINIMA: bool, const FACTORED: bool> Tiles<S>
-    for Product<BITS, GROUP, MINIMA, FACTORED>
-{
-    #[inline(always)]
-    unsafe fn tile<const M: usize>(self, row: usize) -> [S::F; M] {
-        // SAFETY: the caller's promises; the panel is read for the first time in this step with the first row.
+    rows: usize,
+    out: *mut f32,
+    stride: usize,
+    epilogue: Epilogue,
+) {
+    let mut row = 0;
+    while row < rows {
+        let in_tile = row % TILE_ROWS;
+        let count = (rows - row).min(TILE_ROWS - in_tile).min(S::TILE);
+        // SAFETY: the tile holds these rows; out has them.
         unsafe {
-            let x = self.x.add(row / TILE_ROWS * self.panel.blocks);
-            tile::<S, BITS, GROUP, MINIMA, FACTORED, M>(self.panel, x, row % TILE_ROWS, row == 0)
+            let x = x.add(row / TILE_ROWS * panel.blocks);
+            let out = out.add(row * stride);
+            macro_rules! tile {
+                ($m:literal) => {{
+                    let sums = tile::<S, BITS, GROUP, MINIMA, FACTORED, $m>(panel, x, in_tile, row == 0);
+                    epilogue.write::<S>(&sums[..count], out, stride)
+                }};
+            }
+            // A tile may be computed wider than it is filled: the rows past `count` exist in memory and are dropped.
+            match count {
+                1 => tile!(1),
+                2 => tile!(2),
+                3 | 4 if S::TILE >= 4 => tile!(4),
+                5 | 6 if S::TILE >= 8 => tile!(6),
+                _ if S::TILE >= 8 => tile!(8),
+                _ => unreachable!("a tile holds at most S::TILE rows"),
+            }
         }
+        row += count;
     }
 }
 
@@ -223,7 +240,7 @@ unsafe fn above_fourth<S: Lanes, const BITS: u32>(line: S::I, quad: usize) -> S:
 }
 
 /// How far ahead of the first rows of a larger batch the weights are asked for.
-pub(super) const PREFETCH_BYTES: usize = 2048;
+const PREFETCH_BYTES: usize = 2048;
 
 /// The 16 scales (or minima) at `from`, which is moved past them.
 ///

@@ -244,11 +244,6 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn dot_i16(sum: Self::I, pairs: Self::I, x: Self::I) -> Self::I {
-        // SAFETY: the trait's contract.
-        unsafe { [0, 1].map(|i| _mm256_add_epi32(sum[i], _mm256_madd_epi16(pairs[i], x[i]))) }
-    }
-    #[inline(always)]
     unsafe fn start_i8(_zero: i32) -> Self::I {
         // SAFETY: the trait's contract.
         unsafe { [_mm256_setzero_si256(); 2] }

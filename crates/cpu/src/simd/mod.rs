@@ -96,8 +96,6 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     unsafe fn dot_u7(sum: Self::I, line: Self::I, x: *const u8) -> Self::I;
     /// Adds to each lane the dot of its 4 bytes, each 0 to 63, with the 4 at `x`, whose magnitudes are at most 127.
     unsafe fn dot_u6(sum: Self::I, line: Self::I, x: *const i8) -> Self::I;
-    /// Adds to each lane the dot of its two signed 16-bit halves with those of `x`, none of them -2^15; wraps.
-    unsafe fn dot_i16(sum: Self::I, pairs: Self::I, x: Self::I) -> Self::I;
     /// The sum to start [`dot_i8`](Lanes::dot_i8) from, where `zero` is -8 times the sum of the activations to come.
     unsafe fn start_i8(zero: i32) -> Self::I;
     /// Adds to each lane the dot of its 4 bytes less 128 with the 4 at `x`, whose magnitudes are at most 127.
