@@ -18,7 +18,7 @@ pub(super) struct DecodeGraph {
 }
 
 /// When the kernels of shapes that come for the first time are timed.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 enum Choose {
     /// At once: up to a third of a second.
     Now,
@@ -94,7 +94,14 @@ impl CudaExecutor {
     pub(super) fn prepare_at_start(&mut self, limit: Duration) -> Result<(), CudaError> {
         let began = Instant::now();
         while !self.to_capture.is_empty() && began.elapsed() < limit {
-            self.prepare_next()?;
+            if let Err(error) = self.prepare_next() {
+                if self.lost(&error).is_some() {
+                    return Err(error);
+                }
+                // The step that needs it will meet the same error, and report it.
+                tracing::warn!(%error, "no decode graphs are prepared");
+                self.to_capture.clear();
+            }
         }
         self.tell_of_graphs();
         if !self.to_capture.is_empty() {
