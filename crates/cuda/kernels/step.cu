@@ -154,6 +154,18 @@ extern "C" __global__ void norm_factors(const bf16* x, float* factors, int rows,
   if (lane == 0) factors[m] = rsqrtf(squares / width + epsilon);
 }
 
+// residual_out[i] = residual[rows[i]], attended_out[i] = attended[rows[i]]: what the last layer goes on with. One block a row and array; widths are
+// multiples of 8.
+extern "C" __global__ void take_rows(const int* rows, const bf16* residual, bf16* residual_out, int width, const bf16* attended, bf16* attended_out, int attended_width) {
+  let_next_start();
+  wait_for_previous();
+  const bool second = blockIdx.y == 1;
+  const int elements = second ? attended_width : width;
+  const uint4* from = reinterpret_cast<const uint4*>((second ? attended : residual) + (u64)rows[blockIdx.x] * elements);
+  uint4* to = reinterpret_cast<uint4*>((second ? attended_out : residual_out) + (u64)blockIdx.x * elements);
+  for (int i = threadIdx.x; i < elements / 8; i += blockDim.x) to[i] = from[i];
+}
+
 // residual[m] += bias: an output projection's bias where the product has no epilogue for it.
 extern "C" __global__ void add_bias(bf16* residual, const float* bias, int width) {
   let_next_start();

@@ -188,6 +188,7 @@ pub fn products() -> Result<Vec<Finding>, CudaError> {
                 (Output::Gated { gelu: false }, true, false, false),
                 (Output::Gated { gelu: true }, false, false, false),
                 (Output::Logits, true, false, true),
+                (Output::Logits, true, false, false),
             ];
             for (output, norm, with_bias, pick) in modes {
                 if matches!(output, Output::Gated { .. }) && (n % 16 != 0 || with_bias) {

@@ -361,12 +361,13 @@ impl CudaExecutor {
         staged[layout.sample_rows()..layout.tile_words()].fill(0);
 
         let (mut next_decode, mut next_prefill) = (0, decodes);
-        let (mut next_sample, mut draws, mut extras, mut far) = (0, false, false, false);
+        let (mut next_sample, mut draws, mut extras, mut far, mut keeps_all) = (0, false, false, false, false);
         let mut flash: Vec<[u32; 4]> = Vec::with_capacity(layout.tiles);
         let mut entries = Vec::with_capacity(plan.work.len());
         for work in &plan.work {
             let alone = work.len == 1 && !self.deterministic;
             far |= alone && work.start >= FAR_POSITIONS;
+            keeps_all |= !pure_decode && self.modes[work.row.0 as usize].scores_prompt;
             let first = if alone { &mut next_decode } else { &mut next_prefill };
             let begin = *first;
             *first += work.len as usize;
@@ -404,7 +405,7 @@ impl CudaExecutor {
             place.copy_from_slice(tile);
         }
         let decodes = if pure_decode && layout.tiles == 0 { layout.tokens } else { decodes };
-        (Pass { layout, decodes, far, draws: draws || extras, extras }, entries)
+        (Pass { layout, decodes, far, draws: draws || extras, extras, keeps_all }, entries)
     }
 
     /// Whether the decode kernel computes this, and not the one for many queries.

@@ -128,6 +128,7 @@ pub(crate) struct Kernels {
     pub(crate) embed: Function,
     /// Widths up to 4096, and up to 16384.
     pub(crate) add_norm: [Function; 2],
+    pub(crate) take_rows: Function,
     pub(crate) add_bias: Function,
     pub(crate) norm_factors: Function,
     pub(crate) gated_activation: Function,
@@ -177,6 +178,7 @@ impl Kernels {
             apply_changes: step.function("apply_changes")?,
             embed: step.function("embed")?,
             add_norm: [step.function("add_norm_4096")?, step.function("add_norm_16384")?],
+            take_rows: step.function("take_rows")?,
             add_bias: step.function("add_bias")?,
             norm_factors: step.function("norm_factors")?,
             gated_activation: step.function("gated_activation")?,

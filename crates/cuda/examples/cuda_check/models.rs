@@ -226,6 +226,9 @@ fn check(model: &Model, tokens: &[TokenId]) -> Result<String, String> {
     let mut spread = Spread::default();
     decode_each(&mut device, tokens, &wanted, &mut spread)?;
     words.push(spread.finish("decode:", deviation)?);
+    let mut spread = Spread::default();
+    sample_prompts(&mut device, tokens, &wanted, &mut spread)?;
+    words.push(spread.finish("prompts that end:", deviation)?);
     words.push(greedy_together(&mut device, model, tokens, deviation)?);
     words.push(draws_equal_the_host(&mut device, tokens, vocab)?);
     Ok(words.join("; "))
@@ -309,6 +312,72 @@ fn decode_each(
     let all: Vec<u32> = (0..ROWS).collect();
     let plan = device.plan(&all, vec![], vec![]);
     device.run(&plan).map(|_| ())
+}
+
+/// Prompts whose first token is chosen, beside decoding rows and a part of a prompt whose is not: the last layer goes on with the chosen
+/// positions alone. Then the rest of that prompt, over keys and values that such a step has left.
+fn sample_prompts(
+    device: &mut Device,
+    tokens: &[TokenId],
+    wanted: &[Vec<f64>],
+    spread: &mut Spread,
+) -> Result<(), String> {
+    let sampling = || SamplingParams { temperature: 0.0, logprobs: Some(5), ..Default::default() };
+    let short = tokens.len().min(40);
+    let cases = [
+        (1, 0, 0),
+        (1, 1, 0),
+        (2, 0, 3),
+        (3, 9, 1),
+        (20, 0, short - 1),
+        (17, 40, 0),
+        (0, 0, short - 1),
+        (0, 3, short - 1),
+    ];
+    for (prompts, decoding, part) in cases {
+        let longest = (tokens.len() - 1).min(1800 / (prompts as usize).max(1));
+        let len = |row: u32| longest - row as usize * 13 % (longest / 3).max(1);
+        let at = |row: u32| short / 2 + row as usize % (short / 4).max(1);
+        let (decoders, last) = (prompts..prompts + decoding, prompts + decoding);
+        if decoding > 0 {
+            let started =
+                decoders.clone().map(|d| Device::start(d, &tokens[..=at(d)], at(d) + 1, 0, sampling())).collect();
+            let works = decoders.clone().map(|d| work(d, 0, at(d), false)).collect();
+            let plan = device.plan(&[], started, works);
+            device.run(&plan)?;
+        }
+        let mut started: Vec<_> =
+            (0..prompts).map(|p| Device::start(p, &tokens[..len(p)], len(p), 0, sampling())).collect();
+        let mut works: Vec<_> = (0..prompts).map(|p| work(p, 0, len(p), true)).collect();
+        works.extend(decoders.map(|d| work(d, at(d), 1, true)));
+        let mut rest = Vec::new();
+        if part > 0 {
+            started.push(Device::start(last, tokens, tokens.len(), 0, sampling()));
+            works.insert(works.len() / 2, work(last, 0, part, false));
+            rest.push(work(last, part, tokens.len() - part, true));
+        }
+        for works in [works, rest] {
+            if works.is_empty() {
+                continue;
+            }
+            let ends: Vec<_> = works.iter().map(|work| (work.sample, (work.start + work.len - 1) as usize)).collect();
+            let plan = device.plan(&[], std::mem::take(&mut started), works);
+            for (output, (sample, end)) in device.run(&plan)?.iter().zip(ends) {
+                if output.sampled.len() != usize::from(sample) {
+                    return Err(format!("{} tokens chosen at {end}", output.sampled.len()));
+                }
+                for sampled in &output.sampled {
+                    for &(token, logprob) in &sampled.logprobs.as_ref().ok_or("no log-probabilities")?.top {
+                        spread.add(logprob, wanted[end][token as usize]);
+                    }
+                }
+            }
+        }
+        let released: Vec<u32> = (0..last + u32::from(part > 0)).collect();
+        let plan = device.plan(&released, vec![], vec![]);
+        device.run(&plan)?;
+    }
+    Ok(())
 }
 
 /// Sequences of different lengths generate together, two steps in flight. Each token must be within rounding of the best that

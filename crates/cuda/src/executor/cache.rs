@@ -175,7 +175,7 @@ fn largest_prefill(limits: &StepLimits, tiles: usize) -> Pass {
         samples: bucket(limits.max_num_seqs as usize).min(largest_tokens(limits)),
         tiles,
     };
-    Pass { layout, decodes: 0, far: false, draws: true, extras: false }
+    Pass { layout, decodes: 0, far: false, draws: true, extras: false, keeps_all: false }
 }
 
 fn largest_tokens(limits: &StepLimits) -> usize {

@@ -144,7 +144,14 @@ pub(super) fn decode_passes(sequences: usize, by_tiles: bool) -> Vec<Pass> {
     let pass = |draws| {
         move |&size: &usize| {
             let (tiles, decodes) = if by_tiles { (size, 0) } else { (0, size) };
-            Pass { layout: Layout { tokens: size, samples: size, tiles }, decodes, far: false, draws, extras: false }
+            Pass {
+                layout: Layout { tokens: size, samples: size, tiles },
+                decodes,
+                far: false,
+                draws,
+                extras: false,
+                keeps_all: false,
+            }
         }
     };
     sizes.iter().map(pass(false)).chain(sizes.iter().map(pass(true))).rev().collect()
