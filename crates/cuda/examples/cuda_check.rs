@@ -6,12 +6,13 @@
 //! cuda_check deterministic [SHAPE...]  --deterministic: a request alone, in batches, chunked, cached, preempted
 //! cuda_check gated                 gate and up of many rows against cuBLASLt and a kernel for the activation, in time
 //! cuda_check skinny                products of 1 to 128 rows: cuBLASLt, the streaming kernel and skinny.cu, in time
-//! cuda_check models [FOLDER...]    whole models against the reference: synthetic shapes, and checkpoints given
+//! cuda_check models [only:TEXT...] [FOLDER...]   whole models against the reference: synthetic shapes (those named), and checkpoints given
 //! cuda_check faults                no memory for graphs, a freed cache, a stream that hangs: what the engine makes of it
 //! cuda_check profile SHAPE...      where the time of a step goes
 //! cuda_check decode SHAPE...       the same, of decodes alone
 //! cuda_check engine SHAPE...       throughput through the real engine, without HTTP
 //! cuda_check bench SHAPE...        decode and prefill of a config.json with dummy weights
+//! cuda_check mixed SHAPE...        steps of decodes beside prompts
 //! cuda_check bench-sampling SHAPE...   decode with penalties and log-probabilities, and with --deterministic, beside plain
 //! ```
 #![expect(clippy::print_stdout, reason = "its purpose")]
@@ -43,10 +44,11 @@ fn main() -> ExitCode {
         Some("profile") => bench::profile_all(&arguments[1..], true),
         Some("decode") => bench::profile_all(&arguments[1..], false),
         Some("bench") => bench::bench_all(&arguments[1..]),
+        Some("mixed") => bench::mixed_all(&arguments[1..]),
         Some("bench-sampling") => bench::sampling_all(&arguments[1..]),
         _ => {
             println!(
-                "usage: cuda_check products [skinny | general | gated] | sampling | deterministic [CONFIG_FOLDER...] | gated | skinny [ROWS...] | models [FOLDER...] | faults | profile CONFIG_FOLDER... | decode CONFIG_FOLDER... | engine CONFIG_FOLDER... | bench CONFIG_FOLDER... | bench-sampling CONFIG_FOLDER..."
+                "usage: cuda_check products [skinny | general | gated] | sampling | deterministic [CONFIG_FOLDER...] | gated | skinny [ROWS...] | models [only:TEXT...] [FOLDER...] | faults | profile CONFIG_FOLDER... | decode CONFIG_FOLDER... | engine CONFIG_FOLDER... | bench CONFIG_FOLDER... | mixed CONFIG_FOLDER... | bench-sampling CONFIG_FOLDER..."
             );
             return ExitCode::from(2);
         }

@@ -20,6 +20,24 @@ pub(crate) fn bench_all(paths: &[String]) -> usize {
     failures
 }
 
+/// What decodes cost beside prompts of 512 tokens, in one step: prompts alone, decodes alone, both.
+pub(crate) fn mixed_all(paths: &[String]) -> usize {
+    paths.iter().filter(|path| mixed(path).map_err(|error| println!("FAILED {path}: {error}")).is_err()).count()
+}
+
+fn mixed(path: &str) -> Result<(), String> {
+    let mut bench = Bench::load(path, CudaOptions::default())?;
+    for decodes in [0, 50, 100, 240] {
+        let mut words = Vec::new();
+        for prompts in [0, 1, 2, 3, 4, 8, 15].into_iter().filter(|prompts| decodes + prompts > 0) {
+            let milliseconds = bench.beside(decodes, prompts)?;
+            words.push(format!("{prompts} prompts {milliseconds:.3}"));
+        }
+        println!("{path}, {decodes} decodes at 512, median ms/step: {}", words.join(" | "));
+    }
+    Ok(())
+}
+
 /// What parameters beyond temperature cost, and what `--deterministic` does, beside the plain way.
 pub(crate) fn sampling_all(paths: &[String]) -> usize {
     paths.iter().filter(|path| sampling(path).map_err(|error| println!("FAILED {path}: {error}")).is_err()).count()
@@ -286,6 +304,55 @@ impl Bench {
             total
         );
         Ok(())
+    }
+
+    /// Median milliseconds of a step of `decodes` rows at some 512 positions and `prompts` new prompts of 512, two steps in flight.
+    fn beside(&mut self, decodes: u32, prompts: u32) -> Result<f64, String> {
+        const STEPS: usize = 12;
+        let prompt = 512;
+        let first = self.start(decodes + prompts, prompt, &with_temperature(0.0), (prompt + STEPS) as u32);
+        let decoding = StepPlan {
+            started: first.started[..decodes as usize].to_vec(),
+            appended: first.appended.iter().copied().filter(|(row, _)| row.0 < decodes).collect(),
+            ..first.clone()
+        };
+        let fresh = StepPlan {
+            released: (decodes..decodes + prompts).map(RowId).collect(),
+            started: first.started[decodes as usize..].to_vec(),
+            appended: first.appended.iter().copied().filter(|(row, _)| row.0 >= decodes).collect(),
+            ..StepPlan::default()
+        };
+        let whole = |rows: std::ops::Range<u32>| {
+            rows.map(|row| RowWork { row: RowId(row), start: 0, len: prompt as u32, sample: true })
+        };
+        let mut plans = vec![decoding];
+        for begin in (0..decodes).step_by(16) {
+            plans.push(StepPlan { work: whole(begin..decodes.min(begin + 16)).collect(), ..StepPlan::default() });
+        }
+        let (before, decodes_end) = (plans.len(), decodes);
+        for step in 0..STEPS as u32 {
+            let decodes =
+                (0..decodes).map(|row| RowWork { row: RowId(row), start: prompt as u32 + step, len: 1, sample: true });
+            plans.push(StepPlan {
+                work: decodes.chain(whole(decodes_end..decodes_end + prompts)).collect(),
+                ..fresh.clone()
+            });
+        }
+        let mut times = Vec::new();
+        let mut begin = Instant::now();
+        for (at, plan) in plans.iter_mut().enumerate() {
+            self.step += 1;
+            plan.step = self.step;
+            self.launch(plan)?;
+            if at > 0 {
+                self.collect()?;
+                times.push(begin.elapsed().as_secs_f64());
+                begin = Instant::now();
+            }
+        }
+        self.collect()?;
+        // The first steps capture, or find their algorithms.
+        Ok(at(&sorted(&times[before + 2..]), 0.5) * 1e3)
     }
 
     fn prefill(&mut self, batch: u32, prompt: usize) -> Result<(), String> {

@@ -46,9 +46,12 @@ pub(crate) const SYNTHETIC: [(&str, &str); 8] = [
     ),
 ];
 
-pub(crate) fn check_all(paths: &[String]) -> usize {
+/// `arguments`: checkpoints; `only:TEXT` leaves the synthetic shapes whose names hold one of these texts.
+pub(crate) fn check_all(arguments: &[String]) -> usize {
     let mut failures = 0;
-    for (name, json) in SYNTHETIC {
+    let (only, paths): (Vec<_>, Vec<_>) = arguments.iter().partition(|argument| argument.starts_with("only:"));
+    let wanted = |name: &str| only.is_empty() || only.iter().any(|only| name.contains(&only["only:".len()..]));
+    for (name, json) in SYNTHETIC.into_iter().filter(|(name, _)| wanted(name)) {
         failures += report(name, synthetic(json).and_then(|model| check(&model, &scattered(&model, 700))));
     }
     for path in paths {
