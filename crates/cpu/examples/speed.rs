@@ -1,10 +1,10 @@
 //! Prefill and decode speed of a model file: `speed MODEL [threads] [key=value...]`, for comparison with llama-bench.
 //!
 //! Keys: `kv=f16|bf16|f32`, `simd=LEVEL`, `activations=int8|f32`, `only=prefill|decode|batch|long`, `rows=N` (of `batch`), `repeat=N`, `pin`, `cpu` (count CPU
-//! seconds instead of the wall's).
+//! seconds instead of the wall's), `profile` (say which phase of a step takes how long on which thread; means over all steps, not the best).
 #![expect(clippy::print_stdout, reason = "a measuring program")]
 
-use powertrain_cpu::{CpuConfig, CpuExecutor};
+use powertrain_cpu::{CpuConfig, CpuExecutor, Phase, ProfileClock};
 use powertrain_model::Model;
 use powertrain_step::{BlockId, Executor, RowId, RowStart, RowWork, SamplingParams, StepLimits, StepPlan};
 use std::{path::Path, sync::Arc, time::Instant};
@@ -18,12 +18,56 @@ struct Bench {
     vocab_size: u32,
     by_cpu: bool,
     clock: Instant,
+    has_profile: bool,
+    /// Steps measured since the last profile.
+    measured: u32,
 }
 
 impl Bench {
     /// Seconds so far, of the wall or of the CPU.
     fn now(&self) -> f64 {
         if self.by_cpu { cpu_seconds() } else { self.clock.elapsed().as_secs_f64() }
+    }
+
+    /// Seconds a step takes; it counts in the profile.
+    fn time(&mut self, plan: StepPlan) -> f64 {
+        let clock = if self.by_cpu { ProfileClock::Cpu } else { ProfileClock::Wall };
+        self.executor.profile(self.has_profile.then_some(clock));
+        let start = self.now();
+        self.run(plan);
+        let seconds = self.now() - start;
+        self.executor.profile(None);
+        self.measured += 1;
+        seconds
+    }
+
+    /// Prints a line, and where the time of the steps measured since the last one went, where that is wanted.
+    fn report(&mut self, line: &str) {
+        println!("{line}");
+        let steps = f64::from(std::mem::take(&mut self.measured));
+        if !self.has_profile {
+            return;
+        }
+        let threads = self.executor.take_profiles();
+        let all = |of: &dyn Fn(Phase) -> f64| Phase::ALL.into_iter().map(of).sum::<f64>();
+        let row = |name: &str, of: &dyn Fn(usize) -> (f64, f64)| {
+            print!("  {name:<30}");
+            for thread in 0..threads.len() {
+                let (worked, waited) = of(thread);
+                print!(" {:>9.3} {:>9.3}", worked * 1e3 / steps, waited * 1e3 / steps);
+            }
+            println!();
+        };
+        println!("  ms of each thread, at work and waiting, means of {steps} steps");
+        for phase in Phase::ALL {
+            if threads.iter().any(|thread| thread.of(phase).worked > 0.0) {
+                row(phase.name(), &|thread| (threads[thread].of(phase).worked, threads[thread].of(phase).waited));
+            }
+        }
+        let total = |thread: usize| {
+            (all(&|phase| threads[thread].of(phase).worked), all(&|phase| threads[thread].of(phase).waited))
+        };
+        row("all", &total);
     }
 
     fn run(&mut self, plan: StepPlan) {
@@ -63,9 +107,7 @@ impl Bench {
         let mut plan = StepPlan::default();
         self.start(&mut plan, 0, tokens, tokens);
         plan.work.push(RowWork { row: RowId(0), start: 0, len: tokens, sample: true });
-        let start = self.now();
-        self.run(plan);
-        let seconds = self.now() - start;
+        let seconds = self.time(plan);
         self.release(1);
         seconds
     }
@@ -89,9 +131,8 @@ impl Bench {
         let mut seconds = f64::INFINITY;
         for step in 0..steps {
             let work = |row| RowWork { row: RowId(row), start: context + step, len: 1, sample: true };
-            let start = self.now();
-            self.run(StepPlan { work: (0..rows).map(work).collect(), ..StepPlan::default() });
-            seconds = seconds.min(self.now() - start);
+            let plan = StepPlan { work: (0..rows).map(work).collect(), ..StepPlan::default() };
+            seconds = seconds.min(self.time(plan));
         }
         self.release(rows);
         seconds
@@ -123,7 +164,7 @@ fn main() {
     let mut arguments = std::env::args().skip(1);
     let path = arguments.next().expect("usage: speed MODEL [threads] [key=value...]");
     let mut config = CpuConfig { kv_cache_bytes: Some(1 << 30), ..CpuConfig::default() };
-    let (mut only, mut repeat, mut by_cpu) = (String::new(), 3, false);
+    let (mut only, mut repeat, mut by_cpu, mut has_profile) = (String::new(), 3, false, false);
     let mut batches = vec![4, 8, 16, 32];
     for argument in arguments {
         match argument.split_once('=') {
@@ -135,6 +176,7 @@ fn main() {
             Some(("rows", value)) => batches = vec![value.parse().expect("a number")],
             _ if argument == "pin" => config.pin_threads = true,
             _ if argument == "cpu" => by_cpu = true,
+            _ if argument == "profile" => has_profile = true,
             _ => config.threads = Some(argument.parse().expect("a number of threads")),
         }
     }
@@ -153,24 +195,32 @@ fn main() {
     );
     println!("weights {} MB, workspace {} MB", executor.facts().weights_bytes >> 20, executor.workspace_bytes() >> 20);
     let vocab_size = model.spec().vocab_size as u32;
-    let mut bench = Bench { executor, step: 0, next_block: 0, vocab_size, by_cpu, clock: Instant::now() };
+    let clock = Instant::now();
+    let mut bench = Bench { executor, step: 0, next_block: 0, vocab_size, by_cpu, clock, has_profile, measured: 0 };
     bench.prefill(64);
+    bench.prefill(512);
+    bench.executor.take_profiles();
+    bench.measured = 0;
     if wanted("prefill") {
         let seconds = best(repeat, || bench.prefill(512));
-        println!("prefill 512: {:.1} tok/s ({:.1} ms)", 512.0 / seconds, seconds * 1e3);
+        bench.report(&format!("prefill 512: {:.1} tok/s ({:.1} ms)", 512.0 / seconds, seconds * 1e3));
     }
     if wanted("decode") {
         let seconds = best(repeat, || bench.decode(1, 128, 64));
-        println!("decode at 128: {:.1} tok/s ({:.3} ms)", 1.0 / seconds, seconds * 1e3);
+        bench.report(&format!("decode at 128: {:.1} tok/s ({:.3} ms)", 1.0 / seconds, seconds * 1e3));
     }
     if wanted("batch") {
         for rows in batches.clone() {
             let seconds = best(repeat, || bench.decode(rows, 128, 32));
-            println!("decode {rows} at 128: {:.1} tok/s ({:.3} ms)", f64::from(rows) / seconds, seconds * 1e3);
+            bench.report(&format!(
+                "decode {rows} at 128: {:.1} tok/s ({:.3} ms)",
+                f64::from(rows) / seconds,
+                seconds * 1e3
+            ));
         }
     }
     if wanted("long") && context > 4200 {
         let seconds = best(repeat, || bench.decode(1, 4096, 32));
-        println!("decode at 4096: {:.1} tok/s ({:.3} ms)", 1.0 / seconds, seconds * 1e3);
+        bench.report(&format!("decode at 4096: {:.1} tok/s ({:.3} ms)", 1.0 / seconds, seconds * 1e3));
     }
 }

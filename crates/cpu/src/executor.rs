@@ -6,7 +6,8 @@ use crate::{
     forward::Forward,
     kernel::Kernels,
     kv::{KvCache, KvLayout},
-    pool::{MAX_THREADS, Pool, available_cores},
+    pool::{MAX_THREADS, Pool, Team, available_cores},
+    profile::{Phase, ProfileClock, ThreadProfile},
     simd::SimdLevel,
     weights::{Tensors, Weights},
     workspace::Workspace,
@@ -154,6 +155,16 @@ impl CpuExecutor {
         self.build_times
     }
 
+    /// From now on counts where the time of steps goes, by `clock`, or no longer.
+    pub fn profile(&mut self, clock: Option<ProfileClock>) {
+        self.pool.profile(clock);
+    }
+
+    /// What was counted of each thread; counting starts anew.
+    pub fn take_profiles(&mut self) -> Vec<ThreadProfile> {
+        self.pool.take_profiles()
+    }
+
     fn error(plan: &StepPlan, reason: impl Into<String>) -> StepError {
         StepError::Failed { step: plan.step, executor: NAME, reason: reason.into() }
     }
@@ -171,12 +182,14 @@ impl CpuExecutor {
         };
         let (samplers, outcomes) = (&self.samplers, &self.outcomes);
         let (vocab_size, chunk_rows) = (self.spec.vocab_size, self.workspace.logit_rows);
-        let job = |thread: usize, team: &crate::pool::Team| {
-            forward.run(thread, team);
+        let job = |team: &Team<'_>| {
+            let thread = team.thread();
+            forward.run(team);
             let wanted = forward.batch.logits.len();
             for first in (0..wanted).step_by(chunk_rows) {
                 let chunk = first..(first + chunk_rows).min(wanted);
                 forward.logits(chunk.clone(), &forward.workspace.threads[thread], team);
+                team.enter(Phase::Sampling);
                 // Locked by this thread alone, so never waited for.
                 let mut sampler = samplers[thread].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 team.share(chunk.len(), 1, |row| {

@@ -18,6 +18,7 @@ use crate::{
     kv::KvCache,
     packed::{PackedMatrix, PanelKind},
     pool::Team,
+    profile::Phase,
     simd::{LANES, scalar::f16_to_f32},
     weights::{LayerWeights, Vector, Weights},
     workspace::{ThreadScratch, Workspace},
@@ -54,8 +55,8 @@ struct Product<'a> {
 
 impl Forward<'_> {
     /// All layers; leaves the residual streams of the tokens whose logits are wanted in the workspace's first rows.
-    pub(crate) fn run(&self, thread: usize, team: &Team) {
-        let scratch = &self.workspace.threads[thread];
+    pub(crate) fn run(&self, team: &Team<'_>) {
+        let scratch = &self.workspace.threads[team.thread()];
         self.embed(team);
         team.barrier();
         for (index, (spec, weights)) in self.spec.layers.iter().zip(&self.weights.layers).enumerate() {
@@ -87,7 +88,7 @@ impl Forward<'_> {
     }
 
     /// Moves the residuals of the wanted tokens to the first rows. Ends with a barrier.
-    fn keep_wanted(&self, team: &Team) {
+    fn keep_wanted(&self, team: &Team<'_>) {
         team.share(1, 1, |_| {
             for (row, wanted) in self.batch.logits.iter().enumerate() {
                 debug_assert!(row <= wanted.token, "tokens ascend, so no row is overwritten before it moved");
@@ -105,7 +106,7 @@ impl Forward<'_> {
     }
 
     /// Runs `work` on all rows of [`input`](Self::input): each thread on all of its own, or shared out and followed by a barrier.
-    fn prepare(&self, rows: usize, team: &Team, work: impl FnMut(usize)) {
+    fn prepare(&self, rows: usize, team: &Team<'_>, work: impl FnMut(usize)) {
         if rows <= FEW_TOKENS {
             (0..rows).for_each(work);
         } else {
@@ -120,7 +121,7 @@ impl Forward<'_> {
         unsafe { self.workspace.residual.as_mut_ptr().add(token * self.workspace.hidden_stride) }
     }
 
-    fn embed(&self, team: &Team) {
+    fn embed(&self, team: &Team<'_>) {
         team.share(self.tokens(), 4, |index| {
             let token = self.batch.tokens[index];
             let row = self.residual(index);
@@ -138,11 +139,13 @@ impl Forward<'_> {
     }
 
     /// Queries, keys and values of all tokens. Ends with a barrier.
-    fn project(&self, spec: &LayerSpec, weights: &LayerWeights, scratch: &ThreadScratch, team: &Team) {
+    fn project(&self, spec: &LayerSpec, weights: &LayerWeights, scratch: &ThreadScratch, team: &Team<'_>) {
+        team.enter(Phase::AttentionNorm);
         let workspace = self.workspace;
         let input = self.input(self.tokens(), self.spec.hidden_size, weights.attention_input(), scratch);
         self.norm_rows(&spec.attention_norm, &weights.attention_norm, self.tokens(), input, scratch, team);
 
+        team.enter(Phase::QueryKeyValue);
         let product = |matrix, bias, out, stride| Product { matrix, bias, out, stride, accumulate: false };
         let query = workspace.query.as_mut_ptr();
         let (key, value) = (workspace.key.as_mut_ptr(), workspace.value.as_mut_ptr());
@@ -168,9 +171,10 @@ impl Forward<'_> {
         is_cut: bool,
         rows: usize,
         scratch: &ThreadScratch,
-        team: &Team,
+        team: &Team<'_>,
     ) {
         let workspace = self.workspace;
+        team.enter(Phase::AttentionEncoding);
         let width = spec.attention.heads * spec.attention.head_dim;
         let attended = self.input(rows, width, Encodings::of([weights.output.encoding]), scratch);
         self.prepare(rows, team, |row| {
@@ -181,6 +185,7 @@ impl Forward<'_> {
                 (self.kernels.encode_row)(attended, row, from);
             }
         });
+        team.enter(Phase::Output);
         let post_norm = spec.post_attention_norm.as_ref().zip(weights.post_attention_norm.as_ref());
         self.add_branch(&weights.output, weights.output_bias.as_ref(), attended, rows, post_norm, scratch, team);
     }
@@ -192,16 +197,19 @@ impl Forward<'_> {
         weights: &LayerWeights,
         rows: usize,
         scratch: &ThreadScratch,
-        team: &Team,
+        team: &Team<'_>,
     ) {
         let workspace = self.workspace;
+        team.enter(Phase::FeedForwardNorm);
         let input = self.input(rows, self.spec.hidden_size, weights.feed_forward_input(), scratch);
         self.norm_rows(&spec.feed_forward_norm, &weights.feed_forward_norm, rows, input, scratch, team);
 
+        team.enter(Phase::GateAndUp);
         let hidden = workspace.hidden.rows_of(spec.feed_forward.hidden_size, Encodings::of([weights.down.encoding]));
         self.gate_and_up(spec, weights, input, rows, hidden, scratch, team);
         team.barrier();
 
+        team.enter(Phase::Down);
         let post_norm = spec.post_feed_forward_norm.as_ref().zip(weights.post_feed_forward_norm.as_ref());
         self.add_branch(&weights.down, None, hidden, rows, post_norm, scratch, team);
     }
@@ -214,7 +222,7 @@ impl Forward<'_> {
         rows: usize,
         to: Activations,
         scratch: &ThreadScratch,
-        team: &Team,
+        team: &Team<'_>,
     ) {
         self.prepare(rows, team, |row| self.norm_row(spec, weight, row, to, row, scratch));
     }
@@ -249,7 +257,7 @@ impl Forward<'_> {
         rows: usize,
         post_norm: Option<(&NormSpec, &Vector)>,
         scratch: &ThreadScratch,
-        team: &Team,
+        team: &Team<'_>,
     ) {
         let workspace = self.workspace;
         let stride = workspace.hidden_stride;
@@ -259,6 +267,7 @@ impl Forward<'_> {
         self.multiply(&[product], input, rows, scratch, team);
         team.barrier();
         let Some((spec, weight)) = post_norm else { return };
+        team.enter(Phase::BranchNorm);
         let norm = RowNorm { weight: weight.as_ptr(), len: self.spec.hidden_size, epsilon: spec.epsilon };
         team.share(rows, 4, |row| {
             // SAFETY: this item alone touches these rows, which are padded with zeros.
@@ -278,7 +287,7 @@ impl Forward<'_> {
         input: Activations,
         rows: usize,
         scratch: &ThreadScratch,
-        team: &Team,
+        team: &Team<'_>,
     ) {
         let panels: usize = products.iter().map(|product| product.matrix.panels()).sum();
         let row_blocks = rows.div_ceil(ROW_BLOCK);
@@ -378,7 +387,7 @@ impl Forward<'_> {
         rows: usize,
         hidden: Activations,
         scratch: &ThreadScratch,
-        team: &Team,
+        team: &Team<'_>,
     ) {
         let kernels = self.kernels;
         let pairs = spec.feed_forward.hidden_size.div_ceil(GATE_COLUMNS);
@@ -408,7 +417,8 @@ impl Forward<'_> {
     }
 
     /// The logits of some tokens, given the indices among `batch.logits`; ends with a barrier.
-    pub(crate) fn logits(&self, chunk: std::ops::Range<usize>, scratch: &ThreadScratch, team: &Team) {
+    pub(crate) fn logits(&self, chunk: std::ops::Range<usize>, scratch: &ThreadScratch, team: &Team<'_>) {
+        team.enter(Phase::Logits);
         let workspace = self.workspace;
         let head = &self.weights.head;
         let input = self.input(chunk.len(), self.spec.hidden_size, Encodings::of([head.encoding]), scratch);

@@ -13,6 +13,7 @@ use crate::{
     kv::{KvCache, KvDtype, KvLayout},
     memory::Buffer,
     packed::{PackedMatrix, PanelKind},
+    profile::thread_seconds,
     simd::{LANES, SimdLevel},
 };
 use powertrain_model::weights::WeightFormat;
@@ -112,21 +113,6 @@ fn best(mut run: impl FnMut()) -> f64 {
         best = best.min(thread_seconds() - start);
     }
     best
-}
-
-/// Seconds this thread has run: time that others had the core does not count.
-#[cfg(unix)]
-fn thread_seconds() -> f64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the call writes one timespec.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
-    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
-}
-
-#[cfg(not(unix))]
-fn thread_seconds() -> f64 {
-    static START: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
-    START.get_or_init(std::time::Instant::now).elapsed().as_secs_f64()
 }
 
 fn ceilings(kernels: &Kernels) -> Ceilings {

@@ -4,7 +4,10 @@
 //! then sleeps: an idle engine uses no CPU. Within a step threads meet at barriers, where they spin briefly and then yield: a
 //! thread that lost its core to another process must get it back.
 
-use crate::config::CpuError;
+use crate::{
+    config::CpuError,
+    profile::{Phase, PhaseTimer, ProfileClock, ThreadProfile},
+};
 use std::{
     cell::UnsafeCell,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -20,15 +23,15 @@ pub(crate) const MAX_THREADS: usize = 1024;
 /// Pauses (about 20 ns each) before a worker without a step sleeps, and before a thread at a barrier yields.
 const SPINS: usize = 3000;
 
-/// What all threads run: called with the thread's number and the team.
-type Job<'a> = dyn Fn(usize, &Team) + Sync + 'a;
+/// What all threads run: each is called with its view of the team.
+type Job<'a> = dyn Fn(&Team<'_>) + Sync + 'a;
 
 /// A job failed: a panic, which is a bug, in one of the threads. The pool is whole again.
 #[derive(Debug)]
 pub(crate) struct JobFailed;
 
 /// What the threads of a running job share.
-pub(crate) struct Team {
+struct Meeting {
     threads: usize,
     arrived: AtomicUsize,
     generation: AtomicUsize,
@@ -37,35 +40,55 @@ pub(crate) struct Team {
     failed: AtomicBool,
 }
 
-impl Team {
+/// One thread's view of those that run a job together.
+pub(crate) struct Team<'a> {
+    meeting: &'a Meeting,
+    thread: usize,
+    timer: PhaseTimer,
+}
+
+impl Team<'_> {
     /// Threads.
     pub(crate) fn threads(&self) -> usize {
-        self.threads
+        self.meeting.threads
     }
 
-    /// Waits for all threads; then a new phase begins, and [`claim`](Team::claim) starts from 0 again.
+    /// This thread's number.
+    pub(crate) fn thread(&self) -> usize {
+        self.thread
+    }
+
+    /// Says which phase of a step follows, for the profile.
+    pub(crate) fn enter(&self, phase: Phase) {
+        self.timer.enter(phase);
+    }
+
+    /// Waits for all threads; then items are shared out anew, from 0 on.
     pub(crate) fn barrier(&self) {
-        if self.threads == 1 {
-            self.next.store(0, Ordering::Relaxed);
+        let meeting = self.meeting;
+        if meeting.threads == 1 {
+            meeting.next.store(0, Ordering::Relaxed);
             return;
         }
-        let generation = self.generation.load(Ordering::Relaxed);
-        if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.threads {
-            self.arrived.store(0, Ordering::Relaxed);
-            self.next.store(0, Ordering::Relaxed);
-            self.generation.store(generation.wrapping_add(1), Ordering::Release);
+        self.timer.begin_wait();
+        let generation = meeting.generation.load(Ordering::Relaxed);
+        if meeting.arrived.fetch_add(1, Ordering::AcqRel) + 1 == meeting.threads {
+            meeting.arrived.store(0, Ordering::Relaxed);
+            meeting.next.store(0, Ordering::Relaxed);
+            meeting.generation.store(generation.wrapping_add(1), Ordering::Release);
         } else {
             spin_until(|| {
-                assert!(!self.failed.load(Ordering::Relaxed), "another thread of the step failed");
-                self.generation.load(Ordering::Acquire) != generation
+                assert!(!meeting.failed.load(Ordering::Relaxed), "another thread of the step failed");
+                meeting.generation.load(Ordering::Acquire) != generation
             });
         }
+        self.timer.end_wait();
     }
 
     /// Runs `work` on items `0..count` of this phase, whichever thread is free taking the next `together` of them.
     pub(crate) fn share(&self, count: usize, together: usize, mut work: impl FnMut(usize)) {
         loop {
-            let first = self.next.fetch_add(together, Ordering::Relaxed);
+            let first = self.meeting.next.fetch_add(together, Ordering::Relaxed);
             if first >= count {
                 return;
             }
@@ -76,13 +99,13 @@ impl Team {
     /// As [`share`](Team::share), for items that stand in memory one after the other: a thread takes its share of half of what is
     /// left, so that it reads long stretches at first, which prefetchers follow, and all threads end together.
     pub(crate) fn share_stretches(&self, count: usize, mut work: impl FnMut(usize)) {
-        let mut first = self.next.load(Ordering::Relaxed);
+        let mut first = self.meeting.next.load(Ordering::Relaxed);
         while first < count {
-            let end = first + ((count - first) / (2 * self.threads)).max(1);
-            match self.next.compare_exchange_weak(first, end, Ordering::Relaxed, Ordering::Relaxed) {
+            let end = first + ((count - first) / (2 * self.meeting.threads)).max(1);
+            match self.meeting.next.compare_exchange_weak(first, end, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => {
                     (first..end).for_each(&mut work);
-                    first = self.next.load(Ordering::Relaxed);
+                    first = self.meeting.next.load(Ordering::Relaxed);
                 }
                 Err(taken) => first = taken,
             }
@@ -102,8 +125,15 @@ fn spin_until(mut done: impl FnMut() -> bool) {
     }
 }
 
-/// The job's address, its lifetime forgotten.
-struct JobCell(UnsafeCell<Option<*const Job<'static>>>);
+/// A job to do.
+#[derive(Clone, Copy)]
+struct Order {
+    /// Its address, its lifetime forgotten.
+    job: *const Job<'static>,
+    clock: Option<ProfileClock>,
+}
+
+struct JobCell(UnsafeCell<Option<Order>>);
 
 // SAFETY: written by `Pool::run` while all workers wait, read by workers only between the epoch's change and their report.
 unsafe impl Sync for JobCell {}
@@ -111,7 +141,7 @@ unsafe impl Sync for JobCell {}
 unsafe impl Send for JobCell {}
 
 struct Shared {
-    team: Team,
+    meeting: Meeting,
     job: JobCell,
     /// Counts jobs; its change starts one.
     epoch: AtomicUsize,
@@ -121,19 +151,22 @@ struct Shared {
     sleepers: AtomicUsize,
     sleep: Mutex<()>,
     wake: Condvar,
+    /// One a thread.
+    profiles: Vec<Mutex<ThreadProfile>>,
 }
 
 /// Worker threads; the thread that calls [`run`](Pool::run) is number 0 and works too.
 pub(crate) struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    clock: Option<ProfileClock>,
 }
 
 impl Pool {
     /// Starts `threads - 1` workers, pinned one to each core if wanted.
     pub(crate) fn new(threads: usize, pin: bool) -> Result<Self, CpuError> {
         let shared = Arc::new(Shared {
-            team: Team {
+            meeting: Meeting {
                 threads,
                 arrived: AtomicUsize::new(0),
                 generation: AtomicUsize::new(0),
@@ -147,8 +180,9 @@ impl Pool {
             sleepers: AtomicUsize::new(0),
             sleep: Mutex::new(()),
             wake: Condvar::new(),
+            profiles: (0..threads).map(|_| Mutex::default()).collect(),
         });
-        let mut pool = Self { shared, workers: Vec::new() };
+        let mut pool = Self { shared, workers: Vec::new(), clock: None };
         for index in 1..threads {
             let shared = Arc::clone(&pool.shared);
             let worker = std::thread::Builder::new().name(format!("cpu-{index}")).spawn(move || {
@@ -165,25 +199,36 @@ impl Pool {
         Ok(pool)
     }
 
+    /// From now on counts the time of jobs by `clock`, or no longer.
+    pub(crate) fn profile(&mut self, clock: Option<ProfileClock>) {
+        self.clock = clock;
+    }
+
+    /// What was counted of each thread; counting starts anew.
+    pub(crate) fn take_profiles(&mut self) -> Vec<ThreadProfile> {
+        let profiles = self.shared.profiles.iter();
+        profiles.map(|profile| std::mem::take(&mut *profile.lock().unwrap_or_else(PoisonError::into_inner))).collect()
+    }
+
     /// Runs `job` on all threads and waits for all.
     pub(crate) fn run(&mut self, job: &Job<'_>) -> Result<(), JobFailed> {
         let shared = &*self.shared;
-        shared.team.arrived.store(0, Ordering::Relaxed);
-        shared.team.next.store(0, Ordering::Relaxed);
+        shared.meeting.arrived.store(0, Ordering::Relaxed);
+        shared.meeting.next.store(0, Ordering::Relaxed);
         shared.finished.store(0, Ordering::Relaxed);
         // SAFETY: only the lifetime is forgotten; this function does not return before every worker is done with the job.
         let forgotten = unsafe { std::mem::transmute::<*const Job<'_>, *const Job<'static>>(job) };
         // SAFETY: all workers wait for the epoch to change.
-        unsafe { *shared.job.0.get() = Some(forgotten) };
+        unsafe { *shared.job.0.get() = Some(Order { job: forgotten, clock: self.clock }) };
         shared.epoch.fetch_add(1, Ordering::SeqCst);
         if shared.sleepers.load(Ordering::SeqCst) > 0 {
             drop(shared.sleep.lock().unwrap_or_else(PoisonError::into_inner));
             shared.wake.notify_all();
         }
-        shared.run_caught(job, 0);
+        shared.run_caught(job, self.clock, 0);
         let workers = self.workers.len();
         spin_until(|| shared.finished.load(Ordering::Acquire) == workers);
-        if shared.team.failed.swap(false, Ordering::Relaxed) { Err(JobFailed) } else { Ok(()) }
+        if shared.meeting.failed.swap(false, Ordering::Relaxed) { Err(JobFailed) } else { Ok(()) }
     }
 }
 
@@ -210,9 +255,9 @@ impl Shared {
                 return;
             }
             // SAFETY: the epoch changed, so the job is set and lives until this worker reports.
-            let job = unsafe { (*self.job.0.get()).map(|job| &*job) };
-            if let Some(job) = job {
-                self.run_caught(job, index);
+            let order = unsafe { (*self.job.0.get()).map(|order| (&*order.job, order.clock)) };
+            if let Some((job, clock)) = order {
+                self.run_caught(job, clock, index);
             }
             self.finished.fetch_add(1, Ordering::Release);
         }
@@ -233,9 +278,13 @@ impl Shared {
         self.sleepers.fetch_sub(1, Ordering::SeqCst);
     }
 
-    fn run_caught(&self, job: &Job<'_>, index: usize) {
-        if catch_unwind(AssertUnwindSafe(|| job(index, &self.team))).is_err() {
-            self.team.failed.store(true, Ordering::Relaxed);
+    fn run_caught(&self, job: &Job<'_>, clock: Option<ProfileClock>, thread: usize) {
+        let team = Team { meeting: &self.meeting, thread, timer: PhaseTimer::start(clock) };
+        if catch_unwind(AssertUnwindSafe(|| job(&team))).is_err() {
+            self.meeting.failed.store(true, Ordering::Relaxed);
+        }
+        if clock.is_some() {
+            self.profiles[thread].lock().unwrap_or_else(PoisonError::into_inner).add(&team.timer.stop());
         }
     }
 }
@@ -277,7 +326,7 @@ mod tests {
             let mut pool = Pool::new(threads, false).unwrap();
             for _ in 0..20 {
                 let counts: Vec<AtomicUsize> = (0..100).map(|_| AtomicUsize::new(0)).collect();
-                pool.run(&|_, team| {
+                pool.run(&|team| {
                     for phase in 0..10 {
                         let work = |item: usize| {
                             counts[phase * 10 + item].fetch_add(1, Ordering::Relaxed);
@@ -297,16 +346,34 @@ mod tests {
     }
 
     #[test]
+    fn a_profile_has_the_phases_of_every_thread_and_ends_when_told() {
+        let mut pool = Pool::new(3, false).unwrap();
+        let job = |team: &Team<'_>| {
+            team.enter(Phase::Logits);
+            team.barrier();
+        };
+        pool.run(&job).unwrap();
+        assert_eq!(pool.take_profiles(), [ThreadProfile::default(); 3]);
+        pool.profile(Some(ProfileClock::Wall));
+        pool.run(&job).unwrap();
+        pool.profile(None);
+        pool.run(&job).unwrap();
+        let profiles = pool.take_profiles();
+        assert!(profiles.iter().all(|profile| profile.of(Phase::Logits).waited > 0.0), "{profiles:?}");
+        assert_eq!(pool.take_profiles(), [ThreadProfile::default(); 3]);
+    }
+
+    #[test]
     fn a_panic_fails_the_job_and_leaves_the_pool_whole() {
         let mut pool = Pool::new(3, false).unwrap();
         for bad in 0..3 {
-            let failed = pool.run(&|thread, team| {
-                assert_ne!(thread, bad, "on purpose");
+            let failed = pool.run(&|team| {
+                assert_ne!(team.thread(), bad, "on purpose");
                 team.barrier();
             });
             assert!(failed.is_err());
             let done = AtomicUsize::new(0);
-            pool.run(&|_, team| {
+            pool.run(&|team| {
                 team.barrier();
                 done.fetch_add(1, Ordering::Relaxed);
             })

@@ -8,6 +8,7 @@ use crate::{
         rows::{HeadNorm, Rotation},
     },
     pool::Team,
+    profile::Phase,
     simd::LANES,
     weights::{LayerWeights, Vector},
     workspace::ThreadScratch,
@@ -85,7 +86,7 @@ impl Forward<'_> {
         weights: &LayerWeights,
         tiles: &[AttentionTile],
         scratch: &ThreadScratch,
-        team: &Team,
+        team: &Team<'_>,
     ) {
         let (workspace, attention) = (self.workspace, &spec.attention);
         let kv_heads = attention.kv_heads;
@@ -120,11 +121,13 @@ impl Forward<'_> {
         // A position that is computed alone needs no other's key of this step: each item rotates and stores its own.
         let fused = decodes && !split;
         if !fused {
+            team.enter(Phase::Rotation);
             team.share(self.tokens(), 2, |token| {
                 self.rotate_and_store(index, spec, weights, token, 0..kv_heads);
             });
             team.barrier();
         }
+        team.enter(Phase::Attention);
         // SAFETY (both branches): partials in scratch are this thread's, those in `split` belong to one item each; they hold the
         // largest tile's vectors. All positions up to the tokens' own stand in the cache.
         if !split {
@@ -163,6 +166,7 @@ impl Forward<'_> {
             }
         });
         team.barrier();
+        team.enter(Phase::Merge);
         team.share(items, 1, |item| {
             let (tile, kv_head) = (tiles[item / kv_heads], item % kv_heads);
             let work = self.attention_work(index, spec, tile, kv_head, queries);
