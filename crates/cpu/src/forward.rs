@@ -12,6 +12,7 @@ use crate::{
     batch::{Batch, Row},
     kernel::{
         Epilogue, Kernels,
+        encode::GateRows,
         integer::IntegerPanel,
         rows::{Gate, RowNorm},
     },
@@ -21,7 +22,7 @@ use crate::{
     profile::Phase,
     simd::{LANES, scalar::f16_to_f32},
     weights::{LayerWeights, Vector, Weights},
-    workspace::{ThreadScratch, Workspace},
+    workspace::{GATE_ROWS, ThreadScratch, Workspace},
 };
 use powertrain_model::spec::{DecoderSpec, LayerSpec, NormSpec};
 
@@ -57,14 +58,17 @@ impl Forward<'_> {
     /// All layers; leaves the residual streams of the tokens whose logits are wanted in the workspace's first rows.
     pub(crate) fn run(&self, team: &Team<'_>) {
         let scratch = &self.workspace.threads[team.thread()];
-        self.embed(team);
+        self.embed(scratch, team);
         team.barrier();
         for (index, (spec, weights)) in self.spec.layers.iter().zip(&self.weights.layers).enumerate() {
             self.project(spec, weights, scratch, team);
             let is_last = index + 1 == self.spec.layers.len();
             let is_cut = is_last && self.wanted() < self.tokens();
             let tiles = if is_cut { &self.batch.wanted_tiles } else { &self.batch.tiles };
-            self.attend(index, spec, weights, tiles, scratch, team);
+            // The rows of the last layer move before they are read, and few are encoded by every thread for itself.
+            let encoded =
+                (!is_cut && self.tokens() > FEW_TOKENS).then(|| self.attended(spec, weights, self.tokens(), scratch));
+            let is_encoded = self.attend(index, spec, weights, tiles, encoded, scratch, team);
             team.barrier();
             let rows = if is_cut { self.wanted() } else { self.tokens() };
             if rows == 0 {
@@ -73,7 +77,11 @@ impl Forward<'_> {
             if is_cut {
                 self.keep_wanted(team);
             }
-            self.add_attention(spec, weights, is_cut, rows, scratch, team);
+            let attended = self.attended(spec, weights, rows, scratch);
+            if !is_encoded {
+                self.encode_attended(attended, is_cut, rows, team);
+            }
+            self.add_attention(spec, weights, attended, rows, scratch, team);
             self.feed_forward(spec, weights, rows, scratch, team);
         }
     }
@@ -110,7 +118,9 @@ impl Forward<'_> {
         if rows <= FEW_TOKENS {
             (0..rows).for_each(work);
         } else {
-            team.share(rows, 4, work);
+            // Rows of a tile share lines; where there are enough, a tile is one thread's.
+            let together = if rows >= TILE_ROWS * team.threads() { TILE_ROWS } else { TILE_ROWS / 2 };
+            team.share(rows, together, work);
             team.barrier();
         }
     }
@@ -121,13 +131,50 @@ impl Forward<'_> {
         unsafe { self.workspace.residual.as_mut_ptr().add(token * self.workspace.hidden_stride) }
     }
 
-    fn embed(&self, team: &Team<'_>) {
+    /// One row of a packed matrix in f32.
+    ///
+    /// # Safety
+    /// `out` has room for the columns; `row` is one of the matrix's.
+    unsafe fn unpack_row(&self, matrix: &PackedMatrix, row: usize, out: *mut f32, scratch: &ThreadScratch) {
+        let (panel, lane) = (matrix.panel(row / LANES).cast_const(), row % LANES);
+        // SAFETY: all offsets stay inside the row's panel; the scratch panel is this thread's and as wide as any matrix's.
+        unsafe {
+            match matrix.kind {
+                PanelKind::F32 => {
+                    for column in 0..matrix.columns {
+                        *out.add(column) = *panel.cast::<f32>().add(column * LANES + lane);
+                    }
+                }
+                PanelKind::F16 => {
+                    for column in 0..matrix.columns {
+                        *out.add(column) = f16_to_f32(*panel.cast::<u16>().add(column * LANES + lane));
+                    }
+                }
+                PanelKind::Bf16 => {
+                    for column in 0..matrix.columns {
+                        let bits = *panel.cast::<u16>().add(column / 2 * 2 * LANES + lane * 2 + column % 2);
+                        *out.add(column) = f32::from_bits(u32::from(bits) << 16);
+                    }
+                }
+                // All sixteen rows by vectors take a fifth of the time of one row number by number.
+                PanelKind::Integer(_) => {
+                    let expanded = scratch.panel.as_mut_ptr();
+                    (self.kernels.expand_integer)(integer_panel(matrix, row / LANES), expanded);
+                    for column in 0..matrix.columns {
+                        *out.add(column) = *expanded.add(column * LANES + lane);
+                    }
+                }
+            }
+        }
+    }
+
+    fn embed(&self, scratch: &ThreadScratch, team: &Team<'_>) {
         team.share(self.tokens(), 4, |index| {
             let token = self.batch.tokens[index];
             let row = self.residual(index);
             // SAFETY: this item alone touches the token's rows.
             unsafe {
-                unpack_row(&self.weights.embedding, token.id as usize, row);
+                self.unpack_row(&self.weights.embedding, token.id as usize, row, scratch);
                 if self.spec.embedding_scale != 1.0 {
                     for column in 0..self.spec.hidden_size {
                         *row.add(column) *= self.spec.embedding_scale;
@@ -163,28 +210,35 @@ impl Forward<'_> {
         team.barrier();
     }
 
-    /// Adds the attention's output to `rows` residuals: those of all tokens, or `is_cut` to the wanted ones. Ends with a barrier.
-    fn add_attention(
-        &self,
-        spec: &LayerSpec,
-        weights: &LayerWeights,
-        is_cut: bool,
-        rows: usize,
-        scratch: &ThreadScratch,
-        team: &Team<'_>,
-    ) {
-        let workspace = self.workspace;
-        team.enter(Phase::AttentionEncoding);
+    /// What the output projection reads.
+    fn attended(&self, spec: &LayerSpec, weights: &LayerWeights, rows: usize, scratch: &ThreadScratch) -> Activations {
         let width = spec.attention.heads * spec.attention.head_dim;
-        let attended = self.input(rows, width, Encodings::of([weights.output.encoding]), scratch);
+        self.input(rows, width, Encodings::of([weights.output.encoding]), scratch)
+    }
+
+    /// Encodes the attention's output of all tokens, or `is_cut` of the wanted ones.
+    fn encode_attended(&self, to: Activations, is_cut: bool, rows: usize, team: &Team<'_>) {
+        team.enter(Phase::AttentionEncoding);
         self.prepare(rows, team, |row| {
             let token = if is_cut { self.batch.logits[row].token } else { row };
             // SAFETY: this item alone writes the row; that of the attention's output ends in zeros.
             unsafe {
-                let from = workspace.attended.as_mut_ptr().add(token * workspace.query_stride);
-                (self.kernels.encode_row)(attended, row, from);
+                let from = self.workspace.attended.as_mut_ptr().add(token * self.workspace.query_stride);
+                (self.kernels.encode_row)(to, row, from);
             }
         });
+    }
+
+    /// Adds the attention's output to `rows` residuals. Ends with a barrier.
+    fn add_attention(
+        &self,
+        spec: &LayerSpec,
+        weights: &LayerWeights,
+        attended: Activations,
+        rows: usize,
+        scratch: &ThreadScratch,
+        team: &Team<'_>,
+    ) {
         team.enter(Phase::Output);
         let post_norm = spec.post_attention_norm.as_ref().zip(weights.post_attention_norm.as_ref());
         self.add_branch(&weights.output, weights.output_bias.as_ref(), attended, rows, post_norm, scratch, team);
@@ -395,22 +449,41 @@ impl Forward<'_> {
         let (gates, ups) = (scratch.gates.as_mut_ptr(), scratch.ups.as_mut_ptr());
         team.share_stretches(pairs * row_blocks, |item| {
             let (first_row, pair) = (item / pairs * ROW_BLOCK, item % pairs);
-            let count = (rows - first_row).min(ROW_BLOCK);
+            let end = (first_row + ROW_BLOCK).min(rows);
             let columns = (spec.feed_forward.hidden_size - pair * GATE_COLUMNS).min(GATE_COLUMNS);
-            // SAFETY: the scratch is this thread's; this item alone writes these columns of these rows.
-            unsafe {
-                for half in 0..columns.div_ceil(LANES) {
-                    for (matrix, out) in [(&weights.gate, gates), (&weights.up, ups)] {
-                        let (panel, out) = (pair * 2 + half, out.add(half * LANES));
-                        let store = Epilogue::STORE;
-                        self.multiply_panel(matrix, panel, input, first_row, count, out, GATE_COLUMNS, store, scratch);
+            for first_row in (first_row..end).step_by(GATE_ROWS) {
+                let count = (end - first_row).min(GATE_ROWS);
+                // SAFETY: the scratch is this thread's; this item alone writes these columns of these rows.
+                unsafe {
+                    for half in 0..columns.div_ceil(LANES) {
+                        for (matrix, out) in [(&weights.gate, gates), (&weights.up, ups)] {
+                            let (panel, out) = (pair * 2 + half, out.add(half * LANES));
+                            let store = Epilogue::STORE;
+                            self.multiply_panel(
+                                matrix,
+                                panel,
+                                input,
+                                first_row,
+                                count,
+                                out,
+                                GATE_COLUMNS,
+                                store,
+                                scratch,
+                            );
+                        }
                     }
-                }
-                let gate = Gate(spec.feed_forward.activation);
-                (kernels.gate)(gate, gates, ups, gates, count * GATE_COLUMNS);
-                for row in 0..count {
-                    let from = gates.add(row * GATE_COLUMNS);
-                    store_columns(kernels, hidden, first_row + row, pair, columns, from);
+                    let gate = Gate(spec.feed_forward.activation);
+                    if hidden.encodings.int8 {
+                        let rows = GateRows { gates, ups, count, first_row, block: pair };
+                        (kernels.encode_gated)(gate, rows, hidden);
+                    }
+                    if hidden.encodings.f32 || hidden.encodings.bf16 {
+                        (kernels.gate)(gate, gates, ups, gates, count * GATE_COLUMNS);
+                        for row in 0..count {
+                            let from = gates.add(row * GATE_COLUMNS);
+                            store_columns(hidden, first_row + row, pair, columns, from);
+                        }
+                    }
                 }
             }
         });
@@ -444,17 +517,14 @@ fn integer_panel(matrix: &PackedMatrix, panel: usize) -> IntegerPanel {
     IntegerPanel { data: matrix.panel(panel), layout, blocks: matrix.columns / 32 }
 }
 
-/// Writes the `pair`-th 32 columns (or what there is of them) of a row in the encodings its reader wants.
+/// Writes the `pair`-th 32 columns (or what there is of them) of a row as f32 and bf16, where the reader wants them.
 ///
 /// # Safety
 /// `from` holds 32 elements; no other thread touches these columns of the row.
-unsafe fn store_columns(kernels: &Kernels, to: Activations, row: usize, pair: usize, columns: usize, from: *const f32) {
+unsafe fn store_columns(to: Activations, row: usize, pair: usize, columns: usize, from: *const f32) {
     let (tile, place) = (row / TILE_ROWS, row % TILE_ROWS);
     // SAFETY: the caller's promises.
     unsafe {
-        if to.encodings.int8 {
-            (kernels.quantize_block)(to, row, pair, from);
-        }
         if to.encodings.f32 {
             let at = to.f32.add(tile * to.f32_tile() + pair * GATE_COLUMNS * TILE_ROWS + place);
             for column in 0..columns {
@@ -466,40 +536,6 @@ unsafe fn store_columns(kernels: &Kernels, to: Activations, row: usize, pair: us
             for column in 0..columns.next_multiple_of(2) {
                 let value = if column < columns { *from.add(column) } else { 0.0 };
                 *at.add(column / 2 * 2 * TILE_ROWS + column % 2) = crate::simd::scalar::f32_to_bf16(value);
-            }
-        }
-    }
-}
-
-/// One row of a packed matrix in f32.
-///
-/// # Safety
-/// `out` has room for the columns; `row` is one of the matrix's.
-unsafe fn unpack_row(matrix: &PackedMatrix, row: usize, out: *mut f32) {
-    let (panel, lane) = (matrix.panel(row / LANES).cast_const(), row % LANES);
-    // SAFETY: all offsets stay inside the row's panel.
-    unsafe {
-        match matrix.kind {
-            PanelKind::F32 => {
-                for column in 0..matrix.columns {
-                    *out.add(column) = *panel.cast::<f32>().add(column * LANES + lane);
-                }
-            }
-            PanelKind::F16 => {
-                for column in 0..matrix.columns {
-                    *out.add(column) = f16_to_f32(*panel.cast::<u16>().add(column * LANES + lane));
-                }
-            }
-            PanelKind::Bf16 => {
-                for column in 0..matrix.columns {
-                    let bits = *panel.cast::<u16>().add(column / 2 * 2 * LANES + lane * 2 + column % 2);
-                    *out.add(column) = f32::from_bits(u32::from(bits) << 16);
-                }
-            }
-            PanelKind::Integer(layout) => {
-                for column in 0..matrix.columns {
-                    *out.add(column) = layout.weight(panel, lane, column);
-                }
             }
         }
     }

@@ -6,7 +6,7 @@ use crate::{
     activations::{ActivationBuffers, Encoding, Encodings},
     kernel::{
         Epilogue, Kernels,
-        attention::{AttentionWork, Partial, QueryRows, query_elements},
+        attention::{AttentionWork, NextWork, Partial, QueryRows, query_elements},
         ceiling::CHAINS,
         integer::IntegerPanel,
     },
@@ -68,9 +68,33 @@ impl Ceilings {
     }
 }
 
-/// Ceilings first, then the kernels; each is the best of some runs. `None` when the machine lacks the level.
-pub fn kernels(level: SimdLevel) -> Option<Vec<Measured>> {
-    use WeightFormat::{BF16, F16, F32, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+/// Which kernels to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// Matrices times rows.
+    Matrices,
+    /// Attention.
+    Attention,
+    /// What happens to single rows.
+    Rows,
+}
+
+impl Group {
+    /// All.
+    pub const ALL: [Self; 3] = [Self::Matrices, Self::Attention, Self::Rows];
+
+    /// The word that names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Matrices => "matrices",
+            Self::Attention => "attention",
+            Self::Rows => "rows",
+        }
+    }
+}
+
+/// Ceilings first, then the kernels of some groups; each is the best of some runs. `None` when the machine lacks the level.
+pub fn kernels(level: SimdLevel, groups: &[Group]) -> Option<Vec<Measured>> {
     let kernels = Kernels::of(level)?;
     let ceilings = ceilings(&kernels);
     let ceiling = |name: &str, gigabytes, giga_operations| Measured {
@@ -85,23 +109,39 @@ pub fn kernels(level: SimdLevel) -> Option<Vec<Measured>> {
         ceiling("bf16 dots", 0.0, ceilings.bf16_dots),
         ceiling("f32 multiply-adds", 0.0, ceilings.multiply_adds),
     ];
+    if groups.contains(&Group::Matrices) {
+        all.extend(matrices(&kernels, &ceilings));
+    }
+    if groups.contains(&Group::Attention) {
+        for (dtype, tokens) in
+            [(KvDtype::Int8, 1), (KvDtype::F16, 1), (KvDtype::Bf16, 1), (KvDtype::Int8, 16), (KvDtype::F16, 16)]
+        {
+            // More than any cache holds, then what the L2 cache does.
+            for (context, kv_heads) in [(4096, 180), (512, 3)] {
+                all.push(attention(&kernels, &ceilings, dtype, tokens, context, kv_heads));
+            }
+        }
+    }
+    if groups.contains(&Group::Rows) {
+        all.extend(rows::measure(&kernels));
+    }
+    Some(all)
+}
+
+fn matrices(kernels: &Kernels, ceilings: &Ceilings) -> Vec<Measured> {
+    use WeightFormat::{BF16, F16, F32, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+    let mut all = Vec::new();
     for format in [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K] {
         for rows in [1, 4, 8, 32, 256] {
-            all.push(integer_matrix(&kernels, &ceilings, format, rows));
+            all.push(integer_matrix(kernels, ceilings, format, rows));
         }
     }
     for format in [BF16, F16, F32] {
         for rows in [1, 8, 256] {
-            all.push(float_matrix(&kernels, &ceilings, format, rows));
+            all.push(float_matrix(kernels, ceilings, format, rows));
         }
     }
-    for (dtype, tokens) in
-        [(KvDtype::Int8, 1), (KvDtype::F16, 1), (KvDtype::Bf16, 1), (KvDtype::Int8, 16), (KvDtype::F16, 16)]
-    {
-        all.push(attention(&kernels, &ceilings, dtype, tokens));
-    }
-    all.extend(rows::measure(&kernels));
-    Some(all)
+    all
 }
 
 /// Seconds of the fastest of some runs.
@@ -219,16 +259,23 @@ fn float_matrix(kernels: &Kernels, ceilings: &Ceilings, format: WeightFormat, ro
     ceilings.judge(name, bound, matrix.bytes(), matrix.rows * COLUMNS * rows, seconds)
 }
 
-/// SmolLM2's attention over a context of 4096, for every KV head of 30 layers' worth of cache.
-fn attention(kernels: &Kernels, ceilings: &Ceilings, dtype: KvDtype, tokens: usize) -> Measured {
-    const CONTEXT: usize = 4096;
+/// SmolLM2's attention over `context` positions, for every one of some KV heads.
+fn attention(
+    kernels: &Kernels,
+    ceilings: &Ceilings,
+    dtype: KvDtype,
+    tokens: usize,
+    context: usize,
+    kv_heads: usize,
+) -> Measured {
     const GROUP: usize = 3;
-    let kv = KvLayout { dtype, block_size: 16, kv_heads: 45, head_dim: 64 };
-    let cache = KvCache::new(std::iter::once(kv), CONTEXT / kv.block_size);
+    let kv = KvLayout { dtype, block_size: 16, kv_heads, head_dim: 64 };
+    let cache = KvCache::new(std::iter::once(kv), context / kv.block_size);
+    let rounds = (STREAM_BYTES / cache.bytes()).clamp(1, 32);
     let layer = cache.layer(0).1;
     // SAFETY: as large as said; zero bytes are zeros, but pages must exist.
     unsafe { layer.write_bytes(0, cache.bytes()) };
-    let blocks: Vec<u32> = (0..(CONTEXT / kv.block_size) as u32).collect();
+    let blocks: Vec<u32> = (0..(context / kv.block_size) as u32).collect();
     let vectors = tokens * GROUP;
     let rows = vec![0.1f32; vectors * kv.head_dim];
     let queries = Buffer::<f32>::zeroed(query_elements(vectors, kv.head_dim));
@@ -241,12 +288,12 @@ fn attention(kernels: &Kernels, ceilings: &Ceilings, dtype: KvDtype, tokens: usi
         (kernels.load_queries)(rows, dtype, queries.as_mut_ptr());
     }
     let seconds = best(|| {
-        for kv_head in 0..kv.kv_heads {
-            let work = AttentionWork {
+        for kv_head in (0..rounds).flat_map(|_| 0..kv.kv_heads) {
+            let mut work = AttentionWork {
                 queries: queries.as_mut_ptr(),
                 group: GROUP,
                 tokens,
-                first_position: CONTEXT - tokens,
+                first_position: context - tokens,
                 window: usize::MAX,
                 scale: 0.125,
                 softcap: None,
@@ -254,6 +301,7 @@ fn attention(kernels: &Kernels, ceilings: &Ceilings, dtype: KvDtype, tokens: usi
                 layer,
                 kv_head,
                 blocks: blocks.as_ptr(),
+                next: None,
             };
             // SAFETY: the table's level is there; cache, table and partials are whole.
             unsafe {
@@ -261,14 +309,18 @@ fn attention(kernels: &Kernels, ceilings: &Ceilings, dtype: KvDtype, tokens: usi
                 let total = Partial::at(total.as_mut_ptr(), vectors, kv.value_width());
                 total.clear(vectors, kv.value_width());
                 for span in work.spans() {
+                    let end = work.span(span).end;
+                    let (kv_head, start) = if end < context { (kv_head, end) } else { (kv_head + 1, 0) };
+                    let next = NextWork { blocks: blocks.as_ptr(), kv_head, positions: start..context };
+                    work.next = (kv_head < kv.kv_heads).then_some(next);
                     (kernels.attend)(&work, work.span(span), part);
                     (kernels.merge)(&work, total, part);
                 }
             }
         }
     });
-    let name = format!("attention over {CONTEXT}, {} x {tokens} tokens", dtype.name());
+    let name = format!("attention over {context}, {} x {tokens} tokens", dtype.name());
     let bound = if dtype == KvDtype::Int8 { Bound::Dots } else { Bound::MultiplyAdds };
-    let multiply_adds = kv.kv_heads * CONTEXT * vectors * kv.head_dim * 2;
-    ceilings.judge(name, bound, cache.bytes(), multiply_adds, seconds)
+    let multiply_adds = rounds * kv.kv_heads * context * vectors * kv.head_dim * 2;
+    ceilings.judge(name, bound, rounds * cache.bytes(), multiply_adds, seconds)
 }

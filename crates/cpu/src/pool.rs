@@ -96,16 +96,35 @@ impl Team<'_> {
         }
     }
 
+    /// As [`share`](Team::share), each item with the one this thread does next: it takes its next items before it begins with those
+    /// it has, so that it can ask memory for them meanwhile.
+    pub(crate) fn share_ahead(&self, count: usize, together: usize, mut work: impl FnMut(usize, Option<usize>)) {
+        let take = || {
+            let first = self.meeting.next.fetch_add(together, Ordering::Relaxed);
+            (first < count).then(|| first..(first + together).min(count))
+        };
+        let mut taken = take();
+        while let Some(range) = taken {
+            taken = take();
+            let end = range.end;
+            for item in range {
+                let next = if item + 1 < end { Some(item + 1) } else { taken.as_ref().map(|range| range.start) };
+                work(item, next);
+            }
+        }
+    }
+
     /// As [`share`](Team::share), for items that stand in memory one after the other: a thread takes its share of half of what is
     /// left, so that it reads long stretches at first, which prefetchers follow, and all threads end together.
     pub(crate) fn share_stretches(&self, count: usize, mut work: impl FnMut(usize)) {
-        let mut first = self.meeting.next.load(Ordering::Relaxed);
+        let meeting = self.meeting;
+        let mut first = meeting.next.load(Ordering::Relaxed);
         while first < count {
-            let end = first + ((count - first) / (2 * self.meeting.threads)).max(1);
-            match self.meeting.next.compare_exchange_weak(first, end, Ordering::Relaxed, Ordering::Relaxed) {
+            let end = first + ((count - first) / (2 * meeting.threads)).max(1);
+            match meeting.next.compare_exchange_weak(first, end, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => {
                     (first..end).for_each(&mut work);
-                    first = self.meeting.next.load(Ordering::Relaxed);
+                    first = meeting.next.load(Ordering::Relaxed);
                 }
                 Err(taken) => first = taken,
             }
@@ -331,10 +350,18 @@ mod tests {
                         let work = |item: usize| {
                             counts[phase * 10 + item].fetch_add(1, Ordering::Relaxed);
                         };
-                        if phase % 2 == 0 {
-                            team.share(10, 3, work);
-                        } else {
-                            team.share_stretches(10, work);
+                        match phase % 3 {
+                            0 => team.share(10, 3, work),
+                            1 => team.share_stretches(10, work),
+                            _ => {
+                                let mut promised = None;
+                                team.share_ahead(10, 3, |item, next| {
+                                    assert!(promised.is_none_or(|promised| promised == item));
+                                    promised = next;
+                                    work(item);
+                                });
+                                assert_eq!(promised, None);
+                            }
                         }
                         team.barrier();
                         assert!(counts[phase * 10..][..10].iter().all(|count| count.load(Ordering::Relaxed) == 1));

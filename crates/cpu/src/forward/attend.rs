@@ -2,9 +2,10 @@
 
 use super::Forward;
 use crate::{
+    activations::{Activations, BLOCK, Encoding, Encodings, TILE_ROWS},
     batch::{AttentionTile, Token},
     kernel::{
-        attention::{AttentionWork, NewKeyValue, Partial, QueryRows, SPAN},
+        attention::{AttentionWork, NewKeyValue, NextWork, Partial, QueryRows, SPAN},
         rows::{HeadNorm, Rotation},
     },
     pool::Team,
@@ -74,20 +75,24 @@ impl Forward<'_> {
             layer,
             kv_head,
             blocks: row.blocks.as_ptr(),
+            next: None,
         }
     }
 
     /// Rotation of every token and attention of those in `tiles`, rows of the heads' outputs. When few sequences decode, the
-    /// spans of long ones are shared out among the threads; otherwise whole tiles.
+    /// spans of long ones are shared out among the threads; otherwise whole tiles. Returns whether the rows are in `encoded` too, as
+    /// the output projection reads them: 8 bits are made where a head is finished, while it is in the L1 cache.
+    #[expect(clippy::too_many_arguments, reason = "a layer, what is attended and where it goes")]
     pub(super) fn attend(
         &self,
         index: usize,
         spec: &LayerSpec,
         weights: &LayerWeights,
         tiles: &[AttentionTile],
+        encoded: Option<Activations>,
         scratch: &ThreadScratch,
         team: &Team<'_>,
-    ) {
+    ) -> bool {
         let (workspace, attention) = (self.workspace, &spec.attention);
         let kv_heads = attention.kv_heads;
         let items = tiles.len() * kv_heads;
@@ -114,6 +119,31 @@ impl Forward<'_> {
                 row.add(kv_head * group * attention.head_dim)
             }
         };
+        let columns = group * attention.head_dim;
+        let encoded =
+            encoded.filter(|to| to.encodings == Encodings::of([Encoding::Int8]) && columns.is_multiple_of(BLOCK));
+        let encode = |to: Activations, item: usize| {
+            let (tile, kv_head) = (tiles[item / kv_heads], item % kv_heads);
+            let (first, blocks) = (kv_head * columns / BLOCK, columns / BLOCK);
+            for token in 0..tile.tokens {
+                // SAFETY: this item alone writes these blocks of the tile's rows, and finished them before.
+                unsafe {
+                    let from = out(item).add(token * workspace.query_stride);
+                    (self.kernels.encode_blocks)(to, tile.first + token, first..first + blocks, from);
+                }
+            }
+        };
+        // A span that is attended next, if the item has it.
+        let ahead = |item: usize, span: usize| {
+            let (tile, kv_head) = (tiles[item / kv_heads], item % kv_heads);
+            let work = self.attention_work(index, spec, tile, kv_head, queries);
+            let positions = span * SPAN..tile.first_position + tile.tokens;
+            work.spans().contains(&span).then_some(NextWork { blocks: work.blocks, kv_head, positions })
+        };
+        let first_span = |item: usize| {
+            let (tile, kv_head) = (tiles[item / kv_heads], item % kv_heads);
+            self.attention_work(index, spec, tile, kv_head, queries).spans().start
+        };
         let longest = tiles.iter().map(|tile| tile.first_position + tile.tokens).max().unwrap_or(0);
         let spans = longest.div_ceil(SPAN);
         let decodes = tiles.len() == self.tokens() && tiles.windows(2).all(|pair| pair[0].row != pair[1].row);
@@ -131,35 +161,55 @@ impl Forward<'_> {
         // SAFETY (both branches): partials in scratch are this thread's, those in `split` belong to one item each; they hold the
         // largest tile's vectors. All positions up to the tokens' own stand in the cache.
         if !split {
-            team.share(items, 1, |item| {
+            let attend = |item: usize, next: Option<usize>| {
                 if fused {
                     let (token, kv_head) = (tiles[item / kv_heads].first, item % kv_heads);
                     self.rotate_and_store(index, spec, weights, token, kv_head..kv_head + 1);
                 }
-                let work = load(item);
+                let mut work = load(item);
+                let spans = work.spans();
                 // SAFETY: as above.
                 unsafe {
                     let total = Partial::at(scratch.total.as_mut_ptr(), work.vectors(), width);
                     let part = Partial::at(scratch.part.as_mut_ptr(), work.vectors(), width);
-                    total.clear(work.vectors(), width);
-                    for span in work.spans() {
-                        (self.kernels.attend)(&work, work.span(span), part);
-                        (self.kernels.merge)(&work, total, part);
+                    for span in spans.clone() {
+                        work.next = ahead(item, span + 1).or_else(|| ahead(next?, first_span(next?)));
+                        let is_first = span == spans.start;
+                        (self.kernels.attend)(&work, work.span(span), if is_first { total } else { part });
+                        if !is_first {
+                            (self.kernels.merge)(&work, total, part);
+                        }
                     }
                     (self.kernels.finish)(&work, total, out(item), workspace.query_stride);
+                    if let Some(encoded) = encoded {
+                        encode(encoded, item);
+                    }
                 }
-            });
-            return;
+            };
+            // Whole rows, which stand together in the cache; four of them where there are enough, which share lines once encoded.
+            let together = match fused {
+                true if self.tokens() >= TILE_ROWS * team.threads() => TILE_ROWS / 2 * kv_heads,
+                true => kv_heads,
+                false => 1,
+            };
+            team.share_ahead(items, together, attend);
+            return encoded.is_some();
         }
         let elements = Partial::elements(group, width);
         // SAFETY: the workspace has room for `split_items` items of the longest sequence's spans.
         let partial = |item: usize, span: usize| unsafe {
             Partial::at(workspace.split.as_mut_ptr().add((item * spans + span) * elements), group, width)
         };
-        let together = (items * spans / (team.threads() * 4)).clamp(1, spans);
-        team.share(items * spans, together, |part| {
+        let mut loaded = None;
+        team.share_ahead(items * spans, 1, |part, next| {
             let (item, span) = (part / spans, part % spans);
-            let work = load(item);
+            let (tile, kv_head) = (tiles[item / kv_heads], item % kv_heads);
+            if loaded != Some(item) {
+                load(item);
+                loaded = Some(item);
+            }
+            let mut work = self.attention_work(index, spec, tile, kv_head, queries);
+            work.next = next.and_then(|part| ahead(part / spans, part % spans));
             if work.spans().contains(&span) {
                 // SAFETY: as above.
                 unsafe { (self.kernels.attend)(&work, work.span(span), partial(item, span)) };
@@ -180,5 +230,6 @@ impl Forward<'_> {
                 (self.kernels.finish)(&work, total, out(item), workspace.query_stride);
             }
         });
+        false
     }
 }

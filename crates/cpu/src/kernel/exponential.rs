@@ -11,21 +11,44 @@ use crate::simd::Lanes;
 #[inline(always)]
 pub(crate) unsafe fn exp<S: Lanes>(x: S::F) -> S::F {
     // SAFETY: the caller has the level's instructions.
+    unsafe { exp_of::<S, 1>([x])[0] }
+}
+
+/// As [`exp`], of several at once, step by step: one alone is a chain of dependent instructions, and a core that looks a hundred
+/// instructions ahead finds too few others beside it.
+///
+/// # Safety
+/// The level's instructions.
+#[inline(always)]
+unsafe fn exp_of<S: Lanes, const N: usize>(x: [S::F; N]) -> [S::F; N] {
+    // SAFETY: the caller has the level's instructions.
     unsafe {
         let (lowest, highest) = (S::splat(-87.3), S::splat(88.0));
-        // Compared in the order that lets NaN through.
-        let clamped = S::select_less(highest, x, highest, x);
-        let clamped = S::select_less(clamped, lowest, lowest, clamped);
-        let n = S::round(S::mul(clamped, S::splat(std::f32::consts::LOG2_E)));
-        // ln 2 in two parts: the first has few bits, so that n times it is exact.
-        let r = S::fma(n, S::splat(-0.693_359_4), clamped);
-        let r = S::fma(n, S::splat(2.121_944_4e-4), r);
-        let mut p = S::splat(1.987_569_1e-4);
-        for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-            p = S::fma(p, r, S::splat(coefficient));
+        let (mut n, mut r) = (x, x);
+        let mut p = [S::splat(1.987_569_1e-4); N];
+        for i in 0..N {
+            // Compared in the order that lets NaN through.
+            let clamped = S::select_less(highest, x[i], highest, x[i]);
+            r[i] = S::select_less(clamped, lowest, lowest, clamped);
         }
-        let p = S::add(S::fma(S::mul(r, r), p, r), S::splat(1.0));
-        S::select_less(x, lowest, S::splat(0.0), S::times_power_of_two(p, n))
+        for i in 0..N {
+            n[i] = S::round(S::mul(r[i], S::splat(std::f32::consts::LOG2_E)));
+        }
+        for i in 0..N {
+            // ln 2 in two parts: the first has few bits, so that n times it is exact.
+            r[i] = S::fma(n[i], S::splat(-0.693_359_4), r[i]);
+            r[i] = S::fma(n[i], S::splat(2.121_944_4e-4), r[i]);
+        }
+        for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+            for i in 0..N {
+                p[i] = S::fma(p[i], r[i], S::splat(coefficient));
+            }
+        }
+        for i in 0..N {
+            p[i] = S::add(S::fma(S::mul(r[i], r[i]), p[i], r[i]), S::splat(1.0));
+            p[i] = S::select_less(x[i], lowest, S::splat(0.0), S::times_power_of_two(p[i], n[i]));
+        }
+        p
     }
 }
 
@@ -39,20 +62,42 @@ pub(crate) unsafe fn exp<S: Lanes>(x: S::F) -> S::F {
 /// The level's instructions.
 #[inline(always)]
 pub(crate) unsafe fn exp_below_zero<S: Lanes>(x: S::F) -> S::F {
+    // SAFETY: the caller has the level's instructions.
+    unsafe { exp_below_zero_of::<S, 1>([x])[0] }
+}
+
+/// As [`exp_below_zero`], of several at once, step by step as [`exp_of`].
+///
+/// # Safety
+/// The level's instructions.
+#[inline(always)]
+pub(crate) unsafe fn exp_below_zero_of<S: Lanes, const N: usize>(x: [S::F; N]) -> [S::F; N] {
     const ROUND: f32 = 12_582_912.0;
     // SAFETY: the caller has the level's instructions.
     unsafe {
         let lowest = S::splat(-86.0);
-        // In this order NaN comes through.
-        let clamped = S::max(lowest, x);
-        let shifted = S::fma(clamped, S::splat(std::f32::consts::LOG2_E), S::splat(ROUND));
-        let n = S::sub(shifted, S::splat(ROUND));
-        let r = S::fma(n, S::splat(-std::f32::consts::LN_2), clamped);
-        let mut p = S::splat(8.290_272e-3);
-        for coefficient in [4.189_816e-2, 1.666_763_9e-1, 4.999_914_8e-1, 9.999_997e-1, 1.0] {
-            p = S::fma(p, r, S::splat(coefficient));
+        let (mut clamped, mut shifted, mut r) = (x, x, x);
+        let mut p = [S::splat(8.290_272e-3); N];
+        for i in 0..N {
+            // In this order NaN comes through.
+            clamped[i] = S::max(lowest, x[i]);
         }
-        S::select_less(x, lowest, S::splat(0.0), S::add_exponent(p, shifted))
+        for i in 0..N {
+            shifted[i] = S::fma(clamped[i], S::splat(std::f32::consts::LOG2_E), S::splat(ROUND));
+        }
+        for i in 0..N {
+            let n = S::sub(shifted[i], S::splat(ROUND));
+            r[i] = S::fma(n, S::splat(-std::f32::consts::LN_2), clamped[i]);
+        }
+        for coefficient in [4.189_816e-2, 1.666_763_9e-1, 4.999_914_8e-1, 9.999_997e-1, 1.0] {
+            for i in 0..N {
+                p[i] = S::fma(p[i], r[i], S::splat(coefficient));
+            }
+        }
+        for i in 0..N {
+            p[i] = S::select_less(x[i], lowest, S::splat(0.0), S::add_exponent(p[i], shifted[i]));
+        }
+        p
     }
 }
 
@@ -63,7 +108,27 @@ pub(crate) unsafe fn exp_below_zero<S: Lanes>(x: S::F) -> S::F {
 #[inline(always)]
 pub(crate) unsafe fn silu<S: Lanes>(x: S::F) -> S::F {
     // SAFETY: the caller has the level's instructions.
-    unsafe { S::div(x, S::add(S::splat(1.0), exp::<S>(S::sub(S::splat(0.0), x)))) }
+    unsafe { silu_of::<S, 1>([x])[0] }
+}
+
+/// As [`silu`], of several at once, step by step.
+///
+/// # Safety
+/// The level's instructions.
+#[inline(always)]
+pub(crate) unsafe fn silu_of<S: Lanes, const N: usize>(x: [S::F; N]) -> [S::F; N] {
+    // SAFETY: the caller has the level's instructions.
+    unsafe {
+        let mut e = x;
+        for i in 0..N {
+            e[i] = S::sub(S::splat(0.0), x[i]);
+        }
+        e = exp_of::<S, N>(e);
+        for i in 0..N {
+            e[i] = S::div(x[i], S::add(S::splat(1.0), e[i]));
+        }
+        e
+    }
 }
 
 /// `1 - 2 / (e^2x + 1)`

@@ -16,6 +16,7 @@ use crate::{
     simd::{Lanes, SimdLevel},
 };
 use attention::{AttentionWork, NewKeyValue, Partial, QueryRows};
+use encode::GateRows;
 use integer::IntegerPanel;
 use rows::{Gate, HeadNorm, Rotation, RowNorm};
 
@@ -65,7 +66,8 @@ pub(crate) struct Kernels {
     pub(crate) expand_bf16: unsafe fn(*const u16, usize, *mut f32),
     pub(crate) expand_f16: unsafe fn(*const u16, usize, *mut f32),
     pub(crate) encode_row: unsafe fn(Activations, usize, *const f32),
-    pub(crate) quantize_block: unsafe fn(Activations, usize, usize, *const f32),
+    pub(crate) encode_blocks: unsafe fn(Activations, usize, std::ops::Range<usize>, *const f32),
+    pub(crate) encode_gated: unsafe fn(Gate, GateRows, Activations),
     pub(crate) norm: unsafe fn(RowNorm, *const f32, *mut f32),
     pub(crate) gate: unsafe fn(Gate, *const f32, *const f32, *mut f32, usize),
     pub(crate) add: unsafe fn(*mut f32, *const f32, usize),
@@ -93,7 +95,8 @@ macro_rules! table {
             expand_bf16 = float::expand_bf16(p: *const u16, pairs: usize, out: *mut f32);
             expand_f16 = float::expand_f16(p: *const u16, columns: usize, out: *mut f32);
             encode_row = encode::encode_row(x: Activations, row: usize, from: *const f32);
-            quantize_block = encode::quantize_block(x: Activations, row: usize, block: usize, from: *const f32);
+            encode_blocks = encode::encode_blocks(x: Activations, row: usize, blocks: std::ops::Range<usize>, from: *const f32);
+            encode_gated = encode::encode_gated(gate: Gate, rows: GateRows, to: Activations);
             norm = rows::norm(norm: RowNorm, from: *const f32, to: *mut f32);
             gate = rows::gate(gate: Gate, gates: *const f32, ups: *const f32, out: *mut f32, len: usize);
             add = rows::add(to: *mut f32, from: *const f32, len: usize);
@@ -113,7 +116,7 @@ macro_rules! table {
             level: $level,
             has_bf16_dot: <S as Lanes>::HAS_BF16_DOT,
             multiply_integer, multiply_bf16, multiply_f32, expand_integer, expand_bf16, expand_f16, encode_row,
-            quantize_block, norm, gate, add, rotate_head, soft_cap, load_queries, store_key_value, attend, merge, finish, read, dots, bf16_dots,
+            encode_blocks, encode_gated, norm, gate, add, rotate_head, soft_cap, load_queries, store_key_value, attend, merge, finish, read, dots, bf16_dots,
             multiply_adds,
         }
     }};

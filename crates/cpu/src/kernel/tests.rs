@@ -182,6 +182,40 @@ fn gates_are_what_their_names_say() {
 }
 
 #[test]
+fn gated_rows_are_encoded_as_gate_and_encoding_would() {
+    let mut random = Random(SEED);
+    for kernels in levels() {
+        for activation in [Activation::Silu, Activation::GeluTanh] {
+            for (count, first_row) in [(1, 0), (2, 8), (3, 5), (16, 0), (9, 8)] {
+                let len = count * 32;
+                let mut numbers = || -> Vec<f32> { (0..len).map(|_| random.float() * 9.0).collect() };
+                let (gates, ups, mut gated) = (numbers(), numbers(), vec![0.0f32; len]);
+                let int8 = Encodings::of([Encoding::Int8]);
+                let (got, wanted) = (ActivationBuffers::new(32, 64, int8), ActivationBuffers::new(32, 32, int8));
+                let (to, reference) = (got.rows_of(64, int8), wanted.rows_of(32, int8));
+                let rows = GateRows { gates: gates.as_ptr(), ups: ups.as_ptr(), count, first_row, block: 1 };
+                // SAFETY: the buffers hold 32 rows, of two blocks and of one.
+                unsafe {
+                    (kernels.encode_gated)(Gate(activation), rows, to);
+                    (scalar().gate)(Gate(activation), gates.as_ptr(), ups.as_ptr(), gated.as_mut_ptr(), len);
+                    for row in 0..count {
+                        (scalar().encode_row)(reference, first_row + row, gated.as_ptr().add(row * 32));
+                    }
+                    for tile in 0..4 {
+                        let (got, wanted) = (&*to.int8.add(2 * tile + 1), &*reference.int8.add(tile));
+                        let name = format!("{activation:?}, {count} rows from {first_row}, {}", kernels.level);
+                        assert_eq!(got.q, wanted.q, "{name}, seed {SEED}");
+                        assert_eq!(got.scale.map(f32::to_bits), wanted.scale.map(f32::to_bits), "{name}");
+                        assert_eq!((got.zero, got.zero_first), (wanted.zero, wanted.zero_first), "{name}");
+                        assert_eq!(got.sum.map(f32::to_bits), wanted.sum.map(f32::to_bits), "{name}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn exponentials_are_exact_where_attention_needs_it() {
     use crate::simd::scalar::Scalar;
     let exp = |x: f32| {
@@ -266,6 +300,7 @@ impl Context {
             layer: self.cache.layer(0).1,
             kv_head: 1,
             blocks: self.blocks.as_ptr(),
+            next: None,
         };
         // SAFETY: the buffers were sized for these vectors.
         unsafe {

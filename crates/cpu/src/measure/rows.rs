@@ -6,6 +6,7 @@ use crate::{
     kernel::{
         Kernels,
         attention::{NewKeyValue, QueryRows, query_elements},
+        encode::GateRows,
         rows::{Gate, Rotation, RowNorm},
     },
     kv::{KvCache, KvDtype, KvLayout},
@@ -48,6 +49,10 @@ pub(super) fn measure(kernels: &Kernels) -> Vec<Measured> {
             }),
             timed("gate of 1536", HIDDEN * 12, |_| {
                 (kernels.gate)(Gate(Activation::Silu), from, ups, to, HIDDEN);
+            }),
+            timed("gate of 8 x 32, encoded", TILE_ROWS * 32 * 9, |_| {
+                let rows = GateRows { gates: from, ups, count: TILE_ROWS, first_row: 0, block: 0 };
+                (kernels.encode_gated)(Gate(Activation::Silu), rows, buffers.rows_of(HIDDEN, int8));
             }),
             timed("rotation of a head of 64", HEAD * 8, |_| (kernels.rotate_head)(rotation, None, to)),
             timed("8-bit key and value of a head of 64", HEAD * 10, |i| {

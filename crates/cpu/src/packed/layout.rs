@@ -1,6 +1,8 @@
 //! [`IntegerLayout`]: how quantised weights stand in a panel, and where.
 
-use crate::simd::{LANES, scalar::f16_to_f32};
+use crate::simd::LANES;
+#[cfg(test)]
+use crate::simd::scalar::f16_to_f32;
 
 /// Blocks of 32 columns that share factors, where a layout has them.
 pub(crate) const FACTOR_BLOCKS: usize = 8;
@@ -53,14 +55,16 @@ impl IntegerLayout {
     }
 
     /// Where in its panel a block begins.
+    #[cfg(test)]
     fn block_offset(self, block: usize) -> usize {
         block * self.block_bytes() + if self.factored { (block / FACTOR_BLOCKS + 1) * FACTOR_BYTES } else { 0 }
     }
 
-    /// The weight at a column of the panel's row `lane`.
+    /// The weight at a column of the panel's row `lane`: what packing is tested by.
     ///
     /// # Safety
     /// `panel` points to a whole panel that has the column.
+    #[cfg(test)]
     pub(crate) unsafe fn weight(self, panel: *const u8, lane: usize, column: usize) -> f32 {
         let (block, in_block) = (column / 32, column % 32);
         let (quad, byte) = (in_block / 4, in_block % 4);

@@ -210,18 +210,17 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn quantize_u14(x: Self::F, high: *mut u8, low: *mut u8) {
-        // SAFETY: the trait's contract; 16 bytes are written to both.
+    unsafe fn quantize_u14(a: Self::F, b: Self::F, to: *mut u8) {
+        // SAFETY: the trait's contract; 64 bytes are written. Packing works within 128-bit halves, which is the order wanted, and
+        // saturates, which changes nothing below 2^15.
         unsafe {
-            // Both bytes in one 16-bit number: packing saturates, and these are below 2^15.
-            let [first, second] = [_mm256_cvtps_epi32(x[0]), _mm256_cvtps_epi32(x[1])];
-            let words = _mm256_permute4x64_epi64::<0b1101_1000>(_mm256_packus_epi32(first, second));
             let mask = _mm256_set1_epi16(127);
-            let upper = _mm256_and_si256(_mm256_srli_epi16::<7>(words), mask);
-            let lower = _mm256_and_si256(words, mask);
-            let bytes = _mm256_permute4x64_epi64::<0b1101_1000>(_mm256_packus_epi16(upper, lower));
-            _mm_storeu_si128(high.cast(), _mm256_castsi256_si128(bytes));
-            _mm_storeu_si128(low.cast(), _mm256_extracti128_si256::<1>(bytes));
+            for part in 0..2 {
+                let words = _mm256_packus_epi32(_mm256_cvtps_epi32(a[part]), _mm256_cvtps_epi32(b[part]));
+                let upper = _mm256_and_si256(_mm256_srli_epi16::<7>(words), mask);
+                let bytes = _mm256_packus_epi16(upper, _mm256_and_si256(words, mask));
+                _mm256_storeu_si256(to.add(32 * part).cast(), bytes);
+            }
         }
     }
 

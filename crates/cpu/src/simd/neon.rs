@@ -194,16 +194,16 @@ impl Lanes for Neon {
     }
 
     #[inline(always)]
-    unsafe fn quantize_u14(x: Self::F, high: *mut u8, low: *mut u8) {
-        // SAFETY: the trait's contract; 16 bytes are written to both.
+    unsafe fn quantize_u14(a: Self::F, b: Self::F, to: *mut u8) {
+        // SAFETY: the trait's contract; 64 bytes are written.
         unsafe {
-            let words = x.map(|part| vqmovun_s32(vcvtnq_s32_f32(part)));
             let mask = vdupq_n_u16(127);
-            let [first, second] = [vcombine_u16(words[0], words[1]), vcombine_u16(words[2], words[3])];
-            let upper = [first, second].map(|half| vmovn_u16(vandq_u16(vshrq_n_u16::<7>(half), mask)));
-            let lower = [first, second].map(|half| vmovn_u16(vandq_u16(half, mask)));
-            vst1q_u8(high, vcombine_u8(upper[0], upper[1]));
-            vst1q_u8(low, vcombine_u8(lower[0], lower[1]));
+            for part in 0..4 {
+                let [first, second] = [a[part], b[part]].map(|x| vqmovun_s32(vcvtnq_s32_f32(x)));
+                let words = vcombine_u16(first, second);
+                let upper = vmovn_u16(vandq_u16(vshrq_n_u16::<7>(words), mask));
+                vst1q_u8(to.add(16 * part), vcombine_u8(upper, vmovn_u16(vandq_u16(words, mask))));
+            }
         }
     }
 

@@ -154,13 +154,16 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
-    unsafe fn quantize_u14(x: Self::F, high: *mut u8, low: *mut u8) {
-        for (i, value) in x.into_iter().enumerate() {
-            let whole = value.round_ties_even() as i32;
-            // SAFETY: the trait's contract.
-            unsafe {
-                *high.add(i) = (whole >> 7 & 127) as u8;
-                *low.add(i) = (whole & 127) as u8;
+    unsafe fn quantize_u14(a: Self::F, b: Self::F, to: *mut u8) {
+        for (half, x) in [a, b].into_iter().enumerate() {
+            for (i, value) in x.into_iter().enumerate() {
+                let whole = value.round_ties_even() as i32;
+                // SAFETY: the trait's contract.
+                unsafe {
+                    let to = to.add(i / 4 * LANES + half * 4 + i % 4);
+                    *to = (whole >> 7 & 127) as u8;
+                    *to.add(8) = (whole & 127) as u8;
+                }
             }
         }
     }

@@ -1,60 +1,42 @@
 //! Attention over keys and values kept as bytes: integer dots, 64 multiply-adds an instruction.
 //!
-//! A key is `scale * q` with 8 bits a number and one scale a head and position, a value likewise. The other factor of each
-//! product loses next to nothing: queries and softmax weights enter as two bytes, high and low, so that what is lost is what
-//! the cache lost. (One byte of a weight would be too few: where one position takes most of the softmax, as the first often
-//! does, all others would round to nothing.) Weights are scaled by the largest among the positions of a chunk, after each
-//! was multiplied with its value's scale; so the sum over the chunk is one exact integer a column.
+//! A key is `scale * q` with 8 bits a number and one scale a head and position, a value likewise; queries become the same, so
+//! that a score loses of its query what it loses of its key. Softmax weights enter as two bytes, high and low: one byte
+//! would be too few, because where one position takes most of the softmax, as the first often does, all others would round to
+//! nothing. A weight is `e^(score - the span's highest) * the value's scale`, in units of the largest scale among the
+//! positions seen; so the sum over a span is one exact integer a column, and a weight is rounded where it is made.
 //!
-//! Work per position and KV head, for a group of g query heads of width d: 2 d + 8 bytes read once, 4 g d multiply-adds (two
-//! limbs). With g = 3 and d = 64 that is 136 bytes and 12 dots, about as many instructions again for the softmax: 7 ns of
-//! work on Zen 4 against 5 ns of memory when one core has 28 GB/s, 7 ns when two share 37.
+//! Work per position and KV head, for a group of g query heads of width d: 2 d + 8 bytes read once, 3 g d multiply-adds. Of 16
+//! positions that is for each query 16 dots for scores and 32 for values at d = 64, and about 35 instructions of softmax on the other pipes:
+//! at one dot a cycle at least 13 ns on Zen 4, with g = 3 for 2,176 bytes 39 ns, 55 GB/s.
 
-use super::{AttentionWork, CHUNK, Partial, QUERIES, QueryRows, Seen, TILES, soften};
+use super::{AttentionWork, NOTHING, Partial, QUERIES, QueryRows, SPAN};
 use crate::{
+    kernel::exponential::{exp_below_zero_of, tanh},
     kv::KvLayout,
-    simd::{LANES, Lanes},
+    simd::{IOTA, LANES, Lanes},
 };
 use std::ops::Range;
 
-/// Bytes before the quantised queries of six vectors: their scales, then the dots' starts for high and for low bytes.
-const HEADER: usize = 128;
-const HIGH_STARTS: usize = 8;
-const LOW_STARTS: usize = 16;
-/// Bytes four columns of six vectors take: for each vector four high bytes, then four low ones.
-const QUAD: usize = QUERIES * 8;
+/// Tiles of a span.
+const TILES: usize = SPAN / LANES;
+/// Bytes before the quantised queries of six vectors: their scales, then the dots' starts.
+const HEADER: usize = 64;
+const STARTS: usize = 8;
+/// Bytes four columns of six vectors take.
+const QUAD: usize = QUERIES * 4;
 
 /// Bytes six vectors take.
 pub(super) fn group_bytes(head_dim: usize) -> usize {
     (HEADER + head_dim.div_ceil(4) * QUAD).next_multiple_of(64)
 }
 
-/// Bytes as f32: what a low byte counts of a high one.
+/// What a weight's low byte counts of its high one.
 const LOW: f32 = 1.0 / 128.0;
-
-/// Rounds sixteen values of magnitude up to 127 to `high + low / 128`; returns the sums of both.
-///
-/// # Safety
-/// The level's instructions; 16 bytes at both.
-#[inline(always)]
-unsafe fn quantize_twice<S: Lanes>(x: S::F, high: *mut i8, low: *mut i8) -> (i32, i32) {
-    // SAFETY: the caller's promises; what rounding leaves is at most a half, so low bytes are at most 64.
-    unsafe {
-        let whole = S::round(x);
-        let rest = S::mul(S::sub(x, whole), S::splat(1.0 / LOW));
-        (S::quantize(whole, high), S::quantize(rest, low))
-    }
-}
-
-/// A dot of two-byte numbers from those of their bytes.
-///
-/// # Safety
-/// The level's instructions.
-#[inline(always)]
-unsafe fn join<S: Lanes>(high: S::I, low: S::I) -> S::F {
-    // SAFETY: the caller's promise.
-    unsafe { S::fma(S::to_f32(low), S::splat(LOW), S::to_f32(high)) }
-}
+/// The largest weight in two bytes.
+const LARGEST: f32 = 127.0 * 128.0;
+/// Scales of values below are taken for 0: their inverse overflows.
+const SMALLEST: f32 = 1.0e-30;
 
 /// The largest magnitude's 127th and its inverse, which is 0 where nothing can be divided; NaN and infinity stay in the
 /// first.
@@ -108,23 +90,20 @@ pub(super) unsafe fn load_queries<S: Lanes>(rows: QueryRows, to: *mut u8) {
         unsafe {
             let from = rows.vector(v);
             let group = to.add(v / QUERIES * group_bytes(head_dim));
-            let (header, quads) = (group.cast::<f32>().add(v % QUERIES), group.add(HEADER + v % QUERIES * 8));
+            let (header, quads) = (group.cast::<f32>().add(v % QUERIES), group.add(HEADER + v % QUERIES * 4));
             let (scale, inverse) = scales(largest_magnitude::<S>(from, head_dim));
-            let (mut high_sum, mut low_sum) = (0, 0);
+            let mut sum = 0;
             for at in (0..head_dim).step_by(LANES) {
-                let (mut high, mut low) = ([0i8; LANES], [0i8; LANES]);
+                let mut bytes = [0i8; LANES];
                 let x = S::mul(load_padded::<S>(from, at, head_dim), S::splat(inverse));
-                let (h, l) = quantize_twice::<S>(x, high.as_mut_ptr(), low.as_mut_ptr());
-                (high_sum, low_sum) = (high_sum + h, low_sum + l);
+                sum += S::quantize(x, bytes.as_mut_ptr());
                 for quad in 0..(head_dim - at).div_ceil(4).min(LANES / 4) {
-                    let to = quads.add((at / 4 + quad) * QUAD);
-                    to.cast::<u32>().write_unaligned(high.as_ptr().add(quad * 4).cast::<u32>().read_unaligned());
-                    to.add(4).cast::<u32>().write_unaligned(low.as_ptr().add(quad * 4).cast::<u32>().read_unaligned());
+                    let word = bytes.as_ptr().add(quad * 4).cast::<u32>().read_unaligned();
+                    quads.add((at / 4 + quad) * QUAD).cast::<u32>().write_unaligned(word);
                 }
             }
             *header = scale;
-            *header.add(HIGH_STARTS).cast::<i32>() = -8 * high_sum;
-            *header.add(LOW_STARTS).cast::<i32>() = -8 * low_sum;
+            *header.add(STARTS).cast::<i32>() = -8 * sum;
         }
     }
 }
@@ -178,56 +157,48 @@ pub(super) unsafe fn attend<S: Lanes>(work: &AttentionWork, span: Range<usize>, 
     let vectors = work.vectors();
     // SAFETY: the caller's promises; all positions of the work have a block in the table.
     unsafe {
-        out.clear(vectors, work.kv.value_width());
-        // What follows is asked for beyond the span too: its reader is most often this thread.
         let end = work.first_position + work.tokens;
-        let mut ahead = tiles_at(work, span.start, end);
-        for chunk in span.step_by(CHUNK) {
-            let tiles = ahead;
-            let more = chunk + CHUNK < end;
-            if more {
-                ahead = tiles_at(work, chunk + CHUNK, end);
-            }
-            let next = (more && vectors <= QUERIES).then_some(&ahead);
-            for first in (0..vectors).step_by(QUERIES) {
-                let count = (vectors - first).min(QUERIES);
-                if chunk > work.position(first + count - 1) || chunk + CHUNK <= work.oldest(first) {
-                    continue;
-                }
-                let queries = work.queries.cast::<u8>().add(first / QUERIES * group_bytes(work.kv.head_dim));
-                let live = (work.position(first + count - 1) + 1 - chunk).min(CHUNK).div_ceil(LANES);
-                let chunk = Chunk { position: chunk, first, count, live, queries, tiles: &tiles, next };
-                match (count, S::TILE >= 8) {
-                    (1, true) => attend_chunk::<S, 1, 4, 4>(work, chunk, out),
-                    (2, true) => attend_chunk::<S, 2, 4, 4>(work, chunk, out),
-                    (3, true) => attend_chunk::<S, 3, 4, 4>(work, chunk, out),
-                    (4, true) => attend_chunk::<S, 4, 2, 2>(work, chunk, out),
-                    (_, true) => attend_chunk::<S, 6, 2, 2>(work, chunk, out),
-                    (1, false) => attend_chunk::<S, 1, 1, 1>(work, chunk, out),
-                    (2, false) => attend_chunk::<S, 2, 1, 1>(work, chunk, out),
-                    (3, false) => attend_chunk::<S, 3, 1, 1>(work, chunk, out),
-                    (4, false) => attend_chunk::<S, 4, 1, 1>(work, chunk, out),
-                    (_, false) => attend_chunk::<S, 6, 1, 1>(work, chunk, out),
-                }
+        let tiles = tiles_at(work, work.blocks, work.kv_head, span.start..end);
+        // With many queries a tile is read again and again, and waiting for it is a small part.
+        let next = work.next.as_ref().filter(|_| vectors <= QUERIES);
+        let next = next.map(|next| tiles_at(work, next.blocks, next.kv_head, next.positions.clone()));
+        for first in (0..vectors).step_by(QUERIES) {
+            let group = Group::of(work, &span, first, &tiles, next.as_ref());
+            match (group.count, S::TILE >= 8) {
+                (1, true) => attend_group::<S, 1, 4>(work, group, out),
+                (2, true) => attend_group::<S, 2, 4>(work, group, out),
+                (3, true) => attend_group::<S, 3, 2>(work, group, out),
+                (4, true) => attend_group::<S, 4, 2>(work, group, out),
+                (_, true) => attend_group::<S, 6, 2>(work, group, out),
+                (1, false) => attend_group::<S, 1, 1>(work, group, out),
+                (2, false) => attend_group::<S, 2, 1>(work, group, out),
+                (3, false) => attend_group::<S, 3, 1>(work, group, out),
+                (4, false) => attend_group::<S, 4, 1>(work, group, out),
+                (_, false) => attend_group::<S, 6, 1>(work, group, out),
             }
         }
     }
 }
 
-/// Where the tiles of a chunk stand.
+/// Where the tiles of the first [`SPAN`] of some positions stand.
 ///
 /// # Safety
-/// All positions below `end` have a block in the work's table; `chunk` is one of them.
+/// All the positions have a block in the table.
 #[inline(always)]
-unsafe fn tiles_at(work: &AttentionWork, chunk: usize, end: usize) -> [*const u8; TILES] {
+unsafe fn tiles_at(
+    work: &AttentionWork,
+    blocks: *const u32,
+    kv_head: usize,
+    positions: Range<usize>,
+) -> [*const u8; TILES] {
     // A tile past the end is masked whole; any memory does.
     let mut tiles = [work.layer; TILES];
-    let (mut index, mut in_block) = (chunk / work.kv.block_size, chunk % work.kv.block_size);
-    for tile in &mut tiles[..(end - chunk).min(CHUNK).div_ceil(LANES)] {
+    let (mut index, mut in_block) = (positions.start / work.kv.block_size, positions.start % work.kv.block_size);
+    for tile in &mut tiles[..positions.len().min(SPAN).div_ceil(LANES)] {
         // SAFETY: the caller's promise.
         unsafe {
-            let block = *work.blocks.add(index) as usize;
-            *tile = work.layer.add(work.kv.tile_offset(block, work.kv_head, in_block));
+            let block = *blocks.add(index) as usize;
+            *tile = work.layer.add(work.kv.tile_offset(block, kv_head, in_block));
         }
         in_block += LANES;
         if in_block == work.kv.block_size {
@@ -237,63 +208,131 @@ unsafe fn tiles_at(work: &AttentionWork, chunk: usize, end: usize) -> [*const u8
     tiles
 }
 
-/// Six query vectors or fewer meet a chunk of positions.
+/// Six query vectors or fewer meet a span of positions.
 #[derive(Clone, Copy)]
-struct Chunk<'a> {
-    /// The first of them.
-    position: usize,
-    /// The first query vector.
+struct Group<'a> {
+    /// The first vector.
     first: usize,
     /// Vectors.
     count: usize,
-    /// Tiles from the first to the last that any of the vectors sees.
+    /// What each of them sees.
+    seen: [Seen; QUERIES],
+    /// Tiles from the first to the last that any of them sees.
     live: usize,
-    /// The group's, from [`load_queries`].
+    /// From [`load_queries`].
     queries: *const u8,
     tiles: &'a [*const u8; TILES],
     /// The tiles that follow, to be asked for meanwhile.
     next: Option<&'a [*const u8; TILES]>,
 }
 
-/// Softmax weights of a chunk in two bytes each.
-struct Weights<const M: usize> {
-    high: [[u8; CHUNK]; M],
-    low: [[u8; CHUNK]; M],
-    /// What a high byte counts.
-    scales: [f32; LANES],
-    /// What the earlier output is to be multiplied with.
-    corrections: [f32; LANES],
+/// Positions of a span one vector sees, from the first of them to behind the last, counted from the span's start.
+#[derive(Clone, Copy, PartialEq)]
+struct Seen {
+    from: usize,
+    to: usize,
 }
 
-/// P tiles of keys, D times 16 columns of values at a time.
+impl Seen {
+    const NOTHING: Self = Self { from: 0, to: 0 };
+    /// Whether all lanes of so many tiles are seen.
+    #[inline(always)]
+    fn has_all_of(self, tiles: usize) -> bool {
+        self.from == 0 && tiles * LANES <= self.to
+    }
+
+    /// Whether all lanes of a tile are seen.
+    #[inline(always)]
+    fn has_all(self, tile: usize) -> bool {
+        self.from <= tile * LANES && (tile + 1) * LANES <= self.to
+    }
+
+    /// `x` where lanes of a tile are seen, `hidden` elsewhere.
+    ///
+    /// # Safety
+    /// The level's instructions.
+    #[inline(always)]
+    unsafe fn mask<S: Lanes>(self, tile: usize, x: S::F, hidden: f32) -> S::F {
+        if self.has_all(tile) {
+            return x;
+        }
+        let first = (tile * LANES) as f32;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (lane, hidden) = (S::load(IOTA.as_ptr()), S::splat(hidden));
+            let x = S::select_less(lane, S::splat(self.to as f32 - first), x, hidden);
+            S::select_less(lane, S::splat(self.from as f32 - first), hidden, x)
+        }
+    }
+}
+
+impl<'a> Group<'a> {
+    #[inline(always)]
+    fn of(
+        work: &AttentionWork,
+        span: &Range<usize>,
+        first: usize,
+        tiles: &'a [*const u8; TILES],
+        next: Option<&'a [*const u8; TILES]>,
+    ) -> Self {
+        let count = (work.vectors() - first).min(QUERIES);
+        let mut seen = [Seen::NOTHING; QUERIES];
+        let mut live = 0;
+        for (v, seen) in seen.iter_mut().enumerate().take(count) {
+            let (oldest, behind) = (work.oldest(first + v), work.position(first + v) + 1);
+            if behind > span.start && oldest < span.start + SPAN {
+                let (from, to) = (oldest.saturating_sub(span.start), (behind - span.start).min(SPAN));
+                *seen = Seen { from, to };
+                live = live.max(to.div_ceil(LANES));
+            }
+        }
+        // SAFETY: the work's queries hold the group.
+        let queries = unsafe { work.queries.cast::<u8>().add(first / QUERIES * group_bytes(work.kv.head_dim)) };
+        Self { first, count, seen, live, queries, tiles, next }
+    }
+}
+
+/// Softmax weights of a span in two bytes each.
+struct Weights<const M: usize> {
+    /// As [`Lanes::quantize_u14`] leaves them: for each two tiles, of their four quads each, the high bytes of the first, of the
+    /// second, then the low ones.
+    bytes: [[u8; 2 * SPAN]; M],
+    /// What a high byte counts.
+    scales: [f32; M],
+}
+
+/// D times 16 columns of values at a time.
 ///
 /// # Safety
-/// As [`attend`]; `chunk.count <= M`.
+/// As [`attend`]; `group.count <= M`.
 #[inline(always)]
-unsafe fn attend_chunk<S: Lanes, const M: usize, const P: usize, const D: usize>(
-    work: &AttentionWork,
-    chunk: Chunk<'_>,
-    out: Partial,
-) {
-    let mut scored = [[0.0f32; CHUNK]; M];
-    let mut weights =
-        Weights { high: [[0; CHUNK]; M], low: [[0; CHUNK]; M], scales: [0.0; LANES], corrections: [1.0; LANES] };
+unsafe fn attend_group<S: Lanes, const M: usize, const D: usize>(work: &AttentionWork, group: Group<'_>, out: Partial) {
+    let mut scored = [[0.0f32; SPAN]; M];
+    let mut weights = Weights { bytes: [[0; 2 * SPAN]; M], scales: [0.0; M] };
     // SAFETY: the caller's promises.
     unsafe {
-        for tile in (0..chunk.live).step_by(P) {
-            scores::<S, M, P>(&work.kv, chunk, &mut scored, tile);
+        let mut tile = 0;
+        while S::TILE >= 8 && tile + 4 <= group.live {
+            scores::<S, M, 4>(work, group, &mut scored, tile);
+            tile += 4;
         }
-        weights.corrections =
-            soften::<S, M>(work, chunk.position, chunk.first, chunk.count, chunk.live, &mut scored, out);
-        quantize_weights::<S, M>(work, chunk, &mut scored, &mut weights);
+        while S::TILE >= 8 && tile + 2 <= group.live {
+            scores::<S, M, 2>(work, group, &mut scored, tile);
+            tile += 2;
+        }
+        while tile < group.live {
+            scores::<S, M, 1>(work, group, &mut scored, tile);
+            tile += 1;
+        }
+        soften::<S, M>(work, group, &mut scored, &mut weights, out);
         let width = work.kv.value_width();
         let mut d = 0;
         while d < width {
             if d + D * LANES <= width {
-                weigh::<S, M, D>(work, chunk, d, &weights, out);
+                weigh::<S, M, D>(work, group, d, &weights, out);
                 d += D * LANES;
             } else {
-                weigh::<S, M, 1>(work, chunk, d, &weights, out);
+                weigh::<S, M, 1>(work, group, d, &weights, out);
                 d += LANES;
             }
         }
@@ -306,114 +345,194 @@ unsafe fn attend_chunk<S: Lanes, const M: usize, const P: usize, const D: usize>
 /// The level's instructions; the tiles are whole; the group's queries are there.
 #[inline(always)]
 unsafe fn scores<S: Lanes, const M: usize, const P: usize>(
-    kv: &KvLayout,
-    chunk: Chunk<'_>,
-    scores: &mut [[f32; CHUNK]; M],
+    work: &AttentionWork,
+    group: Group<'_>,
+    scores: &mut [[f32; SPAN]; M],
     tile: usize,
 ) {
+    let kv = &work.kv;
     // SAFETY: the caller's promises.
     unsafe {
-        let header = chunk.queries.cast::<f32>();
-        let starts = header.cast::<i32>();
-        let mut high = [[S::splat_i32(0); P]; M];
-        let mut low = [[S::splat_i32(0); P]; M];
+        let header = group.queries.cast::<f32>();
+        let starts = header.cast::<i32>().add(STARTS);
+        let mut dots = [[S::splat_i32(0); P]; M];
         for m in 0..M {
-            high[m] = [S::start_i8(*starts.add(HIGH_STARTS + m)); P];
-            low[m] = [S::start_i8(*starts.add(LOW_STARTS + m)); P];
+            dots[m] = [S::start_i8(*starts.add(m)); P];
         }
-        let queries = chunk.queries.add(HEADER).cast::<i8>();
+        let queries = group.queries.add(HEADER).cast::<i8>();
         for quad in 0..kv.head_dim.div_ceil(4) {
             let mut line = [S::splat_i32(0); P];
             for p in 0..P {
-                line[p] = S::load_line(chunk.tiles[tile + p].add(quad * 64));
-                if let Some(next) = chunk.next {
+                line[p] = S::load_line(group.tiles[tile + p].add(quad * 64));
+                if let Some(next) = group.next {
                     S::prefetch(next[tile + p].add(quad * 64));
                 }
             }
             for m in 0..M {
-                let x = queries.add(quad * QUAD + m * 8);
                 for p in 0..P {
-                    high[m][p] = S::dot_i8(high[m][p], line[p], x);
-                }
-                for p in 0..P {
-                    low[m][p] = S::dot_i8(low[m][p], line[p], x.add(4));
+                    dots[m][p] = S::dot_i8(dots[m][p], line[p], queries.add(quad * QUAD + m * 4));
                 }
             }
         }
+        let mut scales = [S::splat(0.0); P];
         for p in 0..P {
-            let at = chunk.tiles[tile + p].add(kv.key_scales());
-            let scale = S::load(at.cast());
-            if let Some(next) = chunk.next {
+            scales[p] = S::load(group.tiles[tile + p].add(kv.key_scales()).cast());
+            if let Some(next) = group.next {
                 S::prefetch(next[tile + p].add(kv.key_scales()));
                 S::prefetch(next[tile + p].add(kv.value_scales()));
             }
-            for m in 0..M {
-                let both = S::mul(scale, S::splat(*header.add(m)));
-                let score = S::mul(join::<S>(high[m][p], low[m][p]), both);
+        }
+        // No more than this: a longer body is not unrolled, and the sums go through memory.
+        for m in 0..M {
+            let scale = S::splat(*header.add(m) * work.scale);
+            for p in 0..P {
+                let score = S::mul(S::to_f32(dots[m][p]), S::mul(scales[p], scale));
                 S::store(scores[m].as_mut_ptr().add((tile + p) * LANES), score);
             }
         }
     }
 }
 
-/// Multiplies weights with the scales of their values and rounds them to two bytes.
+/// Scores to weights: `e^(score - highest)`, their sum, and their products with the values' scales in two bytes.
 ///
 /// # Safety
-/// The level's instructions; the tiles are whole; `softened` are the weights of the chunk's vectors.
+/// The level's instructions; the tiles are whole; `out` has the group's vectors.
 #[inline(always)]
-unsafe fn quantize_weights<S: Lanes, const M: usize>(
+unsafe fn soften<S: Lanes, const M: usize>(
     work: &AttentionWork,
-    chunk: Chunk<'_>,
-    softened: &mut [[f32; CHUNK]; M],
+    group: Group<'_>,
+    scores: &mut [[f32; SPAN]; M],
     weights: &mut Weights<M>,
+    out: Partial,
 ) {
-    let mut largest = [0.0f32; LANES];
-    let mut inverses = [0.0f32; LANES];
+    let mut ratios = Ratios { seen: Seen::NOTHING, of: [0.0; SPAN], largest: 0.0 };
     // SAFETY: the caller's promises.
     unsafe {
-        for m in 0..chunk.count {
-            // What is not seen weighs nothing.
-            let Some(seen) = Seen::of(work, chunk.position, chunk.first + m) else { continue };
-            let at = softened[m].as_mut_ptr();
-            let mut bits = S::splat_i32(0);
-            for tile in 0..chunk.live {
-                let scale = S::load(chunk.tiles[tile].add(work.kv.value_scales()).cast());
-                let mut x = S::mul(S::load(at.add(tile * LANES)), scale);
-                if !seen.all {
-                    // The scale of a position not seen may be anything.
-                    x = seen.mask::<S>(tile, x, 0.0);
-                }
-                bits = S::max_magnitude_bits(bits, x);
-                S::store(at.add(tile * LANES), x);
-            }
-            largest[m] = f32::from_bits(S::reduce_max_i32(bits) as u32);
-        }
-        let magnitudes = S::load(largest.as_ptr());
-        S::store(weights.scales.as_mut_ptr(), S::mul(magnitudes, S::splat(1.0 / 127.0)));
-        let inverse = S::div(S::splat(127.0 / LOW), magnitudes);
-        let inverse = S::select_less(S::splat(f32::MIN_POSITIVE), magnitudes, inverse, S::splat(0.0));
-        S::store(inverses.as_mut_ptr(), inverse);
-        for m in 0..chunk.count {
-            if Seen::of(work, chunk.position, chunk.first + m).is_none() {
+        for m in 0..group.count {
+            let seen = group.seen[m];
+            let (max, sum) = (out.max.add(group.first + m), out.sum.add(group.first + m));
+            if seen == Seen::NOTHING {
+                (*max, *sum) = (NOTHING, 0.0);
                 continue;
             }
-            let (high, low) = (weights.high[m].as_mut_ptr(), weights.low[m].as_mut_ptr());
-            for tile in 0..chunk.live {
-                let x = S::mul(S::load(softened[m].as_ptr().add(tile * LANES)), S::splat(inverses[m]));
-                S::quantize_u14(x, high.add(tile * LANES), low.add(tile * LANES));
+            if ratios.seen != seen {
+                ratios.fill::<S>(work, group, seen);
             }
+            weights.scales[m] = ratios.largest / 127.0;
+            let scores = scores[m].as_mut_ptr();
+            if work.softcap.is_some() || !seen.has_all_of(group.live.next_multiple_of(2)) {
+                hide::<S>(work, group.live, seen, scores);
+            }
+            let mut highest = [S::splat(NOTHING); 2];
+            for tile in 0..group.live {
+                highest[tile % 2] = S::max(highest[tile % 2], S::load(scores.add(tile * LANES)));
+            }
+            let highest = S::reduce_max(S::max(highest[0], highest[1]));
+            let (scores, ratios) = (scores.cast_const(), ratios.of.as_ptr());
+            let bytes = weights.bytes[m].as_mut_ptr();
+            let mut added = [S::splat(0.0); 2];
+            let mut tile = 0;
+            while tile + 4 <= group.live {
+                soften_tiles::<S, 4>(scores, ratios, highest, bytes, tile, &mut added);
+                tile += 4;
+            }
+            while tile < group.live {
+                soften_tiles::<S, 2>(scores, ratios, highest, bytes, tile, &mut added);
+                tile += 2;
+            }
+            (*max, *sum) = (highest, S::reduce_add(S::add(added[0], added[1])));
         }
     }
 }
 
-/// `output = output * correction + weights x values` for D times 16 columns from `d` on.
+/// # Safety
+/// As [`soften`], for N tiles from `tile` on, an even number both.
+#[inline(always)]
+unsafe fn soften_tiles<S: Lanes, const N: usize>(
+    scores: *const f32,
+    ratios: *const f32,
+    highest: f32,
+    bytes: *mut u8,
+    tile: usize,
+    added: &mut [S::F; 2],
+) {
+    // SAFETY: the caller's promises.
+    unsafe {
+        let mut x = [S::splat(0.0); N];
+        for i in 0..N {
+            x[i] = S::sub(S::load(scores.add((tile + i) * LANES)), S::splat(highest));
+        }
+        x = exp_below_zero_of::<S, N>(x);
+        for i in 0..N {
+            added[i % 2] = S::add(added[i % 2], x[i]);
+            x[i] = S::mul(x[i], S::load(ratios.add((tile + i) * LANES)));
+        }
+        for i in (0..N).step_by(2) {
+            S::quantize_u14(x[i], x[i + 1], bytes.add((tile + i) * 2 * LANES));
+        }
+    }
+}
+
+/// Caps scores and sets those not seen, and the tile that makes their number even, to minus infinity.
 ///
 /// # Safety
-/// The level's instructions; the tiles are whole; `out` has the chunk's vectors.
+/// The level's instructions; `scores` are a span's.
+#[inline(always)]
+unsafe fn hide<S: Lanes>(work: &AttentionWork, live: usize, seen: Seen, scores: *mut f32) {
+    // SAFETY: the caller's promises.
+    unsafe {
+        for tile in 0..live.next_multiple_of(2) {
+            let at = scores.add(tile * LANES);
+            let mut score = S::load(at);
+            if let Some(cap) = work.softcap {
+                score = S::mul(S::splat(cap), tanh::<S>(S::mul(score, S::splat(1.0 / cap))));
+            }
+            S::store(at, seen.mask::<S>(tile, score, f32::NEG_INFINITY));
+        }
+    }
+}
+
+/// What a softmax weight is multiplied with to count in units of the largest of its kind: the scales of the values seen, by the
+/// largest of them. (The scale of a position not seen may be anything.)
+struct Ratios {
+    seen: Seen,
+    of: [f32; SPAN],
+    largest: f32,
+}
+
+impl Ratios {
+    /// # Safety
+    /// The level's instructions; the group's tiles are whole.
+    #[inline(always)]
+    unsafe fn fill<S: Lanes>(&mut self, work: &AttentionWork, group: Group<'_>, seen: Seen) {
+        let of = self.of.as_mut_ptr();
+        // SAFETY: the caller's promises.
+        unsafe {
+            let mut bits = S::splat_i32(0);
+            for tile in 0..group.live {
+                let scale = S::load(group.tiles[tile].add(work.kv.value_scales()).cast());
+                let scale = seen.mask::<S>(tile, scale, 0.0);
+                S::store(of.add(tile * LANES), scale);
+                bits = S::max_magnitude_bits(bits, scale);
+            }
+            let largest = f32::from_bits(S::reduce_max_i32(bits) as u32);
+            let inverse = S::splat(if largest > SMALLEST { LARGEST / largest } else { 0.0 });
+            for tile in 0..group.live {
+                S::store(of.add(tile * LANES), S::mul(S::load(of.add(tile * LANES)), inverse));
+            }
+            (self.seen, self.largest) = (seen, largest);
+        }
+    }
+}
+
+/// `output = weights x values` for D times 16 columns from `d` on; 0 for vectors that see nothing.
+///
+/// # Safety
+/// The level's instructions; the tiles are whole; `out` has the group's vectors.
 #[inline(always)]
 unsafe fn weigh<S: Lanes, const M: usize, const D: usize>(
     work: &AttentionWork,
-    chunk: Chunk<'_>,
+    group: Group<'_>,
     d: usize,
     weights: &Weights<M>,
     out: Partial,
@@ -423,33 +542,32 @@ unsafe fn weigh<S: Lanes, const M: usize, const D: usize>(
     unsafe {
         let mut high = [[S::splat_i32(0); D]; M];
         let mut low = [[S::splat_i32(0); D]; M];
-        for tile in 0..chunk.live {
-            let values = chunk.tiles[tile].add(work.kv.values() + d * 4);
+        for tile in 0..group.live {
+            let values = group.tiles[tile].add(work.kv.values() + d * 4);
             for four in 0..LANES / 4 {
                 let mut line = [S::splat_i32(0); D];
                 for i in 0..D {
                     line[i] = S::load_line(values.add(four * width * 4 + i * 64));
-                    if let Some(next) = chunk.next {
+                    if let Some(next) = group.next {
                         S::prefetch(next[tile].add(work.kv.values() + four * width * 4 + d * 4 + i * 64));
                     }
                 }
-                let at = tile * LANES + four * 4;
+                let at = tile / 2 * 4 * LANES + four * LANES + tile % 2 * 4;
                 for m in 0..M {
                     for i in 0..D {
-                        high[m][i] = S::dot_u7(high[m][i], line[i], weights.high[m].as_ptr().add(at));
+                        high[m][i] = S::dot_u7(high[m][i], line[i], weights.bytes[m].as_ptr().add(at));
                     }
                     for i in 0..D {
-                        low[m][i] = S::dot_u7(low[m][i], line[i], weights.low[m].as_ptr().add(at));
+                        low[m][i] = S::dot_u7(low[m][i], line[i], weights.bytes[m].as_ptr().add(at + 8));
                     }
                 }
             }
         }
-        for m in 0..chunk.count {
-            let (scale, correction) = (S::splat(weights.scales[m]), S::splat(weights.corrections[m]));
+        for m in 0..group.count {
             for i in 0..D {
-                let at = out.output.add((chunk.first + m) * width + d + i * LANES);
-                let earlier = S::mul(S::load(at), correction);
-                S::store(at, S::fma(join::<S>(high[m][i], low[m][i]), scale, earlier));
+                let sum = S::fma(S::to_f32(low[m][i]), S::splat(LOW), S::to_f32(high[m][i]));
+                let at = out.output.add((group.first + m) * width + d + i * LANES);
+                S::store(at, S::mul(sum, S::splat(weights.scales[m])));
             }
         }
     }

@@ -1,30 +1,26 @@
 //! Causal attention of a few queries over the pages of one KV head, in the manner of FlashAttention (arXiv:2205.14135) and
 //! Flash-Decoding: softmax on the fly, long contexts in independent spans that are merged afterwards.
 //!
-//! **Batch independence:** a query meets the keys in chunks of [`CHUNK`] and spans of [`SPAN`] positions, both aligned to
-//! absolute positions. A chunk or span it does not see changes its state by not one bit (`e^0 = 1`, `e^-inf = 0`). So it
-//! does not matter which queries share a call, nor whether spans run here one after the other or on several threads.
+//! **Batch independence:** a query meets the keys in spans of [`SPAN`] positions, aligned to absolute positions. A span it does not
+//! see changes its state by not one bit (`e^0 = 1`, `e^-inf = 0`). So it does not matter which queries share a call, nor
+//! whether spans run here one after the other or on several threads.
 //!
-//! `float.rs` and `integer.rs` are the two ways to the scores and from the weights to the output; the softmax between is here.
+//! `float.rs` and `integer.rs` are the two ways through a span; how spans are merged is here.
 
 mod float;
 mod integer;
 
-use super::exponential::{exp_below_zero, tanh};
+use super::exponential::exp_below_zero;
 use crate::{
     kv::{Bf16, F16, F32, KvDtype, KvLayout},
-    simd::{IOTA, LANES, Lanes},
+    simd::{LANES, Lanes},
 };
 use std::ops::Range;
 
-/// Positions whose scores are made together: so many that the softmax's chains of dependent steps (a maximum over lanes, its
-/// exponential, the output's scaling) are a small part, so few that the scores of six queries stay in the L1 cache.
-pub(crate) const CHUNK: usize = 128;
 /// Positions summed before they are merged into the rest: what one thread takes of a long context.
 pub(crate) const SPAN: usize = 256;
 /// Query vectors in registers together.
 pub(crate) const QUERIES: usize = 6;
-const TILES: usize = CHUNK / LANES;
 /// Below every score; finite, so that differences of it are.
 const NOTHING: f32 = -1.0e30;
 
@@ -48,6 +44,17 @@ pub(crate) struct AttentionWork {
     pub(crate) kv_head: usize,
     /// The sequence's block table.
     pub(crate) blocks: *const u32,
+    /// What this thread attends after this call, in the same layer: its first span is asked for meanwhile, because blocks stand
+    /// anywhere in memory, where the machine does not guess.
+    pub(crate) next: Option<NextWork>,
+}
+
+/// One KV head's positions of a sequence.
+#[derive(Clone)]
+pub(crate) struct NextWork {
+    pub(crate) blocks: *const u32,
+    pub(crate) kv_head: usize,
+    pub(crate) positions: Range<usize>,
 }
 
 impl AttentionWork {
@@ -213,110 +220,6 @@ pub(crate) unsafe fn attend<S: Lanes>(work: &AttentionWork, span: Range<usize>, 
             KvDtype::F16 => float::attend::<S, F16>(work, span, out),
             KvDtype::Bf16 => float::attend::<S, Bf16>(work, span, out),
             KvDtype::Int8 => integer::attend::<S>(work, span, out),
-        }
-    }
-}
-
-/// Turns the scores of up to M queries with a chunk of positions from `chunk` on into weights `e^(score - max)`, and finds what
-/// the earlier output of each is to be scaled by. A query that sees nothing of the chunk keeps its state to the bit.
-///
-/// One loop after the other over the queries, so that the long chains of one (a maximum, its exponentials, their sum) run beside
-/// those of the others. Tiles from `live` on, which none of them sees, are left out: their weights would add zeros.
-///
-/// # Safety
-/// The level's instructions; `count <= M` vectors exist from `first` on, and `out` has them.
-#[inline(always)]
-unsafe fn soften<S: Lanes, const M: usize>(
-    work: &AttentionWork,
-    chunk: usize,
-    first: usize,
-    count: usize,
-    live: usize,
-    scores: &mut [[f32; CHUNK]; M],
-    out: Partial,
-) -> [f32; LANES] {
-    let mut differences = [0.0f32; LANES];
-    // SAFETY: the caller's promises; M is at most QUERIES.
-    unsafe {
-        for m in 0..count {
-            let Some(seen) = Seen::of(work, chunk, first + m) else { continue };
-            let at = scores[m].as_mut_ptr();
-            let mut highest = S::splat(f32::NEG_INFINITY);
-            for tile in 0..live {
-                let mut x = S::mul(S::load(at.add(tile * LANES)), S::splat(work.scale));
-                if let Some(cap) = work.softcap {
-                    x = S::mul(S::splat(cap), tanh::<S>(S::mul(x, S::splat(1.0 / cap))));
-                }
-                if !seen.all {
-                    x = seen.mask::<S>(tile, x, f32::NEG_INFINITY);
-                }
-                S::store(at.add(tile * LANES), x);
-                highest = S::max(highest, x);
-            }
-            let highest = S::reduce_max(highest);
-            let max = out.max.add(first + m);
-            if highest > *max {
-                differences[m] = *max - highest;
-                *max = highest;
-            }
-        }
-        let corrections = exp_below_zero::<S>(S::load(differences.as_ptr()));
-        S::store(differences.as_mut_ptr(), corrections);
-        for m in 0..count {
-            if Seen::of(work, chunk, first + m).is_none() {
-                scores[m] = [0.0; CHUNK];
-                continue;
-            }
-            let at = scores[m].as_mut_ptr();
-            let max = S::splat(*out.max.add(first + m));
-            let mut added = S::splat(0.0);
-            for tile in 0..live {
-                let x = exp_below_zero::<S>(S::sub(S::load(at.add(tile * LANES)), max));
-                S::store(at.add(tile * LANES), x);
-                added = S::add(added, x);
-            }
-            let added = S::reduce_add(added);
-            let sum = out.sum.add(first + m);
-            *sum = *sum * differences[m] + added;
-        }
-    }
-    differences
-}
-
-/// What one query sees of a chunk.
-struct Seen {
-    /// All of it.
-    all: bool,
-    /// The lanes from here on,
-    from: f32,
-    /// and before here.
-    to: f32,
-}
-
-impl Seen {
-    /// `None`: nothing.
-    #[inline(always)]
-    fn of(work: &AttentionWork, chunk: usize, vector: usize) -> Option<Self> {
-        let (position, oldest) = (work.position(vector), work.oldest(vector));
-        if chunk > position || chunk + CHUNK <= oldest {
-            return None;
-        }
-        let all = position + 1 >= chunk + CHUNK && oldest <= chunk;
-        Some(Self { all, from: oldest as f32 - chunk as f32, to: (position + 1 - chunk) as f32 })
-    }
-
-    /// `x` where lanes of a tile are seen, `hidden` elsewhere.
-    ///
-    /// # Safety
-    /// The level's instructions.
-    #[inline(always)]
-    unsafe fn mask<S: Lanes>(&self, tile: usize, x: S::F, hidden: f32) -> S::F {
-        let first = (tile * LANES) as f32;
-        // SAFETY: the caller's promise.
-        unsafe {
-            let (lane, hidden) = (S::load(IOTA.as_ptr()), S::splat(hidden));
-            let x = S::select_less(lane, S::splat(self.to - first), x, hidden);
-            S::select_less(lane, S::splat(self.from - first), hidden, x)
         }
     }
 }
