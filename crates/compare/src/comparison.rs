@@ -14,6 +14,9 @@ use serde::{Serialize, Serializer};
 /// The version of the JSON.
 pub const FORMAT: &str = "powertrain-compare/1";
 
+/// Mean lengths of answers that differ by less than this share are alike.
+const ANSWERS_ALIKE: f64 = 0.02;
+
 /// How sides are compared.
 pub type Settings = Resampling;
 
@@ -169,6 +172,10 @@ impl Comparison {
                 cautions.push(format!("{name} was offered on one side only and is not compared"));
             }
         }
+        for (name, of_a) in &levels_a {
+            let of_b = levels_b.iter().find(|(other, _)| other == name);
+            cautions.extend(of_b.into_iter().flat_map(|(_, of_b)| other_answers(name, of_a, of_b)));
+        }
         if levels.is_empty() {
             cautions.push("no load was offered on both sides: nothing is compared".to_owned());
         }
@@ -236,6 +243,38 @@ fn cautions(a: &Side, b: &Side, paired: bool) -> Vec<String> {
     if incomplete > 0 {
         cautions.push(format!("{incomplete} of {total} runs were broken off; their unfinished levels are left out"));
     }
+    for side in [a, b] {
+        cautions.extend(
+            side.repeated
+                .iter()
+                .map(|path| format!("{} is a copy of another run of its side and is left out", path.display())),
+        );
+    }
+    cautions.extend(all().filter_map(|run| {
+        let why = run.events_unused.as_ref()?;
+        Some(format!("{}: {why}; chance within this run is not known", run.path.display()))
+    }));
+    cautions
+}
+
+/// Answers that are no like work: of other lengths, or without content.
+fn other_answers(name: &str, a: &LevelRuns<'_>, b: &LevelRuns<'_>) -> Vec<String> {
+    let mut cautions = Vec::new();
+    if let Some((of_a, of_b)) = a.answer_tokens().zip(b.answer_tokens())
+        && (of_a - of_b).abs() > ANSWERS_ALIKE * of_a.max(of_b)
+    {
+        cautions.push(format!(
+            "{name}: A's answers have {of_a:.1} tokens in the mean, B's {of_b:.1}: times of whole answers and rates compare other work"
+        ));
+    }
+    for (side, runs) in [("A", a), ("B", b)] {
+        let (empty, completed) = runs.without_content();
+        if empty > 0 {
+            cautions.push(format!(
+                "{name}: {empty} of {completed} answers of {side} had no content; they count as completed"
+            ));
+        }
+    }
     cautions
 }
 
@@ -286,6 +325,8 @@ fn compare_metric(
         (None, None) => Basis::None,
     };
     let verdict = match between_runs.or(within_runs) {
+        // A rate of nothing has no logarithm to vary; it is no chance either.
+        None if metric.higher_is_better() && a > 0.0 && b == 0.0 => Verdict::Worse,
         None => Verdict::Unknown,
         Some(interval) => verdict(interval.low, interval.high, 1.0, metric.higher_is_better()),
     };
@@ -293,6 +334,11 @@ fn compare_metric(
 }
 
 impl Failed {
+    /// Of B's requests none was answered whole, of A's some were.
+    pub fn only_b_failed(&self) -> bool {
+        self.b.0 == self.b.1 && self.a.0 < self.a.1
+    }
+
     fn of(a: (u64, u64), b: (u64, u64), confidence: f64) -> Self {
         let share = |(count, of): (u64, u64)| if of == 0 { 0.0 } else { count as f64 / of as f64 };
         let (share_a, share_b) = (share(a), share(b));

@@ -69,6 +69,14 @@ pub enum GateOutcome {
         /// The smallest change that would have been found.
         detectable: Option<f64>,
     },
+    /// The change is beyond the limit, and there is nothing to tell chance by: neither repeats nor raw events. Fails: a limit that lets through what it cannot
+    /// judge guards nothing.
+    Unjudged {
+        /// The change.
+        change: f64,
+    },
+    /// Of B's requests none was answered whole, of A's some were.
+    NothingCompleted,
     /// One side lacks the number, or its count does not support it.
     Absent,
 }
@@ -86,13 +94,15 @@ impl Gate {
                     Some(found) => {
                         (found.change(), found.verdict, found.interval().map(|interval| interval.detectable_change))
                     }
+                    None if level.failed.only_b_failed() => return (level.load.clone(), GateOutcome::NothingCompleted),
                     None => return (level.load.clone(), GateOutcome::Absent),
                 },
             };
             let beyond = if self.above { change > self.limit } else { change < self.limit };
             let outcome = match (beyond, verdict) {
                 (true, Verdict::Better | Verdict::Worse) => GateOutcome::Failed { change },
-                (true, _) => GateOutcome::NotDetectable { change, detectable },
+                (true, Verdict::Unknown) => GateOutcome::Unjudged { change },
+                (true, Verdict::NoDetectableDifference) => GateOutcome::NotDetectable { change, detectable },
                 (false, _) => {
                     let blind_below = detectable.filter(|&detectable| detectable > self.limit.abs());
                     GateOutcome::Passed { change, blind_below }
@@ -105,9 +115,10 @@ impl Gate {
 }
 
 impl GateResult {
-    /// A load is beyond the limit.
+    /// A load is beyond the limit, and not by what may be chance.
     pub fn failed(&self) -> bool {
-        self.loads.iter().any(|(_, outcome)| matches!(outcome, GateOutcome::Failed { .. }))
+        use GateOutcome::{Failed, NothingCompleted, Unjudged};
+        self.loads.iter().any(|(_, outcome)| matches!(outcome, Failed { .. } | Unjudged { .. } | NothingCompleted))
     }
 
     /// No load has the number: the limit guards nothing.
@@ -142,6 +153,12 @@ impl fmt::Display for GateOutcome {
                     percent(*change)
                 )
             }
+            Self::Unjudged { change } => write!(
+                formatter,
+                "FAILED: {} is beyond the limit, and nothing tells whether that is chance (no repeats, no raw events); repeat both sides",
+                percent(*change)
+            ),
+            Self::NothingCompleted => formatter.write_str("FAILED: none of B's requests was answered whole"),
             Self::Absent => formatter.write_str("absent: a side lacks this number, or has too few requests for it"),
         }
     }

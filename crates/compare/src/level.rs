@@ -6,6 +6,7 @@ use crate::{
     side::Side,
 };
 use powertrain_load::{Nanos, RequestRecord, Summary, definitions, result::LoadResult, table};
+use std::ops::Range;
 
 /// Slices of a run's time, to see how its rates vary.
 const SLICES: usize = 20;
@@ -69,6 +70,20 @@ impl LevelRuns<'_> {
         })
     }
 
+    /// Mean length of completed answers.
+    pub(crate) fn answer_tokens(&self) -> Option<f64> {
+        let (tokens, completed) = self.runs.iter().fold((0, 0), |(tokens, completed), run| {
+            (tokens + run.summary.outputs.total, completed + run.summary.requests.completed)
+        });
+        (completed > 0).then(|| tokens as f64 / completed as f64)
+    }
+
+    /// Answers without content, of so many completed.
+    pub(crate) fn without_content(&self) -> (u64, u64) {
+        let counts = self.runs.iter().map(|run| &run.summary.requests);
+        counts.fold((0, 0), |(empty, all), counts| (empty + counts.without_content, all + counts.completed))
+    }
+
     fn rate(&self, metric: Metric) -> Option<Measure> {
         let mut rate = Rate::default();
         for run in &self.runs {
@@ -81,9 +96,11 @@ impl LevelRuns<'_> {
                 Metric::Latency(..) => return None,
             };
             rate.runs.push((per_second * summary.window_s, summary.window_s));
-            if metric == Metric::OutputTokensPerSecond {
-                rate.slices.extend(run.requests.map(token_slices));
-            }
+            rate.slices.extend(match metric {
+                Metric::OutputTokensPerSecond => run.requests.map(token_slices),
+                Metric::RequestsPerSecond => run.requests.map(answer_slices),
+                _ => None,
+            });
         }
         // A rate of which only some runs know how it varied is as one of which none does.
         if rate.slices.len() < rate.runs.len() || rate.slices.iter().any(Vec::is_empty) {
@@ -137,16 +154,30 @@ fn values(record: &RequestRecord, latency: Latency) -> Vec<f64> {
 
 /// Tokens that arrived in each slice of the time during which load was offered; empty when that was no time.
 fn token_slices(records: &[RequestRecord]) -> Vec<f64> {
+    if !records.iter().any(|record| !record.chunks.is_empty() && record.streamed) {
+        return Vec::new();
+    }
+    slices(records, |record, slice| definitions::tokens_between(record, slice.start, slice.end))
+}
+
+/// Answers that ended in each slice.
+fn answer_slices(records: &[RequestRecord]) -> Vec<f64> {
+    slices(records, |record, slice| {
+        let ended = definitions::e2e(record).is_some_and(|nanos| slice.contains(&(record.scheduled + nanos)));
+        f64::from(u8::from(ended))
+    })
+}
+
+fn slices(records: &[RequestRecord], of: impl Fn(&RequestRecord, &Range<Nanos>) -> f64) -> Vec<f64> {
     let due = || records.iter().filter(|record| !record.warmup).map(|record| record.scheduled);
     let (Some(first), Some(last)) = (due().min(), due().max()) else { return Vec::new() };
     let width = (last - first) / SLICES as Nanos;
-    let streamed = records.iter().any(|record| !record.chunks.is_empty() && record.streamed);
-    if width == 0 || !streamed {
+    if width == 0 {
         return Vec::new();
     }
     let slice = |number: usize| {
         let from = first + number as Nanos * width;
-        records.iter().map(|record| definitions::tokens_between(record, from, from + width)).sum()
+        records.iter().map(|record| of(record, &(from..from + width))).sum()
     };
     (0..SLICES).map(slice).collect()
 }

@@ -23,6 +23,8 @@ pub struct Side {
     pub path: PathBuf,
     /// At least one.
     pub runs: Vec<Run>,
+    /// Files that hold a run which another file holds too.
+    pub repeated: Vec<PathBuf>,
 }
 
 /// One stored run.
@@ -36,6 +38,8 @@ pub struct Run {
     pub json: Value,
     /// The requests of each level, where the raw events are beside it.
     pub events: Option<Vec<Vec<RequestRecord>>>,
+    /// Why raw events that the result names are not used.
+    pub events_unused: Option<String>,
 }
 
 /// Why a side cannot be used.
@@ -94,7 +98,17 @@ impl Side {
         }
         // Of equal form and in UTC, so that their order as text is their order in time.
         runs.sort_by(|a, b| a.result.began_at.cmp(&b.result.began_at));
-        Ok(Self { path: path.to_owned(), runs })
+        // A copy would count as a repeat that never varies.
+        let mut repeated = Vec::new();
+        let mut place = 1;
+        while place < runs.len() {
+            if runs[place].json == runs[place - 1].json {
+                repeated.push(runs.remove(place).path);
+            } else {
+                place += 1;
+            }
+        }
+        Ok(Self { path: path.to_owned(), runs, repeated })
     }
 }
 
@@ -114,14 +128,35 @@ impl Run {
         // A name, not a path: a result says nothing about files elsewhere.
         let events =
             result.events_file.as_ref().and_then(|name| Some(path.with_file_name(Path::new(name).file_name()?)));
-        let events = events.filter(|events| events.exists()).map(|events| read_events(&events)).transpose()?;
-        Ok(Self { path: path.to_owned(), result, json, events })
+        let (events, events_unused) = match events {
+            None => (None, None),
+            Some(file) if !file.exists() => {
+                (None, Some(format!("its raw events, {}, are not beside it", file.display())))
+            }
+            Some(file) => match belonging(&result, read_events(&file)?) {
+                Ok(events) => (Some(events), None),
+                Err(why) => (None, Some(format!("{} is not of this run ({why})", file.display()))),
+            },
+        };
+        Ok(Self { path: path.to_owned(), result, json, events, events_unused })
     }
 
     /// The requests of a level, if its raw events are there.
     pub(crate) fn requests(&self, level: usize) -> Option<&[RequestRecord]> {
         self.events.as_ref()?.get(level).map(Vec::as_slice)
     }
+}
+
+/// Raw events that hold as many requests of each level as the result counted.
+fn belonging(result: &RunResult, events: Vec<Vec<RequestRecord>>) -> Result<Vec<Vec<RequestRecord>>, String> {
+    for (number, level) in result.levels.iter().enumerate() {
+        let Some(summary) = &level.summary else { continue };
+        let found = events.get(number).map_or(0, |records| records.iter().filter(|record| !record.warmup).count());
+        if found as u64 != summary.requests.sent {
+            return Err(format!("{found} of {} requests in level {number}", summary.requests.sent));
+        }
+    }
+    Ok(events)
 }
 
 fn is_result(path: &Path) -> Result<bool, SideError> {

@@ -221,6 +221,62 @@ fn gates_fail_on_what_is_beyond_and_no_chance() {
 }
 
 #[test]
+fn gates_fail_on_a_dead_server_and_on_what_they_cannot_judge() {
+    let judge = |comparison: &Comparison, gate: &str| gate.parse::<Gate>().unwrap().judge(comparison);
+    let dead = Server { failing: 1.0, ..SERVER };
+    for (runs, with_events) in [(2, true), (1, true), (1, false)] {
+        let comparison = compared(7, SERVER, dead, runs, with_events);
+        for gate in ["output_tokens_per_s<-3%", "requests_per_s<-3%", "ttft_p50>+5%", "failed_share>+1%"] {
+            let found = judge(&comparison, gate);
+            assert!(found.failed(), "{runs} runs, events {with_events}, {gate}: {}", found.loads[0].1);
+        }
+    }
+    // A rate of single runs has an interval from their events.
+    let slower = compared(8, SERVER, Server { gap_ms: 20.0, ..SERVER }, 1, true);
+    assert_eq!(verdict(&slower, "requests_per_s"), Verdict::Worse);
+    assert!(judge(&slower, "requests_per_s<-3%").failed());
+    // Without them nothing tells chance: that is no pass.
+    let blind = compared(8, SERVER, Server { gap_ms: 20.0, ..SERVER }, 1, false);
+    let found = judge(&blind, "e2e_p50>+5%");
+    assert!(found.failed() && found.loads[0].1.to_string().contains("nothing tells"), "{}", found.loads[0].1);
+    assert!(!judge(&blind, "e2e_p50>+500%").failed());
+}
+
+#[test]
+fn copies_foreign_events_and_other_answers_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let (a, b) = (folder.path().join("a"), folder.path().join("b"));
+    let mut random = Random::new(9);
+    for side in [&a, &b] {
+        fs::create_dir(side).unwrap();
+    }
+    write(&a.join("0.json"), 0, "a", &records(&mut random, SERVER), true);
+    fs::copy(a.join("0.json"), a.join("1.json")).unwrap();
+    let mut short = records(&mut random, SERVER);
+    for record in &mut short {
+        record.chunks.truncate(3);
+        record.usage = Some(Usage { prompt_tokens: 5, completion_tokens: 3, cached_tokens: None });
+    }
+    short[0].chunks.clear();
+    write(&b.join("0.json"), 1, "b", &short, true);
+    let events = b.join("0.events.jsonl");
+    let text = fs::read_to_string(&events).unwrap();
+    fs::write(&events, text.lines().take(30).map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+    let sides = [Side::open(&a).unwrap(), Side::open(&b).unwrap()];
+    assert_eq!(sides[0].runs.len(), 1);
+    let comparison = Comparison::of(&sides[0], &sides[1], Settings::default());
+    let cautions = comparison.cautions.join("\n");
+    for told in [
+        "copy of another run",
+        "is not of this run",
+        "A's answers have 20.0 tokens in the mean, B's",
+        "1 of 80 answers of B had no content",
+    ] {
+        assert!(cautions.contains(told), "{told}: {cautions}");
+    }
+}
+
+#[test]
 fn what_is_no_result_is_refused_with_its_name() {
     let folder = tempfile::tempdir().unwrap();
     let error = |path: &Path| Side::open(path).unwrap_err().to_string();

@@ -129,7 +129,7 @@ pub struct Objectives {
 
 impl Objectives {
     /// Whether a request completed and met every limit. A limit on what the request has not (TPOT of a single token)
-    /// is met; one on a TTFT that was never seen is not.
+    /// is met; one on a TTFT that was never seen is not, and an answer without content meets nothing.
     pub fn met_by(&self, record: &RequestRecord) -> bool {
         let within = |value: Option<f64>, limit: Option<f64>, absent: bool| match (value, limit) {
             (_, None) => true,
@@ -138,6 +138,7 @@ impl Objectives {
         };
         record.outcome() == Outcome::Completed
             && within(ttft(record).map(|nanos| nanos as f64), self.ttft_ms, false)
+            && (self.is_empty() || !record.streamed || !record.chunks.is_empty())
             && within(tpot(record), self.tpot_ms, true)
             && within(e2e(record).map(|nanos| nanos as f64), self.e2e_ms, false)
     }
@@ -228,5 +229,6 @@ mod tests {
         assert!(limits(None, Some(1.0), None).met_by(&single));
         let failure = Some(Failure { class: FailureClass::Closed, message: String::new() });
         assert!(!Objectives::default().met_by(&RequestRecord { failure, ..record() }));
+        assert!(!limits(None, Some(1.0), None).met_by(&RequestRecord { chunks: Vec::new(), ..record() }));
     }
 }

@@ -92,6 +92,12 @@ pub fn series_path(result: &Path) -> PathBuf {
 }
 
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    // A link keeps its place; a device or a pipe cannot be replaced by a file, only written to.
+    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    if fs::metadata(&target).is_ok_and(|found| !found.is_file()) {
+        return File::options().write(true).open(&target)?.write_all(bytes);
+    }
+    let path = target.as_path();
     let partial = beside(path);
     let mut file = File::create(&partial)?;
     file.write_all(bytes)?;
@@ -103,4 +109,28 @@ fn beside(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".partial");
     PathBuf::from(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn links_and_what_is_no_file_stay_what_they_are() {
+        use std::os::unix::fs::{FileTypeExt, symlink};
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("run.json"), folder.path().join("latest.json"));
+        fs::write(&file, "old").unwrap();
+        symlink(&file, &link).unwrap();
+        write_whole(&link, b"new").unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::read(&file).unwrap(), b"new");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing is left beside them");
+        write_whole(Path::new("/dev/null"), b"gone").unwrap();
+        assert!(fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+        // A full device is told, and stays.
+        assert!(write_whole(Path::new("/dev/full"), b"x").is_err());
+        assert!(fs::metadata("/dev/full").unwrap().file_type().is_char_device());
+    }
 }
