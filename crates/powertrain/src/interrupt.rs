@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM: the first ends a measurement and keeps what was measured, the second ends the program.
+//! Ctrl-C, SIGTERM and a terminal that is gone: the first ends a measurement and keeps what was measured, the second ends the program.
 
 use powertrain_load::Stop;
 use powertrain_sweep::server;
@@ -18,10 +18,12 @@ pub(crate) fn stop_on_interrupt(stop: &Stop) {
             else {
                 return;
             };
+            let mut hangup = if ignores_hangup() { None } else { signal(SignalKind::hangup()).ok() };
             for time in 0.. {
                 tokio::select! {
                     _ = interrupt.recv() => {}
                     _ = terminate.recv() => {}
+                    Some(_) = async { hangup.as_mut()?.recv().await }, if hangup.is_some() => {}
                 }
                 if time > 0 {
                     server::kill_all();
@@ -34,4 +36,12 @@ pub(crate) fn stop_on_interrupt(stop: &Stop) {
     };
     // Without this thread a signal ends the program at once, as it would any other.
     _ = std::thread::Builder::new().name("interrupt".to_owned()).spawn(watch);
+}
+
+/// Whether whoever started this wants it to outlive the terminal, as nohup does.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    // Signal 1 is the lowest bit.
+    ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
 }

@@ -1,6 +1,7 @@
 //! `powertrain bench self`: the client's own error.
 
-use super::{arguments::Arguments, stop_on_interrupt};
+use super::arguments::Arguments;
+use crate::interrupt::stop_on_interrupt;
 use crate::print;
 use anyhow::ensure;
 use powertrain_load::{

@@ -7,8 +7,8 @@ mod plan;
 pub(crate) use arguments::Arguments;
 pub(crate) use plan::{command, objectives};
 
-use crate::{print, progress::Progress};
-use anyhow::Context;
+use crate::{interrupt::stop_on_interrupt, print, progress::Progress};
+use anyhow::{Context, ensure};
 use arguments::Subject;
 use powertrain_load::{
     Event, Stop, bench,
@@ -43,6 +43,10 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         Subject::Itself => return itself::prove_itself(arguments),
     };
     let plan = arguments.plan(url)?;
+    ensure!(
+        arguments.output.is_none() || arguments.output != arguments.csv,
+        "--output and --csv name the same file; the second would replace the first"
+    );
     let mut sidecars = arguments.output.as_deref().map(Sidecars::create).transpose()?;
     let stop = Stop::new();
     stop_on_interrupt(&stop);
@@ -107,23 +111,4 @@ fn write(arguments: &Arguments, mut result: RunResult, sidecars: Option<Sidecars
         eprintln!("wrote {}", path.display());
     }
     Ok(())
-}
-
-/// The first Ctrl-C ends the run and keeps what was measured; the second ends the program.
-fn stop_on_interrupt(stop: &Stop) {
-    let stop = stop.clone();
-    let watch = move || {
-        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
-        runtime.block_on(async {
-            if tokio::signal::ctrl_c().await.is_ok() {
-                eprintln!("\nending; what was measured is kept (again: give it up)");
-                stop.request();
-                if tokio::signal::ctrl_c().await.is_ok() {
-                    std::process::exit(130);
-                }
-            }
-        });
-    };
-    // Without this thread Ctrl-C ends the program at once, as it would any other.
-    _ = std::thread::Builder::new().name("interrupt".to_owned()).spawn(watch);
 }

@@ -1,4 +1,4 @@
-//! Ctrl-C during a measurement: what was measured is kept and marked.
+//! Ctrl-C, SIGTERM or a lost terminal during a measurement: what was measured is kept and marked.
 
 use crate::process::powertrain;
 use powertrain_load::{
@@ -13,6 +13,12 @@ use std::{
 
 #[test]
 fn an_interrupted_measurement_keeps_what_it_has() {
+    for signal in ["-INT", "-TERM", "-HUP"] {
+        keeps_what_it_has(signal);
+    }
+}
+
+fn keeps_what_it_has(signal: &str) {
     let script = Script { gap: Duration::from_millis(2), ..Script::default() };
     let server = TruthServer::start(script, Clock::start()).unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -27,9 +33,9 @@ fn an_interrupted_measurement_keeps_what_it_has() {
         assert!(client.try_wait().unwrap().is_none(), "ended by itself");
         std::thread::yield_now();
     }
-    let sent = Command::new("kill").args(["-INT", &client.id().to_string()]).status().unwrap();
+    let sent = Command::new("kill").args([signal, &client.id().to_string()]).status().unwrap();
     assert!(sent.success());
-    assert_eq!(client.wait().unwrap().code(), Some(0));
+    assert_eq!(client.wait().unwrap().code(), Some(0), "{signal}");
 
     let result: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     assert_eq!((&result["complete"], result["levels"].as_array().unwrap().len()), (&Value::from(false), 1));
