@@ -20,6 +20,8 @@ pub(crate) struct QuantBlock {
     pub(crate) scale: [f32; TILE_ROWS],
     /// `scale` times the sum of `q`: what a weight's minimum is multiplied with.
     pub(crate) sum: [f32; TILE_ROWS],
+    /// What a dot with fixed-point scales starts from: the sum of `q` times 2^19 - 8.
+    pub(crate) start: [i32; TILE_ROWS],
     /// -8 times the sum of `q`: what a zero point of 8 adds.
     pub(crate) zero: [i32; TILE_ROWS],
     /// The same of the first 16 columns.

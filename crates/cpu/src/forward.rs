@@ -13,11 +13,12 @@ use crate::{
     kernel::{
         Epilogue, Kernels,
         encode::GateRows,
+        fixed_point::FixedPointPanel,
         integer::IntegerPanel,
         rows::{Gate, RowNorm},
     },
     kv::KvCache,
-    packed::{PackedMatrix, PanelKind},
+    packed::{PackedMatrix, PanelKind, fixed_point},
     pool::Team,
     profile::Phase,
     simd::{LANES, scalar::f16_to_f32},
@@ -154,6 +155,11 @@ impl Forward<'_> {
                     for column in 0..matrix.columns {
                         let bits = *panel.cast::<u16>().add(column / 2 * 2 * LANES + lane * 2 + column % 2);
                         *out.add(column) = f32::from_bits(u32::from(bits) << 16);
+                    }
+                }
+                PanelKind::FixedPoint => {
+                    for column in 0..matrix.columns {
+                        *out.add(column) = fixed_point::weight(panel, lane, column);
                     }
                 }
                 // All sixteen rows by vectors take a fifth of the time of one row number by number.
@@ -401,7 +407,12 @@ impl Forward<'_> {
             match matrix.encoding {
                 Encoding::Int8 => {
                     let x = input.int8.add(tile * input.blocks());
-                    (kernels.multiply_integer)(integer_panel(matrix, panel), x, count, out, stride, epilogue);
+                    if matrix.kind == PanelKind::FixedPoint {
+                        let panel = FixedPointPanel { data: matrix.panel(panel), blocks: columns / 32 };
+                        (kernels.multiply_fixed_point)(panel, x, count, out, stride, epilogue);
+                    } else {
+                        (kernels.multiply_integer)(integer_panel(matrix, panel), x, count, out, stride, epilogue);
+                    }
                 }
                 Encoding::Bf16 => {
                     let x = input.bf16.add(tile * input.bf16_tile());
@@ -420,6 +431,7 @@ impl Forward<'_> {
                             (kernels.expand_bf16)(data.cast(), columns.div_ceil(2), expanded);
                             expanded.cast_const()
                         }
+                        PanelKind::FixedPoint => unreachable!("packed for 8-bit activations alone"),
                         PanelKind::Integer(_) => {
                             (kernels.expand_integer)(integer_panel(matrix, panel), expanded);
                             expanded.cast_const()

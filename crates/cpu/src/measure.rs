@@ -8,6 +8,7 @@ use crate::{
         Epilogue, Kernels,
         attention::{AttentionWork, NextWork, Partial, QueryRows, query_elements},
         ceiling::CHAINS,
+        fixed_point::FixedPointPanel,
         integer::IntegerPanel,
     },
     kv::{KvCache, KvDtype, KvLayout},
@@ -189,8 +190,7 @@ fn filled(bytes: usize) -> Buffer<u8> {
 
 /// An integer matrix, for few rows one too large for the caches, times `rows` rows.
 fn integer_matrix(kernels: &Kernels, ceilings: &Ceilings, format: WeightFormat, rows: usize) -> Measured {
-    let kind = PanelKind::of(format);
-    let PanelKind::Integer(layout) = kind else { unreachable!("only block formats are measured") };
+    let kind = PanelKind::for_int8(format);
     let panels = STREAM_BYTES / PackedMatrix::describe(kind, LANES, COLUMNS, Encoding::Int8).panel_bytes();
     let panels = if rows > 8 { panels / 16 } else { panels };
     let mut matrix = PackedMatrix::describe(kind, panels * LANES, COLUMNS, Encoding::Int8);
@@ -206,10 +206,17 @@ fn integer_matrix(kernels: &Kernels, ceilings: &Ceilings, format: WeightFormat, 
     }
     let seconds = best(|| {
         for panel in 0..panels {
-            let data = matrix.panel(panel).cast_const();
-            let panel = IntegerPanel { data, layout, blocks: COLUMNS / 32 };
+            let (data, blocks, to) = (matrix.panel(panel).cast_const(), COLUMNS / 32, out.as_mut_ptr());
             // SAFETY: as above; the panel is whole.
-            unsafe { (kernels.multiply_integer)(panel, x.int8, rows, out.as_mut_ptr(), LANES, Epilogue::STORE) };
+            unsafe {
+                if let PanelKind::Integer(layout) = kind {
+                    let panel = IntegerPanel { data, layout, blocks };
+                    (kernels.multiply_integer)(panel, x.int8, rows, to, LANES, Epilogue::STORE);
+                } else {
+                    let panel = FixedPointPanel { data, blocks };
+                    (kernels.multiply_fixed_point)(panel, x.int8, rows, to, LANES, Epilogue::STORE);
+                }
+            }
         }
     });
     let name = format!("{format} matrix x {rows} rows");

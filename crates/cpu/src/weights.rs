@@ -149,9 +149,12 @@ impl<'a> Loader<'_, 'a> {
 
     fn matrix(&mut self, slot: Slot, reorder: Option<(usize, usize)>) -> Result<Pending, CpuError> {
         let tensor = self.tensor(slot)?;
-        let kind = PanelKind::of(tensor.format);
+        let kind = match self.activations {
+            Activations::Int8 => PanelKind::for_int8(tensor.format),
+            Activations::F32 => PanelKind::of(tensor.format),
+        };
         let encoding = match (self.activations, kind) {
-            (Activations::Int8, PanelKind::Integer(_)) => Encoding::Int8,
+            (Activations::Int8, PanelKind::Integer(_) | PanelKind::FixedPoint) => Encoding::Int8,
             (Activations::Int8, PanelKind::Bf16) if self.kernels.has_bf16_dot => Encoding::Bf16,
             _ => Encoding::F32,
         };

@@ -94,6 +94,7 @@ unsafe fn quantize<S: Lanes, const N: usize>(to: [*mut QuantBlock; N], place: [u
             let first = S::quantize(S::mul(x[i][0], S::splat(inverse[i])), q);
             let second = S::quantize(S::mul(x[i][1], S::splat(inverse[i])), q.add(LANES));
             to.scale[place] = scale;
+            to.start[place] = (first + second) * ((1 << 19) - 8);
             to.sum[place] = scale * (first + second) as f32;
             to.zero[place] = -8 * (first + second);
             to.zero_first[place] = -8 * first;

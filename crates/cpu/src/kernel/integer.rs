@@ -5,14 +5,14 @@
 //! `for each group g: sum = fma(dw[g] * dx[g], dot[g], sum); with minima: sum = fma(m[g], s[g], sum)`, where `dot` is an
 //! exact integer; so results do not depend on the batch, and all levels agree bit for bit.
 //!
-//! Work per panel and 32 columns, for Q4_1: 320 bytes of weights (256 of quants, 64 of scales and minima); per row 8 dot
-//! instructions (512 multiply-adds), one multiply and two fused ones on the same pipes: 8 of 11 slots do the work.
+//! Work per panel and 32 columns, for Q5_1: 384 bytes of weights (320 of quants, 64 of scales and minima); per row 8 dot
+//! instructions (512 multiply-adds), one multiply and two fused ones on the same pipes: 8 of 11 slots do the work, 8 of 10 where
+//! there are no minima. Q4_1 takes 10 as well: [`fixed_point`](super::fixed_point).
 //! Ceilings on Zen 4 at 3.65 GHz, one core: one 64-wide dot an instruction and cycle = 234 G multiply-adds/s, times 8/11
-//! = 170; measured 155. With one row the memory decides: 30 GB/s on one core and 37 on two, against 28 cycles'
-//! work for each 320 bytes (41 GB/s from the L2 cache). A panel is therefore one unbroken stream, scales between the quants:
+//! = 170; measured 163 (Q5_1), 178 without minima (Q4_0, of 187). With one row the memory decides: 30 GB/s on one core and 37 on two. A panel is therefore one unbroken stream, scales between the quants:
 //! read as two streams, each starting anew with every panel, the machine's prefetchers gave 12 GB/s of 30.
 
-use super::Epilogue;
+use super::{Epilogue, Tiles, each_tile};
 use crate::{
     activations::{QuantBlock, TILE_ROWS},
     packed::{FACTOR_BLOCKS, FACTOR_BYTES, IntegerLayout},
@@ -48,12 +48,14 @@ pub(crate) unsafe fn multiply<S: Lanes>(
     macro_rules! layout {
         ($bits:literal, $group:literal, $minima:literal, $factored:literal) => {
             // SAFETY: the caller's promises are passed on.
-            unsafe { multiply_layout::<S, $bits, $group, $minima, $factored>(panel, x, rows, out, stride, epilogue) }
+            unsafe {
+                let product = Product::<$bits, $group, $minima, $factored> { panel, x };
+                each_tile::<S>(product, rows, out, stride, epilogue)
+            }
         };
     }
     match (bits, group, minima, factored) {
         (4, 32, false, false) => layout!(4, 32, false, false),
-        (4, 32, true, false) => layout!(4, 32, true, false),
         (5, 32, false, false) => layout!(5, 32, false, false),
         (5, 32, true, false) => layout!(5, 32, true, false),
         (8, 32, false, false) => layout!(8, 32, false, false),
@@ -66,42 +68,23 @@ pub(crate) unsafe fn multiply<S: Lanes>(
     }
 }
 
-/// # Safety
-/// As [`multiply`].
-#[inline(always)]
-unsafe fn multiply_layout<S: Lanes, const BITS: u32, const GROUP: usize, const MINIMA: bool, const FACTORED: bool>(
+/// A panel of one layout, and the activations it is multiplied with.
+#[derive(Clone, Copy)]
+struct Product<const BITS: u32, const GROUP: usize, const MINIMA: bool, const FACTORED: bool> {
     panel: IntegerPanel,
     x: *const QuantBlock,
-    rows: usize,
-    out: *mut f32,
-    stride: usize,
-    epilogue: Epilogue,
-) {
-    let mut row = 0;
-    while row < rows {
-        let in_tile = row % TILE_ROWS;
-        let count = (rows - row).min(TILE_ROWS - in_tile).min(S::TILE);
-        // SAFETY: the tile holds these rows; out has them.
+}
+
+impl<S: Lanes, const BITS: u32, const GROUP: usize, const MINIMA: bool, const FACTORED: bool> Tiles<S>
+    for Product<BITS, GROUP, MINIMA, FACTORED>
+{
+    #[inline(always)]
+    unsafe fn tile<const M: usize>(self, row: usize) -> [S::F; M] {
+        // SAFETY: the caller's promises; the panel is read for the first time in this step with the first row.
         unsafe {
-            let x = x.add(row / TILE_ROWS * panel.blocks);
-            let out = out.add(row * stride);
-            macro_rules! tile {
-                ($m:literal) => {{
-                    let sums = tile::<S, BITS, GROUP, MINIMA, FACTORED, $m>(panel, x, in_tile, row == 0);
-                    epilogue.write::<S>(&sums[..count], out, stride)
-                }};
-            }
-            // A tile may be computed wider than it is filled: the rows past `count` exist in memory and are dropped.
-            match count {
-                1 => tile!(1),
-                2 => tile!(2),
-                3 | 4 if S::TILE >= 4 => tile!(4),
-                5 | 6 if S::TILE >= 8 => tile!(6),
-                _ if S::TILE >= 8 => tile!(8),
-                _ => unreachable!("a tile holds at most S::TILE rows"),
-            }
+            let x = self.x.add(row / TILE_ROWS * self.panel.blocks);
+            tile::<S, BITS, GROUP, MINIMA, FACTORED, M>(self.panel, x, row % TILE_ROWS, row == 0)
         }
-        row += count;
     }
 }
 
@@ -181,9 +164,13 @@ unsafe fn tile<
                             high = S::or(high, above_fourth::<S, BITS>(above, 2 * pair + 1));
                         }
                         for (m, dot) in dots.iter_mut().enumerate() {
-                            let q = x.q[first + m].as_ptr().add(8 * pair);
-                            *dot = S::dot_u6(*dot, low, q);
-                            *dot = S::dot_u6(*dot, high, q.add(4));
+                            *dot = S::dot_u6(*dot, low, x.q[first + m].as_ptr().add(8 * pair));
+                        }
+                        if M > 2 {
+                            compiler_fence(Ordering::SeqCst);
+                        }
+                        for (m, dot) in dots.iter_mut().enumerate() {
+                            *dot = S::dot_u6(*dot, high, x.q[first + m].as_ptr().add(8 * pair + 4));
                         }
                     }
                 }
@@ -239,8 +226,9 @@ unsafe fn above_fourth<S: Lanes, const BITS: u32>(line: S::I, quad: usize) -> S:
     }
 }
 
-/// How far ahead of the first rows of a larger batch the weights are asked for.
-const PREFETCH_BYTES: usize = 2048;
+/// How far ahead of the first rows of a larger batch the weights are asked for: memory answers after the time of 4 KB at 8 rows, and
+/// of 8 KB at 4. Asked 2 KB ahead, a fifth is lost with 4 rows, a twelfth with 8.
+pub(super) const PREFETCH_BYTES: usize = 8192;
 
 /// The 16 scales (or minima) at `from`, which is moved past them.
 ///

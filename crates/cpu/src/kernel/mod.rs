@@ -4,6 +4,7 @@ pub(crate) mod attention;
 pub(crate) mod ceiling;
 pub(crate) mod encode;
 pub(crate) mod exponential;
+pub(crate) mod fixed_point;
 pub(crate) mod float;
 pub(crate) mod integer;
 pub(crate) mod rows;
@@ -11,12 +12,13 @@ pub(crate) mod rows;
 mod tests;
 
 use crate::{
-    activations::{Activations, QuantBlock},
+    activations::{Activations, QuantBlock, TILE_ROWS},
     kv::{KvDtype, KvLayout},
     simd::{Lanes, SimdLevel},
 };
 use attention::{AttentionWork, NewKeyValue, Partial, QueryRows};
 use encode::GateRows;
+use fixed_point::FixedPointPanel;
 use integer::IntegerPanel;
 use rows::{Gate, HeadNorm, Rotation, RowNorm};
 
@@ -53,6 +55,46 @@ impl Epilogue {
     }
 }
 
+/// What a matrix kernel makes of some rows at a time.
+trait Tiles<S: Lanes>: Copy {
+    /// 16 output columns of rows `row..row + M`, which one tile of activations holds.
+    ///
+    /// # Safety
+    /// The level's instructions, and what the kernel says.
+    unsafe fn tile<const M: usize>(self, row: usize) -> [S::F; M];
+}
+
+/// Computes `rows` rows, as many at a time as the registers hold.
+///
+/// # Safety
+/// As [`Tiles::tile`] for all the rows; `out` has them, `stride` apart, of 16 elements that no other thread touches.
+#[inline(always)]
+unsafe fn each_tile<S: Lanes>(tiles: impl Tiles<S>, rows: usize, out: *mut f32, stride: usize, epilogue: Epilogue) {
+    let mut row = 0;
+    while row < rows {
+        let count = (rows - row).min(TILE_ROWS - row % TILE_ROWS).min(S::TILE);
+        // SAFETY: the caller's promises.
+        unsafe {
+            let out = out.add(row * stride);
+            macro_rules! tile {
+                ($m:literal) => {
+                    epilogue.write::<S>(&tiles.tile::<$m>(row)[..count], out, stride)
+                };
+            }
+            // A tile may be computed wider than it is filled: the rows past `count` exist in memory and are dropped.
+            match count {
+                1 => tile!(1),
+                2 => tile!(2),
+                3 | 4 if S::TILE >= 4 => tile!(4),
+                5 | 6 if S::TILE >= 8 => tile!(6),
+                _ if S::TILE >= 8 => tile!(8),
+                _ => unreachable!("a tile holds at most S::TILE rows"),
+            }
+        }
+        row += count;
+    }
+}
+
 /// The kernels compiled for one level. Each is unsafe as its generic original says; the level's instructions are there,
 /// because [`Kernels::of`] checks.
 #[derive(Clone, Copy)]
@@ -60,6 +102,7 @@ pub(crate) struct Kernels {
     pub(crate) level: SimdLevel,
     pub(crate) has_bf16_dot: bool,
     pub(crate) multiply_integer: unsafe fn(IntegerPanel, *const QuantBlock, usize, *mut f32, usize, Epilogue),
+    pub(crate) multiply_fixed_point: unsafe fn(FixedPointPanel, *const QuantBlock, usize, *mut f32, usize, Epilogue),
     pub(crate) multiply_bf16: unsafe fn(*const u16, usize, *const u16, usize, *mut f32, usize, Epilogue),
     pub(crate) multiply_f32: unsafe fn(*const f32, usize, *const f32, usize, *mut f32, usize, Epilogue),
     pub(crate) expand_integer: unsafe fn(IntegerPanel, *mut f32),
@@ -89,6 +132,7 @@ macro_rules! table {
         type S = $lanes;
         table!(@functions $(#[$features])?
             multiply_integer = integer::multiply(p: IntegerPanel, x: *const QuantBlock, rows: usize, out: *mut f32, stride: usize, e: Epilogue);
+            multiply_fixed_point = fixed_point::multiply(p: FixedPointPanel, x: *const QuantBlock, rows: usize, out: *mut f32, stride: usize, e: Epilogue);
             multiply_bf16 = float::multiply_bf16(p: *const u16, pairs: usize, x: *const u16, rows: usize, out: *mut f32, stride: usize, e: Epilogue);
             multiply_f32 = float::multiply_f32(p: *const f32, columns: usize, x: *const f32, rows: usize, out: *mut f32, stride: usize, e: Epilogue);
             expand_integer = integer::expand(p: IntegerPanel, out: *mut f32);
@@ -115,7 +159,7 @@ macro_rules! table {
         Kernels {
             level: $level,
             has_bf16_dot: <S as Lanes>::HAS_BF16_DOT,
-            multiply_integer, multiply_bf16, multiply_f32, expand_integer, expand_bf16, expand_f16, encode_row,
+            multiply_integer, multiply_fixed_point, multiply_bf16, multiply_f32, expand_integer, expand_bf16, expand_f16, encode_row,
             encode_blocks, encode_gated, norm, gate, add, rotate_head, soft_cap, load_queries, store_key_value, attend, merge, finish, read, dots, bf16_dots,
             multiply_adds,
         }

@@ -2,7 +2,7 @@
 //!
 //! Every matrix is cut into *panels* of 16 output rows; all columns of a panel stand together, 16 rows side by side, so that 16
 //! outputs are 16 lanes. The block formats of GGML become integers of 4 or 8 bits with a scale per 16 or 32 columns, and a
-//! minimum where the format has one; values stay exactly those of the file.
+//! minimum where the format has one; values stay exactly those of the file, but for Q4_1 under 8-bit activations: see [`fixed_point`].
 //!
 //! A panel of integers is blocks of 32 columns, each its quants, then its scales: one unbroken stream. Quants come in lines of
 //! 64 bytes; byte `4 r + i` of a line belongs to row r, and a quad is 4 neighbouring columns, `4 k + i` of quad k. With 8 bits
@@ -12,9 +12,10 @@
 //!
 //! Scales come per group of columns: 16 scales, then 16 minima. Where the file has them as f16 they are f16. K-quants have small
 //! integers instead and, for 256 columns, f16 factors: these stand before the 8 blocks they are for. So a packed matrix takes no
-//! more than the file but for half a line here and there, and no value is rounded.
+//! more than the file but for half a line here and there, and no other value is rounded.
 
 mod block;
+pub(crate) mod fixed_point;
 mod layout;
 mod pack;
 
@@ -27,6 +28,8 @@ use powertrain_model::weights::WeightFormat;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PanelKind {
     Integer(IntegerLayout),
+    /// See [`fixed_point`].
+    FixedPoint,
     /// `[columns][16]`
     F32,
     /// `[columns][16]`
@@ -36,7 +39,15 @@ pub(crate) enum PanelKind {
 }
 
 impl PanelKind {
-    /// What a stored format becomes.
+    /// What a stored format becomes for products with 8-bit activations.
+    pub(crate) fn for_int8(format: WeightFormat) -> Self {
+        match format {
+            WeightFormat::Q4_1 => Self::FixedPoint,
+            other => Self::of(other),
+        }
+    }
+
+    /// What a stored format becomes where its values are to be exactly the file's.
     pub(crate) fn of(format: WeightFormat) -> Self {
         let integer = |bits, group, minima, factored| Self::Integer(IntegerLayout { bits, group, minima, factored });
         match format {
@@ -60,6 +71,7 @@ impl PanelKind {
     fn panel_bytes(self, columns: usize) -> usize {
         let bytes = match self {
             Self::Integer(layout) => layout.panel_bytes(columns),
+            Self::FixedPoint => fixed_point::panel_bytes(columns),
             Self::F32 => columns * LANES * 4,
             Self::F16 => columns * LANES * 2,
             Self::Bf16 => columns.next_multiple_of(2) * LANES * 2,

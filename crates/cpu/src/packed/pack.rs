@@ -3,6 +3,7 @@
 use super::{
     IntegerLayout, PackedMatrix, PanelKind,
     block::{Quads, factors, unpack_32, unpack_256},
+    fixed_point,
     layout::{FACTOR_BLOCKS, FACTOR_BYTES},
 };
 use crate::simd::LANES;
@@ -27,6 +28,10 @@ pub(crate) unsafe fn pack_panel(
         let row = &tensor.data[source(first + lane) * row_bytes..][..row_bytes];
         match matrix.kind {
             PanelKind::Integer(layout) => pack_integers(tensor.format, layout, row, lane, out),
+            PanelKind::FixedPoint => {
+                let blocks = row.chunks_exact(WeightFormat::Q4_1.block_bytes());
+                fixed_point::pack_row(blocks.map(|block| unpack_32(WeightFormat::Q4_1, block)), lane, out);
+            }
             PanelKind::F32 => pack_units::<4>(row, lane, out),
             PanelKind::F16 => pack_units::<2>(row, lane, out),
             PanelKind::Bf16 => {
@@ -131,7 +136,7 @@ fn put_quads(layout: IntegerLayout, quads: Quads, lane: usize, out: &mut [u8]) {
 }
 
 #[inline(always)]
-fn put<const BYTES: usize>(out: &mut [u8], at: usize, bytes: [u8; BYTES]) {
+pub(super) fn put<const BYTES: usize>(out: &mut [u8], at: usize, bytes: [u8; BYTES]) {
     out[at..at + BYTES].copy_from_slice(&bytes);
 }
 
@@ -165,14 +170,18 @@ mod tests {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (state >> 56) as u8
         };
-        for format in WeightFormat::ALL {
-            let PanelKind::Integer(layout) = PanelKind::of(format) else { continue };
+        let kinds =
+            WeightFormat::ALL.map(|format| [(format, PanelKind::of(format)), (format, PanelKind::for_int8(format))]);
+        for (format, kind) in kinds.into_iter().flatten() {
+            if !matches!(kind, PanelKind::Integer(_) | PanelKind::FixedPoint) {
+                continue;
+            }
             let (rows, columns) = (LANES + 3, 512);
             let row_bytes = format.row_bytes(columns).unwrap();
             let mut data: Vec<u8> = (0..rows * row_bytes).map(|_| random()).collect();
             tame(format, &mut data);
             let tensor = TensorView { format, rows, columns, data: &data };
-            let mut matrix = PackedMatrix::describe(PanelKind::of(format), rows, columns, Encoding::Int8);
+            let mut matrix = PackedMatrix::describe(kind, rows, columns, Encoding::Int8);
             let memory = Buffer::<u8>::zeroed(matrix.bytes());
             matrix.data = memory.as_mut_ptr();
             // Rows in reverse, to see that the source is asked.
@@ -186,10 +195,18 @@ mod tests {
                 for (column, &expected) in expected.iter().enumerate() {
                     let panel = matrix.panel(row / LANES).cast_const();
                     // SAFETY: the panel has the column.
-                    let weight = unsafe { layout.weight(panel, row % LANES, column) };
-                    // Only the last rounding may differ: of a product and a sum, or of both at once.
+                    let (weight, most) = unsafe {
+                        match kind {
+                            // Only the last rounding may differ: of a product and a sum, or of both at once.
+                            PanelKind::Integer(layout) => {
+                                (layout.weight(panel, row % LANES, column), 1e-5 * (1.0 + expected.abs()))
+                            }
+                            // Eight units of 2^-13: scales and minima are below 2.
+                            _ => (fixed_point::weight(panel, row % LANES, column), 8.0 / 8192.0),
+                        }
+                    };
                     let error = (weight - expected).abs();
-                    let close = error <= 1e-5 * (1.0 + expected.abs());
+                    let close = error <= most;
                     assert!(close, "{format} [{row}, {column}]: {weight}, not {expected}, seed {SEED}");
                 }
             }

@@ -243,6 +243,11 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn products_i16(pairs: Self::I, x: Self::I) -> Self::I {
+        // SAFETY: the trait's contract.
+        unsafe { [0, 1].map(|i| _mm256_madd_epi16(pairs[i], x[i])) }
+    }
+    #[inline(always)]
     unsafe fn start_i8(_zero: i32) -> Self::I {
         // SAFETY: the trait's contract.
         unsafe { [_mm256_setzero_si256(); 2] }

@@ -202,6 +202,11 @@ impl<const BF16: bool> Lanes for Avx512<BF16> {
         unsafe { _mm512_dpbusd_epi32(sum, line, _mm512_set1_epi32(x.cast::<i32>().read_unaligned())) }
     }
     #[inline(always)]
+    unsafe fn products_i16(pairs: Self::I, x: Self::I) -> Self::I {
+        // SAFETY: the trait's contract.
+        unsafe { _mm512_madd_epi16(pairs, x) }
+    }
+    #[inline(always)]
     unsafe fn start_i8(zero: i32) -> Self::I {
         // SAFETY: the trait's contract.
         unsafe { _mm512_slli_epi32::<4>(_mm512_set1_epi32(zero)) }

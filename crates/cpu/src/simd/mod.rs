@@ -73,7 +73,7 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     unsafe fn load_line(from: *const u8) -> Self::I;
     /// Sixteen signed bytes.
     unsafe fn load_i8(from: *const i8) -> Self::I;
-    /// Exact below 2^24 in magnitude.
+    /// Exact up to 2^24 in magnitude; halves to even.
     unsafe fn to_f32(x: Self::I) -> Self::F;
     /// `(x >> SHIFT) & mask` in each 32-bit lane.
     unsafe fn shift_right_and<const SHIFT: u32>(x: Self::I, mask: i32) -> Self::I;
@@ -96,6 +96,8 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     unsafe fn dot_u7(sum: Self::I, line: Self::I, x: *const u8) -> Self::I;
     /// Adds to each lane the dot of its 4 bytes, each 0 to 63, with the 4 at `x`, whose magnitudes are at most 127.
     unsafe fn dot_u6(sum: Self::I, line: Self::I, x: *const i8) -> Self::I;
+    /// In each lane the dot of its two signed 16-bit halves with those of `x`; of either side no half is -2^15.
+    unsafe fn products_i16(pairs: Self::I, x: Self::I) -> Self::I;
     /// The sum to start [`dot_i8`](Lanes::dot_i8) from, where `zero` is -8 times the sum of the activations to come.
     unsafe fn start_i8(zero: i32) -> Self::I;
     /// Adds to each lane the dot of its 4 bytes less 128 with the 4 at `x`, whose magnitudes are at most 127.

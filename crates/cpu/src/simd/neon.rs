@@ -224,6 +224,17 @@ impl Lanes for Neon {
         }
     }
     #[inline(always)]
+    unsafe fn products_i16(pairs: Self::I, x: Self::I) -> Self::I {
+        // SAFETY: the trait's contract.
+        unsafe {
+            [0, 1, 2, 3].map(|i| {
+                let (pairs, x) = (vreinterpretq_s16_s32(pairs[i]), vreinterpretq_s16_s32(x[i]));
+                let low = vmull_s16(vget_low_s16(pairs), vget_low_s16(x));
+                vpaddq_s32(low, vmull_high_s16(pairs, x))
+            })
+        }
+    }
+    #[inline(always)]
     unsafe fn start_i8(_zero: i32) -> Self::I {
         // SAFETY: the trait's contract.
         unsafe { [vdupq_n_s32(0); 4] }

@@ -184,6 +184,11 @@ impl Lanes for Scalar {
         each_i32(|i| sum[i] + dot(line[i], x, 0))
     }
     #[inline(always)]
+    unsafe fn products_i16(pairs: Self::I, x: Self::I) -> Self::I {
+        let product = |a: i32, b: i32| i32::from(a as i16) * i32::from(b as i16);
+        each_i32(|i| product(pairs[i], x[i]) + product(pairs[i] >> 16, x[i] >> 16))
+    }
+    #[inline(always)]
     unsafe fn start_i8(_zero: i32) -> Self::I {
         [0; LANES]
     }
