@@ -50,6 +50,9 @@ pub struct ClientHealth {
     /// Longest.
     #[serde(default)]
     pub socket_wait_ms_max: Option<f64>,
+    /// Share of the time in which a thread read in rounds of half a millisecond, because chunks came faster than it could be woken for each: the longest of all threads.
+    #[serde(default)]
+    pub in_rounds_share: f64,
     /// How late requests were begun after they were due: 99th percentile.
     pub lateness_ms_p99: Option<f64>,
     /// Of the busiest thread: its share of a CPU.
@@ -92,6 +95,7 @@ impl ClientHealth {
             socket_wait_ms_p50: waited(0.5),
             socket_wait_ms_p99: waited(0.99),
             socket_wait_ms_max: (waits.count() > 0).then(|| waits.longest() as f64 / 1e6),
+            in_rounds_share: share(|thread| thread.in_rounds),
             lateness_ms_p99: at(&late, 0.99),
             cpu_share_max: share(|thread| thread.cpu),
             cpu_wait_share_max: share(|thread| thread.cpu_wait),

@@ -5,7 +5,9 @@ use crate::{
     http::{Connection, Connector, Head, SseParser, Url},
     live::Live,
     openai::{Part, Prompt, RequestOptions, append_text, error_message},
-    record::{Chunk, Failure, FailureClass, Nanos, RequestRecord},
+    record::{Chunk, Failure, FailureClass, Nanos, Outcome, RequestRecord},
+    rounds,
+    stop::{Bounded, Stop},
 };
 use std::{fmt::Write, sync::Arc, time::Duration};
 
@@ -13,6 +15,8 @@ use std::{fmt::Write, sync::Arc, time::Duration};
 const BODY_BYTES_MAX: usize = 64 << 20;
 /// Most content chunks of one answer.
 const CHUNKS_MAX: usize = 1 << 20;
+/// A body that begins so is one of events, whatever its type says.
+const EVENT_BEGINNING: &[u8] = b"data:";
 /// How much of a server's error is kept.
 const MESSAGE_CHARACTERS_MAX: usize = 300;
 
@@ -72,7 +76,11 @@ impl Target {
         let path = if url.path.is_empty() { "/" } else { &url.path };
         let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\n", url.authority());
         // Writing to a String cannot fail.
-        _ = write!(head, "user-agent: powertrain/{}\r\naccept: */*\r\n", env!("CARGO_PKG_VERSION"));
+        _ = write!(
+            head,
+            "user-agent: powertrain/{}\r\naccept: */*\r\naccept-encoding: identity\r\n",
+            env!("CARGO_PKG_VERSION")
+        );
         for (name, value) in &self.headers {
             _ = write!(head, "{name}: {value}\r\n");
         }
@@ -121,9 +129,8 @@ impl Client {
     /// Sends a request that is due and notes everything up to its end. Nothing is ever sent twice: an idle connection
     /// that the server has closed is replaced before sending, and a failure after that is the request's result.
     ///
-    /// `record` brings the index, the scheduled time and what was asked. When this future is dropped, what it noted by
-    /// then stays in `record`.
-    pub async fn send(&mut self, request: &Prepared, record: &mut RequestRecord) {
+    /// `record` brings the index, the scheduled time and what was asked. When the run is stopped, what was noted by then stays in it.
+    pub async fn send(&mut self, request: &Prepared, record: &mut RequestRecord, stop: &Stop) {
         let target = self.target.clone();
         record.streamed = request.streamed;
         record.started = target.clock.now();
@@ -135,18 +142,22 @@ impl Client {
             target.live.ended(record);
             return;
         }
-        let done = tokio::time::timeout(target.timeout, self.exchange(&target, request, record)).await;
-        let failure = match done {
-            Ok(Ok(())) => None,
-            Ok(Err(failure)) => Some(failure),
-            Err(_) => {
+        let failure = match stop.bound(target.timeout, self.exchange(&target, request, record)).await {
+            Bounded::Done(done) => done.err(),
+            Bounded::Late => {
                 let message = format!("not complete within {:?}", target.timeout);
                 Some(Failure { class: FailureClass::TimedOut, message })
+            }
+            Bounded::Stopped => {
+                let message = "given up: the run was interrupted".to_owned();
+                Some(Failure { class: FailureClass::Interrupted, message })
             }
         };
         record.ended = target.clock.now();
         record.failure = failure;
-        target.live.ended(record);
+        if record.outcome() != Outcome::Interrupted {
+            target.live.ended(record);
+        }
     }
 
     async fn exchange(
@@ -168,11 +179,16 @@ impl Client {
         let (head, mut decoder) = connection.read_head().await?;
         record.first_byte = Some(head.first_byte);
         record.status = Some(head.status);
+        if let Some(encoding) = &head.encoding {
+            let message = format!("the answer is encoded as {encoding}, which was not asked for");
+            return Err(Failure { class: FailureClass::Malformed, message });
+        }
 
         if let Some(text) = &mut self.answer {
             text.clear();
         }
         let mut answer = Answer::new(&head, record, &target.live, self.answer.as_mut());
+        let _reading = matches!(answer.reading, Reading::Events(_)).then(rounds::Reading::begin);
         loop {
             let done = connection.read_body(&mut decoder, |bytes, at| answer.take(bytes, at)).await?;
             if let Some(waited) = connection.take_wait() {
@@ -185,7 +201,7 @@ impl Client {
         }
         let whole = !decoder.ends_with_connection();
         let at = target.clock.now();
-        answer.finish(whole, at)?;
+        answer.finish(&head, whole, at)?;
         self.connection = Some(connection).filter(|_| head.keep_alive);
         self.carried = true;
         Ok(())
@@ -224,6 +240,20 @@ impl<'a> Answer<'a> {
 
     fn take(&mut self, bytes: &[u8], at: Nanos) {
         let notes = &mut self.notes;
+        if let Reading::Whole(body) = &mut self.reading
+            && notes.record.status == Some(200)
+            && body.len() < EVENT_BEGINNING.len()
+        {
+            // Events by another name.
+            body.extend_from_slice(bytes);
+            if body.starts_with(EVENT_BEGINNING) {
+                notes.record.streamed = true;
+                let body = std::mem::take(body);
+                self.reading = Reading::Events(SseParser::default());
+                self.take(&body, at);
+            }
+            return;
+        }
         match &mut self.reading {
             Reading::Events(parser) => {
                 if let Err(reason) = parser.push(bytes, |data| notes.event(data, at)) {
@@ -242,29 +272,35 @@ impl<'a> Answer<'a> {
     }
 
     /// Judges the body at its end; `whole` tells that its framing said so, not just the connection.
-    fn finish(mut self, whole: bool, at: Nanos) -> Result<(), Failure> {
+    fn finish(mut self, head: &Head, whole: bool, at: Nanos) -> Result<(), Failure> {
         self.failed()?;
-        let status = self.notes.record.status.unwrap_or(0);
-        if let Reading::Whole(body) = &self.reading {
-            if status != 200 {
-                let message = format!("status {status}: {}", shortened(&error_of(body)));
+        let parser = match &self.reading {
+            Reading::Whole(body) if head.status == 200 => {
+                self.notes.whole(body, &head.content_type, at);
+                return self.failed();
+            }
+            Reading::Whole(body) => {
+                let message = refusal(head, body);
                 return Err(Failure { class: FailureClass::Status, message });
             }
-            self.notes.whole(body, at);
-            return self.failed();
-        }
+            Reading::Events(parser) => parser,
+        };
         let ended = self.notes.done_mark || (whole && self.notes.record.finish_reason.is_some());
         if ended {
             return Ok(());
         }
         let class = if whole { FailureClass::EndedEarly } else { FailureClass::Closed };
-        Err(Failure { class, message: "the stream ended without its end mark or a finish reason".to_owned() })
+        let mut message = "the stream ended without its end mark or a finish reason".to_owned();
+        if let Some(line) = parser.unknown_line() {
+            message.push_str(&format!("; its last line: {}", shortened(&String::from_utf8_lossy(line))));
+        }
+        Err(Failure { class, message })
     }
 }
 
 impl Notes<'_> {
     fn event(&mut self, data: &[u8], at: Nanos) {
-        if data == b"[DONE]" {
+        if data.trim_ascii() == b"[DONE]" {
             self.done_mark = true;
             return;
         }
@@ -314,7 +350,7 @@ impl Notes<'_> {
     }
 
     /// A body that came in one piece: its end is known, its first token is not.
-    fn whole(&mut self, body: &[u8], at: Nanos) {
+    fn whole(&mut self, body: &[u8], content_type: &str, at: Nanos) {
         if let Some(text) = &mut self.text {
             append_text(body, text);
         }
@@ -328,7 +364,11 @@ impl Notes<'_> {
             Ok(_) => self.fail(FailureClass::Malformed, "the answer has no choices".to_owned()),
             Err(error) => {
                 let text = shortened(&String::from_utf8_lossy(body));
-                self.fail(FailureClass::Malformed, format!("the answer is not the API's ({error}): {text}"));
+                let but = match content_type {
+                    "" | "application/json" => String::new(),
+                    other => format!(" but {other}"),
+                };
+                self.fail(FailureClass::Malformed, format!("the answer is not the API's{but} ({error}): {text}"));
             }
         }
     }
@@ -336,6 +376,18 @@ impl Notes<'_> {
     /// Keeps the first failure.
     fn fail(&mut self, class: FailureClass, message: String) {
         self.failure.get_or_insert(Failure { class, message });
+    }
+}
+
+/// Why the server answered with another status than 200, and what it wants done.
+fn refusal(head: &Head, body: &[u8]) -> String {
+    let status = head.status;
+    match (&head.location, &head.retry_after) {
+        (Some(location), _) if (300..400).contains(&status) => {
+            format!("status {status}: moved to {}; measure that address", shortened(location))
+        }
+        (_, Some(wait)) => format!("status {status}: {} (retry after {})", shortened(&error_of(body)), shortened(wait)),
+        _ => format!("status {status}: {}", shortened(&error_of(body))),
     }
 }
 

@@ -3,12 +3,17 @@
 //! A probe thread wakes each client thread's event loop every 10 ms, as a packet would; the time until the loop gets to it
 //! is how late an arriving chunk may be stamped. `/proc` tells how much CPU time each thread had and waited for.
 
-use crate::{clock::Clock, priority::Priority, record::Nanos};
+use crate::{
+    clock::Clock,
+    priority::{self, Priority},
+    record::Nanos,
+    rounds,
+};
 use std::{
     fs,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -39,6 +44,8 @@ pub struct ThreadObservation {
     pub cpu_wait: Duration,
     /// From its start to its end.
     pub wall: Duration,
+    /// Time during which it read in rounds.
+    pub in_rounds: Duration,
 }
 
 /// CPU time of this process and of the whole machine at one moment.
@@ -65,20 +72,26 @@ pub(crate) fn probe(clock: &Clock, loops: Vec<mpsc::Sender<Probe>>, done: &Atomi
 pub(crate) fn observed(
     clock: Clock,
     priority_asked: Priority,
+    cpu: Option<usize>,
     mut probes: mpsc::Receiver<Probe>,
     runtime: &Runtime,
     work: impl Future<Output = ()>,
 ) -> ThreadObservation {
+    if let Some(cpu) = cpu {
+        priority::stay_on(cpu);
+    }
     let priority = priority_asked.take();
     let (began, before) = (Instant::now(), thread_times());
     let lags: Arc<Mutex<Vec<Nanos>>> = Arc::default();
     let noted = lags.clone();
+    let in_rounds: Arc<AtomicU64> = Arc::default();
     runtime.spawn(async move {
         while let Some(sent) = probes.recv().await {
             let lag = clock.now().saturating_sub(sent);
             noted.lock().unwrap_or_else(PoisonError::into_inner).push(lag);
         }
     });
+    runtime.spawn(rounds::keep(in_rounds.clone()));
     runtime.block_on(work);
     let after = thread_times();
     ThreadObservation {
@@ -88,6 +101,7 @@ pub(crate) fn observed(
         cpu: after.0.saturating_sub(before.0),
         cpu_wait: after.1.saturating_sub(before.1),
         wall: began.elapsed(),
+        in_rounds: Duration::from_nanos(in_rounds.load(Relaxed)),
     }
 }
 

@@ -6,9 +6,9 @@
 //! ask to go first. They need little time each and sleep in between; what they take, a client on a machine of its own would
 //! not take from the server, and the result says how much that was.
 //!
-//! A real-time thread that never sleeps would keep its CPU from all others. Three things stand against it: there are fewer such
-//! threads than CPUs (otherwise the lower priority is asked for), a client thread sleeps whenever its sockets are empty, and
-//! the kernel leaves 5 % to the others whatever happens (`sched_rt_runtime_us`, sched(7)).
+//! A real-time thread that never sleeps would keep its CPU from all others. Three things stand against it: there are no more such
+//! threads than CPUs, a client thread sleeps whenever its sockets are empty, and the kernel leaves 5 % to the others whatever happens
+//! (`sched_rt_runtime_us`, sched(7); where it does not, there are fewer such threads than CPUs).
 
 use rustix::process::setpriority_process;
 use serde::{Deserialize, Serialize};
@@ -36,25 +36,71 @@ pub enum Priority {
 /// A client's threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientThreads {
-    /// How many.
-    pub count: usize,
+    /// How many. Where none is said: one for every two CPUs, at most four, because the other CPUs are for the system's share of each packet and for a
+    /// server on this machine; of [`CLIENTS_MANY`] clients and more at least two.
+    pub count: Option<usize>,
     /// What they ask for; where the system refuses they take the next lower one.
     pub priority: Priority,
 }
 
 impl Default for ClientThreads {
-    /// One thread for every two CPUs, at most four: the other CPUs are for the system's share of each packet, and for a server on
-    /// this machine. They ask for real time.
+    /// As many as suits the clients, in real time.
     fn default() -> Self {
-        Self { count: (cpus() / 2).clamp(1, 4), priority: Priority::RealTime }
+        Self { count: None, priority: Priority::RealTime }
     }
 }
 
+/// So many clients may bring more than one CPU can read.
+pub const CLIENTS_MANY: u32 = 500;
+
+/// The threads of a level.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Placement {
+    pub(crate) count: usize,
+    /// What each asks for: real time only where a CPU, or a part of each, is left for everything else.
+    pub(crate) priority: Priority,
+    /// Of each thread the CPU it stays on, where there is a thread for each CPU: moved about, two of them would meet on one for longer than a gap.
+    pub(crate) cpus: Option<Vec<usize>>,
+}
+
 impl ClientThreads {
-    /// What this many threads may ask for: real time only where a CPU is left for everything else.
-    pub(crate) fn asked(self) -> Priority {
-        if self.count < cpus() { self.priority } else { self.priority.min(Priority::Nice) }
+    /// Of so many clients.
+    pub(crate) fn of(self, clients: u32) -> Placement {
+        let cpus = cpus();
+        let suits = (cpus / 2).clamp(1, 4).max(if clients < CLIENTS_MANY { 1 } else { cpus.min(2) });
+        let count = self.count.unwrap_or(suits).clamp(1, clients.max(1) as usize);
+        let leaves_time = count < cpus || (count == cpus && real_time_is_limited());
+        let priority = if leaves_time { self.priority } else { self.priority.min(Priority::Nice) };
+        let allowed = Some(allowed_cpus()).filter(|allowed| count == cpus && allowed.len() == cpus);
+        Placement { count, priority, cpus: allowed.filter(|_| cpus > 1) }
     }
+}
+
+/// Whether the kernel leaves a part of each CPU to what is not real-time, as it does unless told otherwise.
+fn real_time_is_limited() -> bool {
+    let limit = std::fs::read_to_string("/proc/sys/kernel/sched_rt_runtime_us");
+    limit.is_ok_and(|text| text.trim().parse::<i64>().is_ok_and(|limit_us| limit_us >= 0))
+}
+
+/// Keeps the calling thread on one CPU; it goes on where the system refuses.
+pub(crate) fn stay_on(cpu: usize) {
+    #[cfg(target_os = "linux")]
+    {
+        let mut set = rustix::thread::CpuSet::new();
+        set.set(cpu);
+        _ = rustix::thread::sched_setaffinity(None, &set);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = cpu;
+}
+
+/// The CPUs that the calling thread may run on; none where the system does not tell.
+fn allowed_cpus() -> Vec<usize> {
+    #[cfg(target_os = "linux")]
+    if let Ok(set) = rustix::thread::sched_getaffinity(None) {
+        return (0..rustix::thread::CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect();
+    }
+    Vec::new()
 }
 
 impl Priority {
@@ -97,13 +143,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn real_time_leaves_a_cpu_to_everything_else() {
-        let asked = |count, priority| ClientThreads { count, priority }.asked();
-        assert_eq!(asked(cpus(), Priority::RealTime), Priority::Nice);
+    fn real_time_leaves_something_to_everything_else() {
+        let asked = |count, priority| ClientThreads { count: Some(count), priority }.of(1000).priority;
+        let all = if real_time_is_limited() { Priority::RealTime } else { Priority::Nice };
+        assert_eq!(asked(cpus(), Priority::RealTime), all);
         assert_eq!(asked(cpus() + 3, Priority::RealTime), Priority::Nice);
         assert_eq!(asked(cpus() - 1, Priority::RealTime), Priority::RealTime);
         assert_eq!(asked(cpus() - 1, Priority::Normal), Priority::Normal);
         assert_eq!(asked(cpus(), Priority::Normal), Priority::Normal);
+    }
+
+    #[test]
+    fn many_clients_have_two_threads_where_there_are_two_cpus() {
+        let count = |clients| ClientThreads::default().of(clients).count;
+        assert_eq!(count(CLIENTS_MANY - 1), (cpus() / 2).clamp(1, 4));
+        assert_eq!(count(CLIENTS_MANY), (cpus() / 2).clamp(1, 4).max(cpus().min(2)));
+        assert_eq!(count(1), 1);
+        assert_eq!(ClientThreads { count: Some(3), ..ClientThreads::default() }.of(2).count, 2);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn as_many_threads_as_cpus_stay_on_one_each() {
+        let all = allowed_cpus();
+        let placed = |count| ClientThreads { count: Some(count), ..ClientThreads::default() }.of(1000).cpus;
+        assert_eq!(placed(cpus()), Some(all.clone()).filter(|all| all.len() == cpus() && cpus() > 1));
+        assert_eq!(placed(cpus() + 1), None);
+        let cpu = all[all.len() - 1];
+        let stays = std::thread::spawn(move || {
+            stay_on(cpu);
+            allowed_cpus()
+        });
+        assert_eq!(stays.join().unwrap(), [cpu]);
     }
 
     #[test]

@@ -6,8 +6,8 @@ use crate::{
     exchange::{Client, Prepared, Target},
     observe::{self, CpuTimes, ThreadObservation},
     openai::Prompt,
-    priority::{ClientThreads, Priority},
-    record::{Failure, FailureClass, Nanos, Outcome, RequestRecord},
+    priority::{ClientThreads, Placement, Priority},
+    record::{FailureClass, Nanos, Outcome, RequestRecord},
     schedule::{Load, Until},
     stop::Stop,
     work::{LaterTurn, Work},
@@ -31,6 +31,8 @@ use tokio::{
 const SLEEP_MAX: Duration = Duration::from_millis(50);
 /// Requests that are due and wait for a client thread, each.
 const DUE_MAX: usize = 256;
+/// A closed loop's client waits so long where nobody listened: a server that has died would otherwise be asked as often as this machine can.
+const REFUSED_PAUSE: Duration = Duration::from_millis(20);
 /// An open loop's first request is due so long after its threads were made.
 const LEAD: Duration = Duration::from_millis(20);
 
@@ -113,10 +115,9 @@ pub fn run_level(
     threads: ClientThreads,
     stop: &Stop,
 ) -> io::Result<LevelRun> {
-    let count = threads.count.clamp(1, level.load.clients_max().max(1) as usize);
-    let priority = ClientThreads { count, ..threads }.asked();
+    let placement = threads.of(level.load.clients_max());
     let runtimes: Vec<Runtime> =
-        (0..count).map(|_| Builder::new_current_thread().enable_all().build()).collect::<io::Result<_>>()?;
+        (0..placement.count).map(|_| Builder::new_current_thread().enable_all().build()).collect::<io::Result<_>>()?;
     let shared = Arc::new(Shared {
         target: target.clone(),
         work: work.clone(),
@@ -128,7 +129,7 @@ pub fn run_level(
         origin: target.clock.now() + LEAD.as_nanos() as Nanos,
     });
     let (cpu_before, began) = (CpuTimes::now(), Instant::now());
-    let threads = run_threads(&shared, runtimes, priority);
+    let threads = run_threads(&shared, runtimes, &placement);
     let wall = began.elapsed();
     let cpu = cpu_before
         .zip(CpuTimes::now())
@@ -139,7 +140,8 @@ pub fn run_level(
 }
 
 /// Runs the clients on a thread for each runtime, a prober beside them, and the pacer of an open loop.
-fn run_threads(shared: &Arc<Shared>, runtimes: Vec<Runtime>, priority: Priority) -> Vec<ThreadObservation> {
+fn run_threads(shared: &Arc<Shared>, runtimes: Vec<Runtime>, placement: &Placement) -> Vec<ThreadObservation> {
+    let priority = placement.priority;
     let probing_done = AtomicBool::new(false);
     let count = runtimes.len();
     std::thread::scope(|scope| {
@@ -151,8 +153,9 @@ fn run_threads(shared: &Arc<Shared>, runtimes: Vec<Runtime>, priority: Priority)
             dues.push(due);
             let all = shared.level.load.clients_max();
             let mine: Vec<u32> = (0..all).filter(|client| *client as usize % count == place).collect();
+            let cpu = placement.cpus.as_ref().map(|cpus| cpus[place]);
             clients.push(scope.spawn(move || {
-                observe::observed(shared.target.clock, priority, probe_receiver, &runtime, async {
+                observe::observed(shared.target.clock, priority, cpu, probe_receiver, &runtime, async {
                     match shared.level.load {
                         Load::Closed { .. } | Load::Clients { .. } => closed_loop(shared, mine).await,
                         Load::Open { .. } | Load::Rates { .. } | Load::Trace { .. } => {
@@ -198,7 +201,10 @@ async fn closed_loop(shared: &Arc<Shared>, clients: Vec<u32>) {
             while shared.wait_for_turn(number).await
                 && let Some(due) = shared.next_turn()
             {
-                shared.converse(&mut client, due).await;
+                let refused = shared.converse(&mut client, due).await;
+                if refused && !shared.wait_until(shared.target.clock.now() + REFUSED_PAUSE).await {
+                    return;
+                }
             }
         });
     }
@@ -297,28 +303,29 @@ impl Shared {
         true
     }
 
-    /// Sends a request and, after thinking, what follows in its conversation, as long as answers are whole.
-    async fn converse(&self, client: &mut Client, due: Due) {
+    /// Sends a request and, after thinking, what follows in its conversation, as long as answers are whole; whether nobody listened.
+    async fn converse(&self, client: &mut Client, due: Due) -> bool {
         let Due { request, mut record, later } = due;
-        self.send(client, &request, &mut record).await;
+        client.send(&request, &mut record, &self.stop).await;
         let (index, warmup) = (record.index, record.warmup);
         let mut last = (record.ended, record.outcome());
+        let refused = record.failure.as_ref().is_some_and(|failure| failure.class == FailureClass::Refused);
         lock(&self.records).push(record);
-        let Some(Conversation { mut messages, later }) = later else { return };
+        let Some(Conversation { mut messages, later }) = later else { return refused };
         for (turn, next) in (1..).zip(later) {
             if last.1 != Outcome::Completed {
-                return;
+                return refused;
             }
             messages.push(json!({"role": "assistant", "content": client.answer()}));
             messages.push(json!({"role": "user", "content": next.text}));
             let prompt = Prompt::Messages(messages);
             let request = self.target.prepare(&prompt, next.output_tokens_max);
-            let Prompt::Messages(said) = prompt else { return };
+            let Prompt::Messages(said) = prompt else { return refused };
             messages = said;
             // Without a pause a turn is due when it is written out, as in a closed loop.
             let due = (last.0 + next.think.as_nanos() as Nanos).max(self.target.clock.now());
             if !self.wait_until(due).await {
-                return;
+                return refused;
             }
             let mut record = RequestRecord {
                 index,
@@ -328,10 +335,11 @@ impl Shared {
                 output_tokens_asked: next.output_tokens_max,
                 ..RequestRecord::default()
             };
-            self.send(client, &request, &mut record).await;
+            client.send(&request, &mut record, &self.stop).await;
             last = (record.ended, record.outcome());
             lock(&self.records).push(record);
         }
+        refused
     }
 
     /// The next request of a closed loop, due now; none when the level is over.
@@ -352,19 +360,6 @@ impl Shared {
             }
         }
         Some(due)
-    }
-
-    async fn send(&self, client: &mut Client, request: &Prepared, record: &mut RequestRecord) {
-        let interrupted = tokio::select! {
-            biased;
-            () = client.send(request, record) => false,
-            () = self.stop.requested() => true,
-        };
-        if interrupted {
-            let message = "given up: the run was interrupted".to_owned();
-            record.ended = self.target.clock.now();
-            record.failure = Some(Failure { class: FailureClass::Interrupted, message });
-        }
     }
 }
 

@@ -208,13 +208,17 @@ fn client(text: &mut String, level: &LevelResult) -> std::fmt::Result {
         client.priority_text()
     )?;
     if client.socket_wait_ms_p99.is_some() {
-        writeln!(
+        write!(
             text,
             "  arrivals      stamped by the kernel; read p50 {} p99 {} max {} ms later",
             ms(client.socket_wait_ms_p50),
             ms(client.socket_wait_ms_p99),
             ms(client.socket_wait_ms_max)
         )?;
+        if client.in_rounds_share > 0.0 {
+            write!(text, ", in rounds {:.0} % of the time", client.in_rounds_share * 100.0)?;
+        }
+        writeln!(text)?;
     }
     if let (Some(own), Some(others)) = (client.own_cpu_s, client.others_cpu_s) {
         writeln!(text, "  this machine  {own:.1} CPU s by this client, {others:.1} CPU s by all else")?;

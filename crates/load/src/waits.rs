@@ -27,7 +27,9 @@ impl Waits {
     /// One more read.
     pub(crate) fn add(&self, waited: Nanos) {
         self.counts[step(waited)].fetch_add(1, Relaxed);
-        self.longest.fetch_max(waited, Relaxed);
+        if waited > self.longest.load(Relaxed) {
+            self.longest.fetch_max(waited, Relaxed);
+        }
     }
 
     /// Reads so far.

@@ -6,14 +6,16 @@ use crate::{
     record::{Failure, FailureClass, Nanos},
 };
 use std::{
+    cell::RefCell,
     io,
     net::SocketAddr,
+    pin::Pin,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, ReadBuf},
+    io::{AsyncRead, AsyncWriteExt, ReadBuf},
     net::TcpStream,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -22,8 +24,16 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 const HEAD_BYTES_MAX: usize = 64 << 10;
 /// Most headers of a response.
 const HEADERS_MAX: usize = 128;
-/// Large enough for whatever a stream of tokens brings at once; small enough for thousands of connections.
+/// Of a connection's own buffer, at first: a head and the beginning of a body.
+const BUFFER_BYTES: usize = 4 << 10;
+/// Large enough for whatever a stream of tokens brings at once.
 const READ_BYTES: usize = 16 << 10;
+
+thread_local! {
+    /// Bodies are read here and used at once: space that all connections of a thread share stays in its CPU's cache, a buffer for each of a
+    /// thousand does not.
+    static SPACE: RefCell<Box<[u8; READ_BYTES]>> = RefCell::new(Box::new([0; READ_BYTES]));
+}
 
 /// How connections are made.
 #[derive(Clone, Debug)]
@@ -67,6 +77,12 @@ pub struct Head {
     pub status: u16,
     /// The body's type, lower case, without parameters.
     pub content_type: String,
+    /// How the body is packed, where it is.
+    pub encoding: Option<String>,
+    /// Where the server wants the request sent.
+    pub location: Option<String>,
+    /// When the server wants it sent again.
+    pub retry_after: Option<String>,
     /// The connection can carry another request after the body.
     pub keep_alive: bool,
     /// When the first byte came.
@@ -137,7 +153,7 @@ impl Connector {
                 Transport::Tls(Box::new(stream.map_err(|error| Failure { class, message: error.to_string() })?))
             }
         };
-        Ok(Connection { transport, buffer: vec![0; READ_BYTES], start: 0, end: 0, read: ReadTimes::default() })
+        Ok(Connection { transport, buffer: vec![0; BUFFER_BYTES], start: 0, end: 0, read: ReadTimes::default() })
     }
 }
 
@@ -207,23 +223,50 @@ impl Connection {
         if decoder.is_empty() {
             return Ok(true);
         }
-        if self.start == self.end {
-            match self.fill().await {
-                Err(failure) if failure.class == FailureClass::Closed && decoder.ends_with_connection() => {
-                    return Ok(true);
+        if self.start < self.end {
+            let at = self.read.received;
+            let state = decoder.decode(&self.buffer[self.start..self.end], |part| content(part, at));
+            return match state.map_err(malformed)? {
+                BodyState::Open => {
+                    (self.start, self.end) = (0, 0);
+                    Ok(false)
                 }
-                other => other?,
-            }
+                BodyState::Complete { used } => {
+                    self.start += used;
+                    Ok(true)
+                }
+            };
+        }
+        std::future::poll_fn(|cx| {
+            SPACE.with_borrow_mut(|space| {
+                let mut space = ReadBuf::new(&mut space[..]);
+                let read = ready!(self.transport.poll_read(cx, &mut space, &mut self.read));
+                Poll::Ready(read.and_then(|()| self.use_up(space.filled(), decoder, &mut content)))
+            })
+        })
+        .await
+    }
+
+    /// Decodes what was just read of a body; nothing is the connection's end. What follows the body is kept.
+    fn use_up(
+        &mut self,
+        bytes: &[u8],
+        decoder: &mut BodyDecoder,
+        content: &mut impl FnMut(&[u8], Nanos),
+    ) -> Result<bool, Failure> {
+        if bytes.is_empty() {
+            return if decoder.ends_with_connection() { Ok(true) } else { Err(closed()) };
         }
         let at = self.read.received;
-        let state = decoder.decode(&self.buffer[self.start..self.end], |part| content(part, at));
-        match state.map_err(malformed)? {
-            BodyState::Open => {
-                (self.start, self.end) = (0, 0);
-                Ok(false)
-            }
+        match decoder.decode(bytes, |part| content(part, at)).map_err(malformed)? {
+            BodyState::Open => Ok(false),
             BodyState::Complete { used } => {
-                self.start += used;
+                let rest = &bytes[used..];
+                if self.buffer.len() < rest.len() {
+                    self.buffer.resize(rest.len(), 0);
+                }
+                self.buffer[..rest.len()].copy_from_slice(rest);
+                (self.start, self.end) = (0, rest.len());
                 Ok(true)
             }
         }
@@ -234,35 +277,22 @@ impl Connection {
         self.read.waited.take()
     }
 
+    /// Reads more into the connection's own buffer.
     async fn fill(&mut self) -> Result<(), Failure> {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
         }
-        let space = &mut self.buffer[self.end..];
-        let read = match &mut self.transport {
-            Transport::Plain(socket) => {
-                let read = socket.read(space).await;
-                self.read = socket.times();
-                read
-            }
-            Transport::Tls(stream) => {
-                let read = stream.read(space).await;
-                // What an earlier read brought and nobody asked for yet was not waited for anew.
-                let times = stream.get_ref().0.times();
-                let waited = times.waited.filter(|_| times.received != self.read.received);
-                self.read = ReadTimes { waited, ..times };
-                read
-            }
-        };
-        match read {
-            Ok(0) => {
-                Err(Failure { class: FailureClass::Closed, message: "the server closed the connection".to_owned() })
-            }
-            Ok(bytes) => {
+        let read = std::future::poll_fn(|cx| {
+            let mut space = ReadBuf::new(&mut self.buffer[self.end..]);
+            let read = ready!(self.transport.poll_read(cx, &mut space, &mut self.read));
+            Poll::Ready(read.map(|()| space.filled().len()))
+        });
+        match read.await? {
+            0 => Err(closed()),
+            bytes => {
                 self.end += bytes;
                 Ok(())
             }
-            Err(error) => Err(stream_failure(&error)),
         }
     }
 
@@ -277,6 +307,33 @@ impl Connection {
             self.buffer.resize(self.end * 2, 0);
         }
         Ok(())
+    }
+}
+
+impl Transport {
+    /// One read, and when its bytes had come.
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        space: &mut ReadBuf<'_>,
+        times: &mut ReadTimes,
+    ) -> Poll<Result<(), Failure>> {
+        let read = match self {
+            Self::Plain(socket) => {
+                let read = ready!(Pin::new(&mut *socket).poll_read(cx, space));
+                *times = socket.times();
+                read
+            }
+            Self::Tls(stream) => {
+                let read = ready!(Pin::new(&mut **stream).poll_read(cx, space));
+                // What an earlier read brought and nobody asked for yet was not waited for anew.
+                let last = stream.get_ref().0.times();
+                let waited = last.waited.filter(|_| last.received != times.received);
+                *times = ReadTimes { waited, ..last };
+                read
+            }
+        };
+        Poll::Ready(read.map_err(|error| stream_failure(&error)))
     }
 }
 
@@ -295,8 +352,10 @@ fn parse_head(bytes: &[u8], first_byte: Nanos) -> Result<Option<(Head, BodyDecod
     let status = response.code.unwrap_or(0);
     let mut keep_alive = response.version == Some(1);
     let (mut content_type, mut length, mut chunked) = (String::new(), None, false);
+    let (mut encoding, mut location, mut retry_after) = (None, None, None);
     for header in response.headers.iter() {
-        let value = String::from_utf8_lossy(header.value).trim().to_ascii_lowercase();
+        let given = String::from_utf8_lossy(header.value).trim().to_owned();
+        let value = given.to_ascii_lowercase();
         match header.name.to_ascii_lowercase().as_str() {
             "content-type" => content_type = value.split(';').next().unwrap_or("").trim().to_owned(),
             "content-length" => {
@@ -306,6 +365,9 @@ fn parse_head(bytes: &[u8], first_byte: Nanos) -> Result<Option<(Head, BodyDecod
                 }
             }
             "transfer-encoding" => chunked = value.split(',').next_back().is_some_and(|last| last.trim() == "chunked"),
+            "content-encoding" => encoding = Some(value).filter(|encoding| encoding != "identity"),
+            "location" => location = Some(given),
+            "retry-after" => retry_after = Some(given),
             "connection" => keep_alive &= !value.split(',').any(|option| option.trim() == "close"),
             _ => {}
         }
@@ -317,7 +379,12 @@ fn parse_head(bytes: &[u8], first_byte: Nanos) -> Result<Option<(Head, BodyDecod
         (_, false, None) => BodyDecoder::until_close(),
     };
     keep_alive &= !decoder.ends_with_connection();
-    Ok(Some((Head { status, content_type, keep_alive, first_byte }, decoder, used)))
+    let head = Head { status, content_type, encoding, location, retry_after, keep_alive, first_byte };
+    Ok(Some((head, decoder, used)))
+}
+
+fn closed() -> Failure {
+    Failure { class: FailureClass::Closed, message: "the server closed the connection".to_owned() }
 }
 
 fn malformed(message: &str) -> Failure {

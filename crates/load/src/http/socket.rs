@@ -4,7 +4,7 @@
 //! client thread that had to wait for a CPU does not stamp late. Elsewhere the time is that at which the read returned.
 //! Bytes of several packets in one read have the time of the last.
 
-use crate::{clock::Clock, record::Nanos};
+use crate::{clock::Clock, record::Nanos, rounds};
 use std::{
     io,
     pin::Pin,
@@ -25,8 +25,8 @@ const LOOK_MAX: Nanos = 5_000;
 pub(crate) struct Socket {
     stream: TcpStream,
     clock: Clock,
-    /// Where the kernel puts its time; empty where it gives none.
-    control: Vec<u8>,
+    /// The kernel gives its times.
+    stamped: bool,
     last: ReadTimes,
 }
 
@@ -41,8 +41,8 @@ pub(crate) struct ReadTimes {
 
 impl Socket {
     pub(crate) fn new(stream: TcpStream, clock: Clock) -> Self {
-        let control = kernel::ask_for_times(&stream);
-        Self { stream, clock, control, last: ReadTimes::default() }
+        let stamped = kernel::ask_for_times(&stream);
+        Self { stream, clock, stamped, last: ReadTimes::default() }
     }
 
     /// Of the last read.
@@ -56,7 +56,10 @@ impl Socket {
 
     fn note(&mut self, at: Option<Duration>) {
         let (now, waited) = match at.and_then(|at| wait_since(&self.clock, at)) {
-            Some((now, waited)) => (now, Some(waited)),
+            Some((now, waited)) => {
+                rounds::note_read();
+                (now, Some(waited))
+            }
             None => (self.clock.now(), None),
         };
         // Order is kept whatever happens to the system's clock.
@@ -86,7 +89,7 @@ fn system_time() -> Option<Duration> {
 impl AsyncRead for Socket {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.control.is_empty() {
+        if !this.stamped {
             ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
             this.note(None);
             return Poll::Ready(Ok(()));
@@ -96,7 +99,7 @@ impl AsyncRead for Socket {
             let space = buffer.initialize_unfilled();
             let mut read = None;
             let tried = this.stream.try_io(Interest::READABLE, || {
-                let (bytes, at) = kernel::receive(&this.stream, space, &mut this.control)?;
+                let (bytes, at) = kernel::receive(&this.stream, space)?;
                 read = Some((bytes, at));
                 // A read that did not fill the buffer has emptied the socket: without this error the runtime would believe
                 // that there is more, and the next read would cost a call that finds nothing.
@@ -132,32 +135,27 @@ impl AsyncWrite for Socket {
 
 #[cfg(target_os = "linux")]
 pub(super) mod kernel {
-    use nix::sys::{
-        socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt::ReceiveTimestampns},
-        time::TimeSpec,
-    };
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt::ReceiveTimestampns};
     use std::{
         io::{self, IoSliceMut},
         os::fd::{AsFd, AsRawFd},
         time::Duration,
     };
 
-    /// Space for the kernel's times; empty where it will not give them.
-    pub(in crate::http) fn ask_for_times(stream: &impl AsFd) -> Vec<u8> {
-        match setsockopt(stream, ReceiveTimestampns, &true) {
-            Ok(()) => nix::cmsg_space!(TimeSpec),
-            Err(_) => Vec::new(),
-        }
+    /// Where the kernel puts its time; a control message begins at a multiple of its header's alignment.
+    #[repr(align(16))]
+    struct Control([u8; 64]);
+
+    /// Asks the kernel for its times; false where it will not give them.
+    pub(in crate::http) fn ask_for_times(stream: &impl AsFd) -> bool {
+        setsockopt(stream, ReceiveTimestampns, &true).is_ok()
     }
 
     /// Reads what is there, with the system's time at which the kernel received the last of it.
-    pub(in crate::http) fn receive(
-        stream: &impl AsRawFd,
-        space: &mut [u8],
-        control: &mut [u8],
-    ) -> io::Result<(usize, Option<Duration>)> {
+    pub(in crate::http) fn receive(stream: &impl AsRawFd, space: &mut [u8]) -> io::Result<(usize, Option<Duration>)> {
+        let mut control = Control([0; 64]);
         let mut parts = [IoSliceMut::new(space)];
-        let message = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(control), MsgFlags::MSG_DONTWAIT)?;
+        let message = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut control.0), MsgFlags::MSG_DONTWAIT)?;
         // The first packets after the first request for times may come without.
         let mut times = message.cmsgs().into_iter().flatten().filter_map(|control| match control {
             ControlMessageOwned::ScmTimestampns(time) => Some(Duration::from(time)),
@@ -173,11 +171,11 @@ pub(super) mod kernel {
 pub(super) mod kernel {
     use std::{io, time::Duration};
 
-    pub(in crate::http) fn ask_for_times<T>(_: &T) -> Vec<u8> {
-        Vec::new()
+    pub(in crate::http) fn ask_for_times<T>(_: &T) -> bool {
+        false
     }
 
-    pub(in crate::http) fn receive<T>(_: &T, _: &mut [u8], _: &mut [u8]) -> io::Result<(usize, Option<Duration>)> {
+    pub(in crate::http) fn receive<T>(_: &T, _: &mut [u8]) -> io::Result<(usize, Option<Duration>)> {
         Err(io::ErrorKind::Unsupported.into())
     }
 }

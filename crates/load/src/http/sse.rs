@@ -5,6 +5,11 @@ use memchr::memchr2;
 /// Longest accepted event.
 const EVENT_BYTES_MAX: usize = 4 << 20;
 
+/// How much of a line that is none of an event's is kept.
+const UNKNOWN_BYTES_MAX: usize = 1 << 10;
+/// Comments and fields that are of no use here.
+const KNOWN: [&[u8]; 4] = [b":", b"event", b"id", b"retry"];
+
 /// Splits a stream into the data of its events. Names, ids and retry times are of no use here and are dropped.
 #[derive(Debug, Default)]
 pub struct SseParser {
@@ -15,6 +20,8 @@ pub struct SseParser {
     /// The last line ended with a carriage return: a line feed that follows belongs to it.
     after_return: bool,
     begun: bool,
+    /// The last line that is none of an event's, a comment or field of the standard.
+    unknown: Option<Vec<u8>>,
 }
 
 impl SseParser {
@@ -41,6 +48,17 @@ impl SseParser {
                 return Ok(());
             };
             self.after_return = piece[end] == b'\r';
+            if self.line.is_empty()
+                && self.data.is_empty()
+                && self.begun
+                && piece[end..].starts_with(b"\n\n")
+                && let Some(value) = part.strip_prefix(b"data:")
+            {
+                // A whole event of one line, as nearly all are: its data need not be kept.
+                event(value.strip_prefix(b" ").unwrap_or(value));
+                piece = &piece[end + 2..];
+                continue;
+            }
             if self.line.is_empty() {
                 self.line_done(part, &mut event);
             } else {
@@ -72,7 +90,14 @@ impl SseParser {
             self.data.push(b'\n');
         } else if line == b"data" {
             self.data.push(b'\n');
+        } else if !KNOWN.iter().any(|known| line.starts_with(known)) {
+            self.unknown = Some(line[..line.len().min(UNKNOWN_BYTES_MAX)].to_vec());
         }
+    }
+
+    /// The last line that is none of an event's: servers that do not keep to the standard say there what went wrong.
+    pub fn unknown_line(&self) -> Option<&[u8]> {
+        self.unknown.as_deref()
     }
 }
 

@@ -1,6 +1,9 @@
 //! The traps, each a server's script and what a right measurement of it says.
 
-use super::{Ending, Script, TruthServer, errors::Errors};
+use super::{
+    Ending, RemoteTruth, Script, TruthServer,
+    errors::{Errors, OneClock},
+};
 use crate::{
     client_health::ClientHealth,
     clock::Clock,
@@ -118,17 +121,24 @@ pub fn cases(streams: u32, rate: f64, duration: Duration) -> Vec<Case> {
     ]
 }
 
-/// Runs one case on client threads.
+/// Runs one case on client threads, against a server of its own or one of another process.
 ///
 /// # Errors
-/// When the server or the client cannot be set up.
-pub fn prove(case: &Case, threads: ClientThreads, stop: &Stop) -> io::Result<CaseResult> {
+/// When the server or the client cannot be set up, or the other process is none.
+pub fn prove(case: &Case, threads: ClientThreads, remote: Option<&RemoteTruth>, stop: &Stop) -> io::Result<CaseResult> {
     let clock = Clock::start();
-    let server = case.script.clone().map(|script| TruthServer::beside(threads.asked(), script, clock)).transpose()?;
-    let address = match &server {
-        Some(server) => server.address(),
+    let mut server = None;
+    let url = match (&case.script, remote) {
+        (Some(script), Some(remote)) => {
+            remote.set(script)?;
+            remote.chat()
+        }
+        (Some(script), None) => {
+            let started = TruthServer::beside(threads, script.clone(), clock)?;
+            chat(server.insert(started).address())?
+        }
         // A port that was just given up: nobody listens there.
-        None => std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?,
+        (None, _) => chat(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?)?,
     };
     let work = Arc::new(work());
     let level = Level {
@@ -137,9 +147,16 @@ pub fn prove(case: &Case, threads: ClientThreads, stop: &Stop) -> io::Result<Cas
         warmup: 0,
         first_number: 0,
     };
-    let target = Arc::new(target(address, clock)?);
+    let target = Arc::new(target(&url, clock)?);
     let run = run_level(&target, &work, level, threads, stop)?;
-    let (verdict, found) = judge(case, &run, &work, server.as_ref());
+    let errors = match (&server, remote) {
+        (Some(server), _) => Errors::of(&run.records, &work, &server.truths(), OneClock::Yes),
+        (None, Some(remote)) if case.script.is_some() => {
+            Errors::of(&run.records, &work, &remote.truths()?, OneClock::No)
+        }
+        _ => Errors::default(),
+    };
+    let (verdict, found) = judge(case, &run, &errors);
     Ok(CaseResult { name: case.name, verdict, found, client: ClientHealth::of(&run, &target.live) })
 }
 
@@ -152,14 +169,18 @@ pub(super) fn work() -> Work {
     Work { prompts, output: Lengths::Fixed(64), conversations: None, seed: 1 }
 }
 
-pub(super) fn target(address: SocketAddr, clock: Clock) -> io::Result<Target> {
-    let url: Url = format!("http://{address}/v1/chat/completions").parse().map_err(io::Error::other)?;
+/// The chat route of a server on this machine.
+pub(super) fn chat(address: SocketAddr) -> io::Result<Url> {
+    format!("http://{address}/v1/chat/completions").parse().map_err(io::Error::other)
+}
+
+pub(super) fn target(url: &Url, clock: Clock) -> io::Result<Target> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let limits = Limits { connect: Duration::from_secs(10), trust: Trust::Machine };
-    let connector = runtime.block_on(Connector::new(&url, &limits));
+    let connector = runtime.block_on(Connector::new(url, &limits));
     Ok(Target {
         connector: connector.map_err(|failure| io::Error::other(failure.message))?,
-        url,
+        url: url.clone(),
         headers: Vec::new(),
         options: RequestOptions {
             api: Api::Chat,
@@ -177,7 +198,7 @@ pub(super) fn target(address: SocketAddr, clock: Clock) -> io::Result<Target> {
     })
 }
 
-fn judge(case: &Case, run: &LevelRun, work: &Work, server: Option<&TruthServer>) -> (Verdict, String) {
+fn judge(case: &Case, run: &LevelRun, errors: &Errors) -> (Verdict, String) {
     let Some(summary) = Summary::of(&run.records, &Objectives::default()) else {
         return (Verdict::Wrong, "nothing was measured".to_owned());
     };
@@ -194,7 +215,6 @@ fn judge(case: &Case, run: &LevelRun, work: &Work, server: Option<&TruthServer>)
         Expected::Failed(class) => return all(counts.failed, class),
         Expected::Instants | Expected::TokensPerChunk(_) | Expected::LongestGap(_) => {}
     }
-    let errors = server.map(|server| Errors::of(&run.records, work, &server.truths())).unwrap_or_default();
     let mut right = counts.completed == case.requests && errors.unmatched == 0 && errors.before_written == 0;
     let mut found = format!("{} of {} completed; {}", counts.completed, case.requests, errors.text());
     match case.expected {

@@ -1,6 +1,6 @@
 //! What the client got wrong of what the ground-truth server did.
 
-use super::Truth;
+use super::server::Noted;
 use crate::{
     definitions::{self, chunk_gaps},
     openai::Prompt,
@@ -8,7 +8,6 @@ use crate::{
     statistics::interpolated,
     work::Work,
 };
-use std::collections::HashMap;
 
 /// Highest error of a TTFT at the 99th percentile, in milliseconds.
 const TTFT_ERROR_P99_MS_MAX: f64 = 5.0;
@@ -41,36 +40,47 @@ pub(super) struct Errors {
     interrupted_writes: u64,
 }
 
+/// Whether the server's notes and the client's are by the same clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OneClock {
+    Yes,
+    No,
+}
+
 /// By how many milliseconds a value lies outside of bounds.
 fn outside(value: Nanos, least: Nanos, most: Nanos) -> f64 {
     least.saturating_sub(value).max(value.saturating_sub(most)) as f64 / 1e6
 }
 
 impl Errors {
-    pub(super) fn of(records: &[RequestRecord], work: &Work, truths: &HashMap<String, Vec<Truth>>) -> Self {
+    pub(super) fn of(records: &[RequestRecord], work: &Work, truths: &Noted, one_clock: OneClock) -> Self {
         let mut errors = Self::default();
         for record in records {
             let Prompt::Text(prompt) = work.item(record.index).prompt else { continue };
             let truth = truths.get(&prompt).and_then(|truths| truths.first());
             let Some(truth) =
-                truth.filter(|truth| truth.written.len() == record.chunks.len() && !truth.written.is_empty())
+                truth.filter(|truth| truth.writes.len() == record.chunks.len() && !truth.writes.is_empty())
             else {
                 errors.unmatched += 1;
                 continue;
             };
-            let early = |at: Nanos, written: Nanos| at + CLOCKS_APART_MAX < written;
-            let pairs = record.chunks.iter().zip(&truth.written);
-            errors.before_written += pairs.filter(|(chunk, written)| early(chunk.at, **written)).count() as u64;
-            errors.writes += truth.took.len() as u64;
-            errors.gaps_written += truth.written.len() as u64 - 1;
-            errors.gaps_written_sum += truth.written[truth.written.len() - 1] - truth.written[0];
-            errors.interrupted_writes += truth.took.iter().filter(|&&took| took > TOOK_MAX).count() as u64;
+            let writes = &truth.writes;
+            let (first, last) = (writes[0], writes[writes.len() - 1]);
+            if one_clock == OneClock::Yes {
+                let pairs = record.chunks.iter().zip(writes);
+                errors.before_written +=
+                    pairs.filter(|(chunk, write)| chunk.at + CLOCKS_APART_MAX < write.at).count() as u64;
+            }
+            errors.writes += writes.len() as u64;
+            errors.gaps_written += writes.len() as u64 - 1;
+            errors.gaps_written_sum += last.at - first.at;
+            errors.interrupted_writes += writes.iter().filter(|write| write.took > TOOK_MAX).count() as u64;
             if let Some(ttft) = definitions::ttft(record) {
-                let least = truth.written[0].saturating_sub(truth.received);
-                errors.ttft.push(outside(ttft, least, least + truth.took[0]));
+                let least = first.at.saturating_sub(truth.received);
+                errors.ttft.push(outside(ttft, least, least + first.took));
             }
             // The packet left between the two times of its write, so a gap is known to lie between two bounds.
-            let left = |place: usize| (truth.written[place], truth.written[place] + truth.took[place]);
+            let left = |place: usize| (writes[place].at, writes[place].at + writes[place].took);
             errors.gap.extend(chunk_gaps(record).enumerate().map(|(place, gap)| {
                 let (before, after) = (left(place), left(place + 1));
                 outside(gap, after.0.saturating_sub(before.1), after.1 - before.0)

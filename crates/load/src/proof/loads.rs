@@ -2,7 +2,7 @@
 
 use super::{
     Script, TruthServer,
-    cases::{target, work},
+    cases::{chat, target, work},
     tests::{plan, start, threads},
 };
 use crate::{
@@ -19,7 +19,7 @@ const MS: u64 = 1_000_000;
 const NO_LIMIT: Until = Until { requests: None, duration: None };
 
 fn run(server: &TruthServer, load: Load, work: Work) -> LevelRun {
-    let target = target(server.address(), server.clock()).unwrap();
+    let target = target(&chat(server.address()).unwrap(), server.clock()).unwrap();
     let level = Level { load, until: NO_LIMIT, warmup: 0, first_number: 0 };
     run_level(&Arc::new(target), &Arc::new(work), level, threads(2), &Stop::new()).unwrap()
 }
@@ -94,7 +94,7 @@ fn conversations_carry_what_was_said_and_pause_to_think() {
     let think = Duration::from_millis(20);
     let conversations = Some(Conversations { turns: Lengths::Fixed(3), think: Pause::Fixed(think.as_secs_f64()) });
     let work = Work { conversations, ..work() };
-    let target = Arc::new(target(server.address(), server.clock()).unwrap());
+    let target = Arc::new(target(&chat(server.address()).unwrap(), server.clock()).unwrap());
     for load in
         [Load::Closed { concurrency: 2 }, Load::Open { rate: 1000.0, arrivals: Arrivals::Poisson, in_flight_max: 10 }]
     {

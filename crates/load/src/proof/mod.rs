@@ -5,17 +5,21 @@
 
 mod cases;
 mod errors;
+mod remote;
 mod script;
 mod server;
 mod wire;
 mod writer;
 
 pub use cases::{Case, CaseResult, Verdict, cases, prove};
-pub use script::{Ending, Script, Truth};
+pub use remote::RemoteTruth;
+pub use script::{Ending, Script, Truth, Write};
 pub use server::TruthServer;
 
 #[cfg(test)]
 mod loads;
+#[cfg(test)]
+mod shapes;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

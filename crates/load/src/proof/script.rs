@@ -1,10 +1,14 @@
 //! What the ground-truth server is told to do, and what it notes of it.
 
 use crate::record::Nanos;
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
+/// Most content chunks of an answer that another process asks for.
+const CHUNKS_MAX: f64 = 1e6;
+
 /// How every request is answered.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Script {
     /// From the request to the first content.
     pub ttft: Duration,
@@ -31,7 +35,7 @@ pub struct Script {
 }
 
 /// How an answer ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub enum Ending {
     /// Finish reason, usage, end mark.
     Complete,
@@ -46,16 +50,24 @@ pub enum Ending {
 }
 
 /// When the server did what for one request.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct Truth {
     /// The last packet of the request had arrived.
     pub received: Nanos,
     /// Messages of the request.
     pub messages: usize,
-    /// Just before each content chunk was written.
-    pub written: Vec<Nanos>,
-    /// By how much later each write had returned: the packet left in between.
-    pub took: Vec<Nanos>,
+    /// Of each content chunk.
+    pub writes: Vec<Write>,
+}
+
+/// When a chunk was written: its packet left within this time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(into = "(Nanos, Nanos)", from = "(Nanos, Nanos)")]
+pub struct Write {
+    /// Just before.
+    pub at: Nanos,
+    /// By how much later the write had returned.
+    pub took: Nanos,
 }
 
 impl Default for Script {
@@ -88,6 +100,11 @@ pub(super) struct Plan {
 }
 
 impl Script {
+    /// Short enough that its notes fit in memory: another process may ask for anything.
+    pub(super) fn is_bounded(&self) -> bool {
+        f64::from(self.chunks) * (1.0 + self.chunks_vary.abs()) <= CHUNKS_MAX
+    }
+
     /// The answer of a number.
     pub(super) fn plan(&self, number: u32) -> Plan {
         // A prime stride puts neighbours far apart.
@@ -98,5 +115,17 @@ impl Script {
             Ending::Complete | Ending::Status(_) => chunks,
         };
         Plan { chunks, written, phase: self.spread.mul_f64(place) }
+    }
+}
+
+impl From<Write> for (Nanos, Nanos) {
+    fn from(write: Write) -> Self {
+        (write.at, write.took)
+    }
+}
+
+impl From<(Nanos, Nanos)> for Write {
+    fn from((at, took): (Nanos, Nanos)) -> Self {
+        Self { at, took }
     }
 }

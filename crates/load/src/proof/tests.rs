@@ -3,8 +3,8 @@
 
 use super::{
     Ending, Script, TruthServer,
-    cases::{target, work},
-    errors::Errors,
+    cases::{chat, target, work},
+    errors::{Errors, OneClock},
 };
 use crate::{
     ClientThreads, Clock, Event, Level, LevelRun, Outcome, Plan, Priority, PromptPlan, RequestRecord, Stop, Summary,
@@ -33,15 +33,15 @@ pub(super) fn closed(concurrency: u32, requests: u64) -> Level {
 
 /// Threads as those of any other program: what is shown does not hang on priority.
 pub(super) fn threads(count: usize) -> ClientThreads {
-    ClientThreads { count, priority: Priority::Normal }
+    ClientThreads { count: Some(count), priority: Priority::Normal }
 }
 
 pub(super) fn run(server: &TruthServer, level: Level, change: impl FnOnce(&mut Target)) -> (LevelRun, Errors) {
     let (clock, stop) = (server.clock(), Stop::new());
-    let mut target = target(server.address(), clock).unwrap();
+    let mut target = target(&chat(server.address()).unwrap(), clock).unwrap();
     change(&mut target);
     let run = run_level(&Arc::new(target), &Arc::new(work()), level, threads(2), &stop).unwrap();
-    let errors = Errors::of(&run.records, &work(), &server.truths());
+    let errors = Errors::of(&run.records, &work(), &server.truths(), OneClock::Yes);
     (run, errors)
 }
 
@@ -98,7 +98,7 @@ fn endings_are_told_apart() {
 #[test]
 fn refused_connections_are_results() {
     let address = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
-    let target = Arc::new(target(address, Clock::start()).unwrap());
+    let target = Arc::new(target(&chat(address).unwrap(), Clock::start()).unwrap());
     let run = run_level(&target, &Arc::new(work()), closed(2, 10), threads(1), &Stop::new()).unwrap();
     let summary = summary(&run);
     assert_eq!((summary.requests.sent, summary.requests.failed), (10, 10));
@@ -140,7 +140,7 @@ fn an_open_loop_keeps_its_schedule_when_the_server_does_not() {
     let server = start(Script { gap: Duration::from_millis(5), ..Script::default() });
     let load = Load::Open { rate: 1000.0, arrivals: Arrivals::Constant, in_flight_max: 1 };
     let level = Level { load, until: Until { requests: Some(8), duration: None }, warmup: 2, first_number: 0 };
-    let target = Arc::new(target(server.address(), server.clock()).unwrap());
+    let target = Arc::new(target(&chat(server.address()).unwrap(), server.clock()).unwrap());
     let run = run_level(&target, &Arc::new(work()), level, threads(1), &Stop::new()).unwrap();
     let due: Vec<u64> = run.records.iter().map(|record| record.scheduled - run.records[0].scheduled).collect();
     assert_eq!(due, (0..10).map(|place| place * 1_000_000).collect::<Vec<_>>());
@@ -156,7 +156,7 @@ fn an_open_loop_keeps_its_schedule_when_the_server_does_not() {
 #[test]
 fn an_interrupted_run_keeps_what_was_measured() {
     let server = start(Script { stall: Some((2, FOREVER)), ..Script::default() });
-    let target = Arc::new(target(server.address(), server.clock()).unwrap());
+    let target = Arc::new(target(&chat(server.address()).unwrap(), server.clock()).unwrap());
     let stop = Stop::new();
     let run = std::thread::scope(|scope| {
         let (target, stop) = (&target, &stop);

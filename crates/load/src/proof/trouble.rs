@@ -2,8 +2,8 @@
 
 use super::{
     Script, TruthServer,
-    cases::{target, work},
-    errors::Errors,
+    cases::{chat, target, work},
+    errors::{Errors, OneClock},
     tests::{FOREVER, closed, start, summary, threads},
 };
 use crate::{
@@ -22,7 +22,7 @@ use tokio_rustls::{
 #[test]
 fn a_server_that_is_killed_leaves_cut_off_and_refused_requests() {
     let server = start(Script { stall: Some((2, FOREVER)), ..Script::default() });
-    let target = Arc::new(target(server.address(), server.clock()).unwrap());
+    let target = Arc::new(target(&chat(server.address()).unwrap(), server.clock()).unwrap());
     let run = std::thread::scope(|scope| {
         let shared = &target;
         let run =
@@ -44,7 +44,7 @@ fn a_server_that_is_killed_leaves_cut_off_and_refused_requests() {
 #[test]
 fn a_server_that_never_answers_is_given_up() {
     let server = start(Script { stall: Some((0, FOREVER)), role_first: false, ..Script::default() });
-    let mut target = target(server.address(), server.clock()).unwrap();
+    let mut target = target(&chat(server.address()).unwrap(), server.clock()).unwrap();
     target.timeout = Duration::from_millis(100);
     let run = run_level(&Arc::new(target), &Arc::new(work()), closed(2, 4), threads(1), &Stop::new()).unwrap();
     let summary = summary(&run);
@@ -90,7 +90,7 @@ impl Relay {
     }
 
     fn target(&self, trust: Trust, clock: Clock) -> Result<Target, String> {
-        let mut target = target(self.address, clock).unwrap();
+        let mut target = target(&chat(self.address).unwrap(), clock).unwrap();
         target.url = format!("https://{}/v1/chat/completions", self.address).parse().unwrap();
         let limits = Limits { connect: Duration::from_secs(10), trust };
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
@@ -112,7 +112,7 @@ fn tls_is_measured_as_plain_http_is() {
         let run = relay.run(Trust::Authorities(relay.authority.path().to_owned()), &server);
         let summary = summary(&run);
         assert_eq!((summary.requests.completed, summary.chunks.count), (8, 32));
-        let errors = Errors::of(&run.records, &work(), &server.truths());
+        let errors = Errors::of(&run.records, &work(), &server.truths(), OneClock::Yes);
         assert_eq!((errors.unmatched, errors.before_written), (0, 0), "writes of {write_bytes:?}");
     }
 }

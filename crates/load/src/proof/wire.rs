@@ -18,6 +18,11 @@ pub(super) fn failed(status: u16) -> Vec<u8> {
     whole(&format!("{status} Scripted"), ERROR)
 }
 
+/// Why what a client told cannot be done.
+pub(super) fn refused(reason: &str) -> Vec<u8> {
+    whole("400 Bad Request", &serde_json::json!({"error": {"message": reason}}).to_string())
+}
+
 /// An answer that is not streamed.
 pub(super) fn unstreamed(script: &Script, plan: &Plan, prompt_tokens: usize) -> Vec<u8> {
     let usage = if script.usage { format!(",\"usage\":{}", usage(script, plan, prompt_tokens)) } else { String::new() };

@@ -3,15 +3,27 @@
 use super::arguments::Arguments;
 use crate::interrupt::stop_on_interrupt;
 use crate::print;
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use powertrain_load::{
-    Stop,
-    proof::{self, Verdict},
+    Clock, Stop,
+    proof::{self, RemoteTruth, Script, TruthServer, Verdict},
 };
 use std::time::Duration;
 
 /// With so many clients their own work is shown, too.
 const MANY: u32 = 100;
+
+/// The built-in server alone, until Ctrl-C.
+pub(super) fn serve_truth(arguments: &Arguments) -> anyhow::Result<()> {
+    let stop = Stop::new();
+    stop_on_interrupt(&stop);
+    let address = arguments.listen;
+    let server = TruthServer::listen(address, arguments.threads(), Script::default(), Clock::start());
+    let server = server.with_context(|| format!("cannot listen on {address}; --listen takes another address"))?;
+    print(&format!("ground truth on http://{}; Ctrl-C ends it\n", server.address()))?;
+    tokio::runtime::Builder::new_current_thread().build()?.block_on(stop.requested());
+    Ok(())
+}
 
 /// Runs every trap against the built-in server. Failing one fails the command.
 pub(super) fn prove_itself(arguments: &Arguments) -> anyhow::Result<()> {
@@ -25,12 +37,19 @@ pub(super) fn prove_itself(arguments: &Arguments) -> anyhow::Result<()> {
     );
     let duration = Duration::from_secs_f64(arguments.duration.unwrap_or(5.0).clamp(0.1, 600.0));
     let threads = arguments.threads();
+    let remote = arguments.ground_truth.as_ref().map(RemoteTruth::new);
+    let mut cases = proof::cases(streams, rate, duration);
+    if let Some(text) = &arguments.case {
+        let names: Vec<_> = cases.iter().map(|case| case.name).collect();
+        cases.retain(|case| case.name.contains(text.as_str()));
+        ensure!(!cases.is_empty(), "--case {text}: no case's name holds that; they are `{}`", names.join("`, `"));
+    }
     let (mut wrong, mut late) = (0, 0);
-    for case in proof::cases(streams, rate, duration) {
+    for case in cases {
         if stop.is_requested() {
             break;
         }
-        let result = proof::prove(&case, threads, &stop)?;
+        let result = proof::prove(&case, threads, remote.as_ref(), &stop)?;
         let verdict = match result.verdict {
             Verdict::Right => "right",
             Verdict::Late => "LATE ",
@@ -42,14 +61,16 @@ pub(super) fn prove_itself(arguments: &Arguments) -> anyhow::Result<()> {
         let mut text = format!("{verdict}  {} ({} clients)\n       {}\n", result.name, case.concurrency, result.found);
         if result.verdict == Verdict::Late || case.concurrency >= MANY {
             text.push_str(&format!(
-                "       a client thread used {:.0} % of a CPU and waited for one {:.1} % of the time (with {}), while other programs \
-                 used {:.1} CPU s; chunks were read p99 {:.2} max {:.2} ms after they came\n",
+                "       {} client threads, the busiest used {:.0} % of a CPU and waited for one {:.1} % of the time (with {}), while other programs \
+                 used {:.1} CPU s; chunks were read p99 {:.2} max {:.2} ms after they came, in rounds {:.0} % of the time\n",
+                client.threads,
                 client.cpu_share_max * 100.0,
                 client.cpu_wait_share_max * 100.0,
                 client.priority_text(),
                 client.others_cpu_s.unwrap_or(0.0),
                 client.socket_wait_ms_p99.unwrap_or(f64::NAN),
                 client.socket_wait_ms_max.unwrap_or(f64::NAN),
+                client.in_rounds_share * 100.0,
             ));
         }
         for reason in &client.client_limited {

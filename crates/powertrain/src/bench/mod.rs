@@ -41,6 +41,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let url = match &arguments.url {
         Subject::Server(url) => url,
         Subject::Itself => return itself::prove_itself(arguments),
+        Subject::GroundTruth => return itself::serve_truth(arguments),
     };
     let plan = arguments.plan(url)?;
     ensure!(

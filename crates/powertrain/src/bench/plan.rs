@@ -21,8 +21,7 @@ impl Arguments {
             ClientPriority::Nice => Priority::Nice,
             ClientPriority::Normal => Priority::Normal,
         };
-        let default = ClientThreads::default();
-        ClientThreads { count: self.client_threads.map_or(default.count, usize::from), priority }
+        ClientThreads { count: self.client_threads.map(usize::from), priority }
     }
 
     pub(super) fn plan(&self, url: &Url) -> anyhow::Result<Plan> {

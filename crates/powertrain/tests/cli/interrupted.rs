@@ -28,7 +28,7 @@ fn keeps_what_it_has(signal: &str) {
     client.args(["--duration", "3600", "--output"]).arg(&path);
     let mut client = client.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     // Calibration asks for whole answers; those of the measurement are written chunk by chunk.
-    let streamed = || server.truths().values().flatten().filter(|truth| !truth.written.is_empty()).count();
+    let streamed = || server.truths().values().flatten().filter(|truth| !truth.writes.is_empty()).count();
     while streamed() < 40 {
         assert!(client.try_wait().unwrap().is_none(), "ended by itself");
         std::thread::yield_now();
