@@ -118,18 +118,18 @@ impl Index {
         fs::write(path, html).map_err(|error| Error::Unwritable { path: path.display().to_string(), error })
     }
 
-    /// Of each configuration, model and load with at least two runs: the metrics in the order of time.
+    /// Of each configuration, server, model and load with at least two runs: the metrics in the order of time.
     fn trends(&self) -> serde_json::Value {
-        let mut groups: BTreeMap<(&str, &str, &str), Vec<&Row>> = BTreeMap::new();
+        let mut groups: BTreeMap<[&str; 4], Vec<&Row>> = BTreeMap::new();
         for row in &self.rows {
-            groups.entry((&row.config, &row.model, &row.load)).or_default().push(row);
+            groups.entry([&row.config, &row.server, &row.model, &row.load]).or_default().push(row);
         }
-        let trends = groups.into_iter().filter(|(_, rows)| rows.len() >= 2).map(|((config, model, load), mut rows)| {
+        let trends = groups.into_iter().filter(|(_, rows)| rows.len() >= 2).map(|(names, mut rows)| {
             rows.reverse();
             let values = |place: usize| -> Vec<Option<f64>> {
                 rows.iter().map(|row| row.figures[place].as_ref().map(|figure| figure.value)).collect()
             };
-            let name = [config, model, load].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ");
+            let name = names.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ");
             json!({
                 "name": name,
                 "began_at": rows.iter().map(|row| &row.began_at).collect::<Vec<_>>(),
