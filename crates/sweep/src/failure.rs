@@ -83,9 +83,10 @@ impl ServerFailure {
             MEMORY_MARKS.iter().any(|mark| line.contains(mark))
         });
         let ended = matches!(kind, FailureKind::Ended | FailureKind::Died | FailureKind::TimedOut);
-        // Else the server's last words are the best reason there is.
+        // Else its last words that name an error are the best reason there is, or else its last words.
         let telling = |line: &&String| !EMPTY_WORDS.iter().any(|words| line.contains(words));
-        let last = log_tail.iter().rev().find(telling).or(log_tail.last());
+        let error = |line: &&String| telling(line) && line.to_lowercase().contains("error:");
+        let last = log_tail.iter().rev().find(error).or(log_tail.iter().rev().find(telling)).or(log_tail.last());
         let (kind, line) = match (marked.filter(|_| ended), last.filter(|_| ended)) {
             (Some(line), _) => (FailureKind::OutOfMemory, Some(line)),
             (None, last) => (kind, last),
@@ -117,6 +118,14 @@ fn tail(log: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hint_after_an_error_is_no_reason() {
+        let log = "error: unexpected argument '-1' found\n\n  tip: to pass '-1' as a value, use '-- -1'\n\nFor more information, try '--help'.\n";
+        let reason = |log| ServerFailure::new(FailureKind::Ended, "code 2".to_owned(), log).reason;
+        assert_eq!(reason(log), "code 2: error: unexpected argument '-1' found");
+        assert_eq!(reason("loading\nbye\n"), "code 2: bye");
+    }
 
     #[test]
     fn lack_of_memory_is_told_from_other_ends() {

@@ -8,7 +8,7 @@ use powertrain_load::{
     schedule::{Arrivals, Load, Until},
     work::Lengths,
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::{path::PathBuf, time::Duration};
 
 /// Most requests in flight of an open loop.
@@ -40,10 +40,10 @@ pub struct Workload {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration_s: Option<f64>,
     /// Prompt tokens, as `bench --input-tokens` takes them.
-    #[serde(default = "input_tokens")]
+    #[serde(default = "input_tokens", deserialize_with = "text_or_number")]
     pub input_tokens: String,
     /// Most output tokens, likewise.
-    #[serde(default = "output_tokens")]
+    #[serde(default = "output_tokens", deserialize_with = "text_or_number")]
     pub output_tokens: String,
     /// Generate to the limit, where the server can: else configurations may be compared by different answers.
     #[serde(default = "yes")]
@@ -271,6 +271,20 @@ fn chat() -> String {
     "chat".to_owned()
 }
 
+/// A length as `"128"` or `128`, a range as text.
+fn text_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a text or a whole number of tokens")]
+    enum Given {
+        Number(u32),
+        Text(String),
+    }
+    Ok(match Given::deserialize(deserializer)? {
+        Given::Number(tokens) => tokens.to_string(),
+        Given::Text(text) => text,
+    })
+}
+
 fn input_tokens() -> String {
     "256".to_owned()
 }
@@ -299,6 +313,16 @@ fn attainment() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lengths_are_numbers_or_texts() {
+        let read = |more: &str| toml::from_str::<Workload>(&format!("name = 'w'\nconcurrency = [1]\n{more}"));
+        let lengths = |more| read(more).map(|workload| (workload.input_tokens, workload.output_tokens)).unwrap();
+        assert_eq!(lengths("input_tokens = 32\noutput_tokens = '16-64'"), ("32".to_owned(), "16-64".to_owned()));
+        assert_eq!(lengths("output_tokens = 8").1, "8");
+        let error = read("input_tokens = 1.5").unwrap_err().to_string();
+        assert!(error.contains("a text or a whole number of tokens"), "{error}");
+    }
 
     #[test]
     fn connections_are_kept_unless_told_otherwise_and_old_folders_stay_valid() {
