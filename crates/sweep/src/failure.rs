@@ -20,8 +20,16 @@ const MEMORY_MARKS: &[&str] = &[
     "of gpu memory, ",
 ];
 /// Last lines of logs that say nothing themselves.
-const EMPTY_WORDS: &[&str] =
-    &["For further information visit", "See root cause above", "resource_tracker: There appear", "warnings.warn("];
+const EMPTY_WORDS: &[&str] = &[
+    "For further information visit",
+    "See root cause above",
+    "resource_tracker: There appear",
+    "warnings.warn(",
+    // What clap says after an error.
+    "For more information, try",
+    "Usage: ",
+    "  tip: ",
+];
 /// Lines of a log that are kept with a failure.
 const TAIL_LINES: usize = 30;
 /// Longest kept line.
@@ -83,10 +91,9 @@ impl ServerFailure {
             MEMORY_MARKS.iter().any(|mark| line.contains(mark))
         });
         let ended = matches!(kind, FailureKind::Ended | FailureKind::Died | FailureKind::TimedOut);
-        // Else its last words that name an error are the best reason there is, or else its last words.
+        // Else the server's last words are the best reason there is.
         let telling = |line: &&String| !EMPTY_WORDS.iter().any(|words| line.contains(words));
-        let error = |line: &&String| telling(line) && line.to_lowercase().contains("error:");
-        let last = log_tail.iter().rev().find(error).or(log_tail.iter().rev().find(telling)).or(log_tail.last());
+        let last = log_tail.iter().rev().find(telling).or(log_tail.last());
         let (kind, line) = match (marked.filter(|_| ended), last.filter(|_| ended)) {
             (Some(line), _) => (FailureKind::OutOfMemory, Some(line)),
             (None, last) => (kind, last),
