@@ -50,6 +50,8 @@ pub struct SideSummary {
     pub config: String,
     /// Runs.
     pub runs: usize,
+    /// When each began, in that order: tells a reader whether files are these runs.
+    pub began_at: Vec<String>,
 }
 
 /// One load.
@@ -196,7 +198,12 @@ impl SideSummary {
     fn of(side: &Side) -> Self {
         let mut configs: Vec<&str> = side.runs.iter().map(|run| run.result.config.as_str()).collect();
         configs.dedup();
-        Self { path: side.path.display().to_string(), config: configs.join(", "), runs: side.runs.len() }
+        Self {
+            path: side.path.display().to_string(),
+            config: configs.join(", "),
+            runs: side.runs.len(),
+            began_at: side.runs.iter().map(|run| run.result.began_at.clone()).collect(),
+        }
     }
 }
 

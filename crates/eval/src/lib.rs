@@ -12,6 +12,7 @@ mod endpoint;
 mod likelihood;
 mod perplexity;
 pub mod questions;
+mod text;
 mod top;
 mod windows;
 
@@ -20,6 +21,7 @@ pub use divergence::{Divergence, Position};
 pub use endpoint::{Endpoint, EndpointError};
 pub use likelihood::Likelihood;
 pub use perplexity::{EndpointPerplexity, Scoring, perplexity};
+pub use text::text_sha256;
 pub use top::{Alternatives, Token, TopDivergence};
 pub use windows::WindowsOf;
 

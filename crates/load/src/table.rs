@@ -35,7 +35,11 @@ pub fn load_name(load: &LoadResult) -> String {
             format!("open loop, {rate} requests/s, {arrivals}{shape}")
         }
         LoadResult::Stages { unit, stages, .. } if unit == "clients" => format!("clients by stages, {stages}"),
-        LoadResult::Stages { stages, .. } => format!("open loop by stages, {stages} requests/s"),
+        LoadResult::Stages { stages, arrivals, burstiness, .. } => {
+            let arrivals = arrivals.as_ref().map(|arrivals| format!(", {arrivals}")).unwrap_or_default();
+            let shape = burstiness.map(|shape| format!(" of shape {shape}")).unwrap_or_default();
+            format!("open loop by stages, {stages} requests/s{arrivals}{shape}")
+        }
         LoadResult::Trace { file, requests, time_scale, .. } => {
             format!("{requests} requests of the trace {file}, times multiplied by {time_scale}")
         }

@@ -99,7 +99,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             .with_context(|| format!("window {number}"))?;
         progress.say(number + 1);
     }
-    give(arguments, &divergence, &reference, &other, started.elapsed().as_secs_f64())
+    give(arguments, &text, &divergence, &reference, &other, started.elapsed().as_secs_f64())
 }
 
 fn tokens(loaded: &Loaded, text: &str) -> anyhow::Result<(Vec<TokenId>, Option<TokenId>)> {
@@ -136,6 +136,7 @@ fn add_window(
 
 fn give(
     arguments: &Arguments,
+    text: &str,
     found: &Divergence,
     reference: &Loaded,
     other: &Loaded,
@@ -153,6 +154,7 @@ fn give(
         "weights": other.dtype,
         "reference": name,
         "file": arguments.text.file,
+        "text_sha256": powertrain_eval::text_sha256(text),
         "context": arguments.text.context,
         "windows": found.windows(),
         "tokens_scored": found.positions(),

@@ -20,11 +20,12 @@ pub(crate) fn run(arguments: &Arguments, url: &str, baseline: &str) -> anyhow::R
         progress.windows = of;
         progress.say(done);
     })?;
-    give(arguments, &found, &reference, &other, started.elapsed().as_secs_f64())
+    give(arguments, &text, &found, &reference, &other, started.elapsed().as_secs_f64())
 }
 
 fn give(
     arguments: &Arguments,
+    source: &str,
     result: &EndpointDivergence,
     reference: &Endpoint,
     other: &Endpoint,
@@ -47,6 +48,7 @@ fn give(
         "top": arguments.top,
         "tokenizers_alike": result.tokenizers_alike,
         "file": arguments.text.file,
+        "text_sha256": powertrain_eval::text_sha256(source),
         "context": arguments.text.context,
         "windows": found.windows(),
         "tokens_scored": found.positions(),

@@ -2,7 +2,7 @@
 
 use crate::{divergence, engine_flags::EngineFlags, perplexity, print, questions};
 use anyhow::{Context, ensure};
-use powertrain_eval::{Endpoint, FORMAT, Likelihood, Scoring, WindowsOf};
+use powertrain_eval::{Endpoint, FORMAT, Likelihood, Scoring, WindowsOf, text_sha256};
 use powertrain_text::{AddSpecial, ParseSpecial};
 use serde_json::{Value, json};
 use std::{
@@ -134,7 +134,12 @@ fn in_our_engine(arguments: &PerplexityArguments) -> anyhow::Result<()> {
     let mut progress = Progress::new(tokens.len() / context);
     let started = Instant::now();
     let found = perplexity::measure(&loaded.engine.handle(), &tokens, bos, context, &mut |done| progress.say(done))?;
-    let more = json!({"model": loaded.name, "weights": loaded.dtype, "seconds": started.elapsed().as_secs_f64()});
+    let more = json!({
+        "text_sha256": text_sha256(&text),
+        "model": loaded.name,
+        "weights": loaded.dtype,
+        "seconds": started.elapsed().as_secs_f64(),
+    });
     give(arguments, &found, more, &format!("windows of {context}"))
 }
 
@@ -153,6 +158,7 @@ fn over_http(arguments: &PerplexityArguments, url: &str) -> anyhow::Result<()> {
         Scoring::Echo => "echo",
     };
     let more = json!({
+        "text_sha256": text_sha256(&text),
         "model": endpoint.model,
         "url": endpoint.url(),
         "scoring": scoring,

@@ -46,7 +46,7 @@ pub struct Assessed {
     pub side: Side,
     /// Where it is best used.
     pub spot: Option<SweetSpot>,
-    /// Where its time goes there, or why that is unknown.
+    /// Where its time goes there, or why that cannot be told.
     pub split: Result<Split, &'static str>,
     /// What it costs there on each machine of the scenario.
     pub costs: Vec<Cost>,
@@ -84,6 +84,7 @@ impl Analysis {
         }
         let mut changes = change::changes(&before, &after);
         if let Some(comparison) = &comparison {
+            comparison::check_sides(comparison, &before, &after)?;
             comparison::take_verdicts(comparison, &mut changes);
         }
         let mut analysis = Self {
@@ -123,8 +124,13 @@ impl Assessed {
     fn of(scenario: &Scenario, side: Side) -> Self {
         let spot = sweet_spot::find(scenario, &side);
         let point = spot.as_ref().and_then(|spot| side.point(&spot.load));
-        let split = point.ok_or("there is no sweet spot").and_then(|point| cost::split(&side, point));
-        let costs = split.as_ref().map(|split| cost::costs(scenario, split)).unwrap_or_default();
+        let rates = point.and_then(|point| cost::rates(&side, point));
+        let split = match (point, &rates) {
+            (None, _) => Err("there is no sweet spot"),
+            (Some(_), None) => Err("no output was measured at the sweet spot"),
+            (Some(_), Some(rates)) => cost::split(&side, rates),
+        };
+        let costs = rates.map(|rates| cost::costs(scenario, &rates, split.as_ref().ok())).unwrap_or_default();
         let memory = memory(&side);
         Self { side, spot, split, costs, memory }
     }

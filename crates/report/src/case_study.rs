@@ -13,6 +13,7 @@ use crate::{
     metric::{self, METRICS},
     render, requirement,
     run::{Level, WORK},
+    scenario::Scenario,
     sentence::{Sentence, quoted, say},
     sweet_spot, telemetry,
 };
@@ -120,7 +121,7 @@ pub fn render(analysis: &Analysis, command: &str) -> Result<CaseStudy, Error> {
         "lead": lead(analysis),
         "tiles": tiles(analysis),
         "findings": analysis.findings,
-        "checks": sides(analysis).map(checks),
+        "checks": sides(analysis).map(|side| checks(&analysis.scenario, side)),
         "subjects": sides(analysis).map(subject),
         "definitions": definitions(analysis),
         "change_rule": if analysis.comparison.is_some() { comparison::RULE } else { change::RULE },
@@ -200,60 +201,98 @@ fn measured_on(analysis: &Analysis) -> String {
 
 /// What came of it, in a few sentences.
 fn lead(analysis: &Analysis) -> Vec<Sentence> {
-    let mut sentences = Vec::new();
-    let (before, after) = (quoted(&*analysis.before.side.name), quoted(&*analysis.after.side.name));
-    if let Some(changes) = analysis.changes_at_spot() {
-        let change = changes.changes.iter().find(|change| change.id == metric::OUTPUT.id);
-        if let Some((change, was, is, ratio)) = change
-            .and_then(|change| Some((change, change.before.as_ref()?, change.after.as_ref()?, change.ratio.as_ref()?)))
-        {
-            sentences.push(say![
-                "With ",
-                quoted(changes.load.to_string()),
-                ", the sweet spot of ",
-                after,
-                ", it generates ",
-                is,
-                " where ",
-                before,
-                " generates ",
-                was,
-                ": ",
-                ratio,
-                ", ",
-                verdict_words(change.verdict),
-                "."
-            ]);
-        }
-    } else {
-        sentences.push(say!["No load was measured on both sides where the second has its sweet spot; there is nothing to set side by side in one line."]);
-    }
+    let mut sentences: Vec<Sentence> = sides(analysis).into_iter().filter_map(nothing_completed).collect();
+    sentences.extend(headline(analysis));
     if let Some(row) = analysis.quality.iter().find(|row| row.comparable) {
         if let Some(change) = &row.change {
             let worth = match row.verdict {
-                Verdict::NotJudged => "; whether that is noise is not known, for a side has no interval",
+                Verdict::NotJudged | Verdict::OtherWork => {
+                    "; whether that is noise is not known, for a side has no interval"
+                }
                 verdict => verdict_words(verdict),
             };
             let comma = if row.verdict == Verdict::NotJudged { "" } else { ", " };
-            sentences.push(say![row.name, " on the same text changes by ", change, comma, worth, "."]);
+            sentences.push(say![row.name, " ", row.material, " changes by ", change, comma, worth, "."]);
         }
     } else {
         sentences.push(say!["Whether the answers are as good was not measured on both sides."]);
     }
-    if let (Some(was), Some(is)) = (analysis.before.costs.first(), analysis.after.costs.first()) {
+    if let Some((hardware, was, is, what)) = token_costs(analysis) {
         sentences.push(say![
             "On ",
-            quoted(&*is.hardware),
-            " a million output tokens costs ",
-            &is.output_per_million,
+            quoted(hardware),
+            " a million ",
+            what,
+            " costs ",
+            is,
             " ",
             quoted(currency(analysis)),
             " instead of ",
-            &was.output_per_million,
+            was,
             "."
         ]);
     }
     sentences
+}
+
+/// That none of a side's requests completed, where that is so.
+fn nothing_completed(side: &Assessed) -> Option<Sentence> {
+    let levels = || side.side.runs.iter().flat_map(|measured| &measured.run.levels);
+    let counts = |name: &str| -> Vec<Figure> { levels().filter_map(|level| level.count(name)).collect() };
+    if counts("completed").iter().any(|count| count.value > 0.0) {
+        return None;
+    }
+    let name = quoted(&*side.side.name);
+    let sum = |counts: Vec<Figure>| {
+        let value = counts.iter().map(|count| count.value).sum();
+        Figure::computed(value, Unit::Count, "sum over levels", &counts.iter().collect::<Vec<_>>())
+    };
+    let sent = counts("sent");
+    if sent.is_empty() {
+        return Some(say!["No request of ", name, " was measured: nothing is known of its speed."]);
+    }
+    let lost = sum(levels().filter_map(Level::lost).collect());
+    let mut sentence =
+        say!["No request of ", name, " completed: ", &lost, " of ", &sum(sent), " failed or were cut off"];
+    if let Some((class, _, example)) = levels().flat_map(Level::failures).next() {
+        sentence.extend(say![" (", quoted(class), ": ", quoted(example), ")"]);
+    }
+    sentence.extend(say!["."]);
+    Some(sentence)
+}
+
+/// Output throughput of both sides at the second's sweet spot, or of the second alone; none where it completed nothing, which is said
+/// already.
+fn headline(analysis: &Analysis) -> Option<Sentence> {
+    let (before, after) = (quoted(&*analysis.before.side.name), quoted(&*analysis.after.side.name));
+    let Some(spot) = &analysis.after.spot else {
+        return nothing_completed(&analysis.after)
+            .is_none()
+            .then(|| say![after, " has no sweet spot: none of its loads ran to its end with hardly any failures."]);
+    };
+    let mut sentence = say!["With ", quoted(spot.load.to_string()), ", the sweet spot of ", after, ", it generates "];
+    let changes = analysis.changes_at_spot();
+    let change = changes.and_then(|changes| changes.changes.iter().find(|change| change.id == metric::OUTPUT.id));
+    let numbers = change
+        .and_then(|change| Some((change, change.before.as_ref()?, change.after.as_ref()?, change.ratio.as_ref()?)));
+    sentence.extend(match numbers {
+        Some((change, was, is, ratio)) => {
+            say![is, " where ", before, " generates ", was, ": ", ratio, ", ", verdict_words(change.verdict), "."]
+        }
+        None if changes.is_some() => say![&spot.throughput, "; ", before, " generated nothing at this load."],
+        None => say![&spot.throughput, "; ", before, " was not measured at this load."],
+    });
+    Some(sentence)
+}
+
+/// A million tokens on the scenario's first machine, before and after: of answers, or of any kind where a side's time is not split.
+fn token_costs(analysis: &Analysis) -> Option<(&str, &Figure, &Figure, &'static str)> {
+    let (was, is) = (analysis.before.costs.first()?, analysis.after.costs.first()?);
+    let (was_of, is_of, what) = match (&was.output_per_million, &is.output_per_million) {
+        (Some(was), Some(is)) => (was, is, "output tokens"),
+        _ => (was.per_million.as_ref()?, is.per_million.as_ref()?, "tokens, prompts and answers together,"),
+    };
+    Some((&is.hardware, was_of, is_of, what))
 }
 
 fn currency(analysis: &Analysis) -> String {
@@ -266,6 +305,7 @@ fn verdict_words(verdict: Verdict) -> &'static str {
         Verdict::Worse => "worse beyond the noise",
         Verdict::NoDifference => "which is no detectable difference",
         Verdict::NotJudged => "not judged, for want of intervals",
+        Verdict::OtherWork => "which compares nothing, for the two sides did not do the same work",
     }
 }
 
@@ -290,15 +330,13 @@ fn tiles(analysis: &Analysis) -> Vec<Tile> {
             });
         }
     }
-    if let (Some(was), Some(is)) = (analysis.before.costs.first(), analysis.after.costs.first()) {
-        let ratio = (was.output_per_million.value > 0.0).then(|| {
-            let value = is.output_per_million.value / was.output_per_million.value;
-            Figure::computed(value, Unit::Ratio, "after / before", &[&is.output_per_million, &was.output_per_million])
-        });
+    if let Some((_, was, is, what)) = token_costs(analysis) {
+        let ratio = (was.value > 0.0)
+            .then(|| Figure::computed(is.value / was.value, Unit::Ratio, "after / before", &[is, was]));
         tiles.push(Tile {
-            label: say![quoted(currency(analysis)), " per million output tokens"],
-            before: Some(was.output_per_million.clone()),
-            after: Some(is.output_per_million.clone()),
+            label: say![quoted(currency(analysis)), " per million ", what.trim_end_matches(',')],
+            before: Some(was.clone()),
+            after: Some(is.clone()),
             ratio,
             verdict: None,
             class: "plain",
@@ -307,9 +345,9 @@ fn tiles(analysis: &Analysis) -> Vec<Tile> {
     tiles
 }
 
-/// The requirements at a side's sweet spot.
-fn checks(side: &Assessed) -> Value {
-    let none: Vec<requirement::Check> = Vec::new();
+/// The requirements at a side's sweet spot; where it has none, no requirement is shown to be met.
+fn checks(scenario: &Scenario, side: &Assessed) -> Value {
+    let none = requirement::checks(scenario, &side.side, None);
     json!({
         "side": side.side.name,
         "load": side.spot.as_ref().map(|spot| spot.load.to_string()),

@@ -4,6 +4,7 @@ use crate::{
     figure::{Figure, Unit},
     metric::{Better, METRICS, Metric},
     run::Load,
+    same_work,
     side::Side,
 };
 use serde::Serialize;
@@ -12,7 +13,7 @@ use serde::Serialize;
 pub const RULE: &str = "A difference counts when the two 95 % intervals do not overlap; otherwise it is inside the noise and called no \
 detectable difference. Several runs of one load become their mean, with Student's t interval between runs; a single run has the \
 intervals that its result carries, and for throughput the interval from the differences between ten slices of its time. A number \
-without an interval is not judged.";
+without an interval is not judged, and nothing is where the sides did not do the same work.";
 
 /// One number of one load on both sides.
 #[derive(Clone, Debug, Serialize)]
@@ -43,6 +44,8 @@ pub enum Verdict {
     NoDifference,
     /// A side has no number, or no interval.
     NotJudged,
+    /// The sides did not do the same work.
+    OtherWork,
 }
 
 /// All changes of one load.
@@ -71,14 +74,19 @@ impl Change {
     }
 }
 
-/// Compares every load that both sides have.
+/// Compares every load that both sides have; where the work was not the same, nothing is judged.
 pub fn changes(before: &Side, after: &Side) -> Vec<Changes> {
+    let asked_alike = same_work::asked(before, after).is_none();
     let compare = |point: &crate::side::Point| {
         let other = after.point(&point.load)?;
         let changes = METRICS
             .iter()
             .map(|metric| Change::between(metric, before.metric(point, metric), after.metric(other, metric)));
-        let changes = changes.filter(|change| change.before.is_some() || change.after.is_some()).collect();
+        let mut changes: Vec<Change> =
+            changes.filter(|change| change.before.is_some() || change.after.is_some()).collect();
+        if !asked_alike || same_work::at(before, after, &point.load).is_some() {
+            changes.iter_mut().for_each(|change| change.verdict = Verdict::OtherWork);
+        }
         Some(Changes { load: point.load.clone(), load_figure: before.load_figure(point), changes })
     };
     before.points.iter().filter_map(compare).collect()
@@ -108,7 +116,7 @@ impl Verdict {
             Self::Better => "better",
             Self::Worse => "worse",
             Self::NoDifference => "same",
-            Self::NotJudged => "unknown",
+            Self::NotJudged | Self::OtherWork => "unknown",
         }
     }
 
@@ -119,6 +127,7 @@ impl Verdict {
             Self::Worse => "worse",
             Self::NoDifference => "no detectable difference",
             Self::NotJudged => "not judged",
+            Self::OtherWork => "not the same work",
         }
     }
 }

@@ -4,22 +4,108 @@
 use crate::{
     change::{Change, Changes, Verdict},
     document::Document,
+    error::Error,
     figure::Unit,
+    metric,
     run::Load,
+    side::{Measured, Point, Side},
 };
 use serde_json::Value;
 
 /// The rule, as the report states it.
 pub const RULE: &str = "Verdicts and the intervals of ratios are those of powertrain compare: runs are resampled, in pairs where they \
 alternated, and a difference counts when the 95 % interval of the ratio leaves out no change. Where a side has one run, its requests \
-are resampled instead, which says nothing about other runs.";
+are resampled instead, which says nothing about other runs. Nothing is judged where the sides did not do the same work.";
+
+/// Largest part by which a number may differ from the comparison's, which was computed from the same files.
+const SAME: f64 = 1e-6;
+
+/// Checks that the comparison's A and B are these sides: by when their runs began; in a file that does not tell, by how many they
+/// are and by their throughput at each load.
+///
+/// # Errors
+/// Names both pairs, and what does not fit.
+pub fn check_sides(comparison: &Document, before: &Side, after: &Side) -> Result<(), Error> {
+    let sides = [("a", "A", before), ("b", "B", after)];
+    let Some(reason) = sides.iter().find_map(|(key, name, side)| mismatch(comparison, key, name, side)) else {
+        return Ok(());
+    };
+    let side_of = |key: &str| {
+        let path = comparison.text(&format!("/{key}/path")).unwrap_or("not named").to_owned();
+        let began = began_at(comparison, key).map(|began| format!(" (began {})", began.join(", ")));
+        path + &began.unwrap_or_default()
+    };
+    let given = |side: &Side| {
+        let run = |measured: &Measured| {
+            let document = &measured.run.document;
+            let began = document.text("/began_at").map(|began| format!(" (began {began})"));
+            document.path.clone() + &began.unwrap_or_default()
+        };
+        side.runs.iter().map(run).collect::<Vec<_>>().join(", ")
+    };
+    Err(Error::OtherComparison {
+        path: comparison.path.clone(),
+        compared: format!("A {} with B {}", side_of("a"), side_of("b")),
+        given: format!("--before {} and --after {}", given(before), given(after)),
+        reason,
+    })
+}
+
+/// When the runs of a side of the comparison began, ascending; none where it does not tell.
+fn began_at(comparison: &Document, key: &str) -> Option<Vec<String>> {
+    let began = comparison.json.pointer(&format!("/{key}/began_at"))?.as_array()?;
+    let mut began: Vec<String> = began.iter().filter_map(Value::as_str).map(str::to_owned).collect();
+    began.sort_unstable();
+    Some(began)
+}
+
+/// Why a side of the comparison is not this one.
+fn mismatch(comparison: &Document, key: &str, name: &str, side: &Side) -> Option<String> {
+    if let Some(compared) = began_at(comparison, key) {
+        let documents = side.runs.iter().map(|measured| &measured.run.document);
+        let mut given: Vec<&str> = documents.map(|document| document.text("/began_at").unwrap_or_default()).collect();
+        given.sort_unstable();
+        return (compared != given).then(|| format!("{name} is of runs that began at other times"));
+    }
+    let runs = comparison.json.pointer(&format!("/{key}/runs")).and_then(Value::as_u64);
+    if runs.is_some_and(|runs| runs != side.runs.len() as u64) {
+        return Some(format!("{name} is of another number of runs"));
+    }
+    let levels = comparison.json.get("levels").and_then(Value::as_array);
+    let mut found = 0;
+    let other_rate = levels.into_iter().flatten().find_map(|level| {
+        let load = level.get("load").and_then(Value::as_str)?;
+        let metrics = level.get("metrics").and_then(Value::as_array)?;
+        let of_output = |metric: &&Value| metric.get("metric").and_then(Value::as_str) == Some(metric::OUTPUT.id);
+        let compared = metrics.iter().find(of_output)?.get(key).and_then(Value::as_f64)?;
+        let point = side.points.iter().find(|point| name_of(&point.load) == load)?;
+        found += 1;
+        // What a run offered twice is numbered there and taken together here.
+        let given = (side.levels(point).len() <= side.runs.len()).then(|| pooled_output(side, point))??;
+        ((given / compared - 1.0).abs() > SAME)
+            .then(|| format!("at {load} {name} has another output rate ({compared:.3} against {given:.3} tokens/s)"))
+    });
+    let has_levels = comparison.length("/levels") > 0;
+    other_rate.or_else(|| (has_levels && found == 0).then(|| format!("{name} has none of the loads of these runs")))
+}
+
+/// Output tokens per second over the time of all runs, as `compare` has it.
+fn pooled_output(side: &Side, point: &Point) -> Option<f64> {
+    let mut sum = (0.0, 0.0);
+    for level in side.levels(point) {
+        let rate = level.metric(metric::OUTPUT)?.value;
+        let window = level.number("/summary/window_s", Unit::Seconds)?.value;
+        sum = (sum.0 + rate * window, sum.1 + window);
+    }
+    (sum.1 > 0.0).then(|| sum.0 / sum.1)
+}
 
 /// Replaces ratios and verdicts by those of the comparison, wherever it has the same load and metric.
 pub fn take_verdicts(comparison: &Document, changes: &mut [Changes]) {
     let levels = comparison.json.get("levels").and_then(Value::as_array);
     for (index, level) in levels.into_iter().flatten().enumerate() {
         let load = level.get("load").and_then(Value::as_str).unwrap_or_default();
-        let Some(changes) = changes.iter_mut().find(|changes| name(&changes.load).as_deref() == Some(load)) else {
+        let Some(changes) = changes.iter_mut().find(|changes| name_of(&changes.load) == load) else {
             continue;
         };
         let metrics = level.get("metrics").and_then(Value::as_array);
@@ -49,16 +135,19 @@ fn take_verdict(comparison: &Document, pointer: &str, metric: &Value, change: &m
     let end = |end: &str| metric.pointer(&format!("/{basis}/{end}")).and_then(Value::as_f64);
     let marks = change.ratio.as_ref().map(|ratio| ratio.marks).unwrap_or_default();
     change.ratio = Some(ratio.within(end("low").zip(end("high"))).marked(marks));
-    change.verdict = verdict;
+    // It gives its verdicts beside a list of what was not alike; here they would stand alone.
+    if change.verdict != Verdict::OtherWork {
+        change.verdict = verdict;
+    }
 }
 
 /// A load in the words of `compare`.
-fn name(load: &Load) -> Option<String> {
+fn name_of(load: &Load) -> String {
     match load {
-        Load::Closed(1.0) => Some("closed loop, 1 client".to_owned()),
-        Load::Closed(clients) => Some(format!("closed loop, {clients} clients")),
-        // Its words depend on how requests arrive, which this report does not tell apart.
-        Load::Open(_) | Load::Other(_) => None,
+        Load::Closed(1.0) => "closed loop, 1 client".to_owned(),
+        Load::Closed(clients) => format!("closed loop, {clients} clients"),
+        Load::Open { rate, arrivals } => format!("open loop, {rate} requests/s, {arrivals}"),
+        Load::Other(name) => name.clone(),
     }
 }
 
@@ -73,7 +162,7 @@ fn compared_as(id: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{document::Kind, figure::Figure, metric};
+    use crate::{document::Kind, figure::Figure};
     use serde_json::json;
 
     #[test]

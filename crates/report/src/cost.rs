@@ -22,7 +22,11 @@ const MILLION: f64 = 1e6;
 /// The rule by which time is split, as the report states it.
 pub const SPLIT_RULE: &str = "Prefill's share of the time = prompt tokens/s at the sweet spot × seconds per prompt token (mean TTFT over mean \
 prompt length with one client, where nothing else runs); the rest of the time is decode's. Both engines are split by the same \
-definition, from the outside. A share above the whole is cut to it.";
+definition, from the outside. Where the upper end of the share's 95 % interval reaches the whole, prompts were computed together and took less \
+than they take alone: then nothing can be split, and costs are given by request and by token of any kind.";
+/// Why a share that reaches the whole splits nothing.
+const SHARE_UNKNOWN: &str = "prompt tokens/s times the time of a prompt token with one client reaches the whole of the time, so prompts were \
+computed together and what they took is not told by their time alone";
 
 /// Where the time of a machine goes at a level.
 #[derive(Clone, Debug, Serialize)]
@@ -35,6 +39,17 @@ pub struct Split {
     pub output_token_s: Figure,
 }
 
+/// What a machine does in a second at a level.
+#[derive(Clone, Debug)]
+pub struct Rates {
+    /// Requests.
+    pub requests: Figure,
+    /// Tokens of prompts, where the server counted them.
+    pub input: Option<Figure>,
+    /// Tokens of answers.
+    pub output: Figure,
+}
+
 /// One machine under the measured speed of one side.
 #[derive(Clone, Debug, Serialize)]
 pub struct Cost {
@@ -44,11 +59,16 @@ pub struct Cost {
     pub kind: &'static str,
     /// What an hour costs.
     pub per_hour: Figure,
-    /// A million prompt tokens, when the machine is always busy.
-    pub input_per_million: Figure,
-    /// A million tokens of answers, when the machine is always busy.
-    pub output_per_million: Figure,
-    /// The scenario's demand on such machines.
+    /// A request as measured, when the machine is always busy.
+    pub per_request: Figure,
+    /// A million tokens as measured, prompts and answers together, when the machine is always busy; none where the server did not
+    /// count prompt tokens.
+    pub per_million: Option<Figure>,
+    /// A million prompt tokens, when the machine is always busy; none where time is not split.
+    pub input_per_million: Option<Figure>,
+    /// A million tokens of answers, when the machine is always busy; none where time is not split.
+    pub output_per_million: Option<Figure>,
+    /// The scenario's demand on such machines; none where time is not split, for its lengths are others.
     pub demand: Option<DemandCost>,
     /// Utilisation above which the machine is cheaper than the provider.
     pub break_even_utilisation: Option<Figure>,
@@ -101,12 +121,10 @@ pub fn machines(busy_s_per_day: f64, peak_to_mean: f64, utilisation_max: f64) ->
     (machines, mean / machines)
 }
 
-/// Utilisation at which a machine costs what a provider charges for the same tokens.
-pub fn break_even_utilisation(per_hour: f64, split: (f64, f64, f64), api_per_million: (f64, f64)) -> f64 {
-    let (prefill_share, input_token_s, output_token_s) = split;
+/// Utilisation at which a machine costs what a provider charges for the same tokens, by its prompt and output tokens per second.
+pub fn break_even_utilisation(per_hour: f64, tokens_per_s: (f64, f64), api_per_million: (f64, f64)) -> f64 {
     // Tokens of an hour in which the machine is always busy, in the measured mix.
-    let input = prefill_share * SECONDS_PER_HOUR / input_token_s;
-    let output = (1.0 - prefill_share) * SECONDS_PER_HOUR / output_token_s;
+    let (input, output) = (tokens_per_s.0 * SECONDS_PER_HOUR, tokens_per_s.1 * SECONDS_PER_HOUR);
     per_hour * MILLION / (input * api_per_million.0 + output * api_per_million.1)
 }
 
@@ -115,28 +133,42 @@ pub fn payback_months(once: f64, saved_per_month: f64) -> Option<f64> {
     (saved_per_month > 0.0).then(|| once / saved_per_month)
 }
 
-/// Splits the time of a side at a point.
+/// What a side does in a second at a point; none where it answered nothing.
+pub fn rates(side: &Side, point: &Point) -> Option<Rates> {
+    let positive = |figure: &Figure| figure.value > 0.0;
+    let requests =
+        side.number(point, |level| level.number("/summary/throughput/requests_per_s", Unit::RequestsPerSecond));
+    Some(Rates {
+        requests: requests.filter(positive)?,
+        input: side.number(point, |level| level.input_tokens_per_s()).filter(positive),
+        output: side.metric(point, metric::OUTPUT).filter(positive)?,
+    })
+}
+
+/// Splits the time of a side at a point, by its rates there.
 ///
 /// # Errors
 /// What is missing for it, in words.
-pub fn split(side: &Side, point: &Point) -> Result<Split, &'static str> {
+pub fn split(side: &Side, rates: &Rates) -> Result<Split, &'static str> {
     let alone = side
         .point(&Load::Closed(1.0))
         .ok_or("no level with one client was measured, so the time of prefill is unknown")?;
     let number = |point, pointer, unit| side.number(point, |level| level.number(pointer, unit));
     let ttft = number(alone, "/summary/latency/ttft_ms/mean", Unit::Milliseconds);
+    let ttft_high = number(alone, "/summary/latency/ttft_ms/mean_interval/1", Unit::Milliseconds);
     let ttft = ttft.ok_or("the level with one client has no TTFT (answers were not streamed, or none completed)")?;
     let length = number(alone, "/summary/prompts/counted_mean", Unit::Plain).filter(|length| length.value > 0.0);
     let length = length.ok_or("the server did not count prompt tokens")?;
-    let input = side.number(point, |level| level.input_tokens_per_s()).filter(|rate| rate.value > 0.0);
-    let input = input.ok_or("the server did not count prompt tokens")?;
-    let output = side.metric(point, metric::OUTPUT).filter(|rate| rate.value > 0.0);
-    let output = output.ok_or("no output was measured at the sweet spot")?;
+    let input = rates.input.as_ref().ok_or("the server did not count prompt tokens")?;
+    let output = &rates.output;
 
-    let input_alone_s = ttft.value / 1e3 / length.value;
-    let share = (input.value * input_alone_s).min(1.0);
-    let rule = "prompt tokens/s × mean TTFT with one client / mean prompt length, at most 1";
-    let prefill_share = Figure::computed(share, Unit::Share, rule, &[&input, &ttft, &length]);
+    let share_at = |ttft_ms: f64| input.value * ttft_ms / 1e3 / length.value;
+    let share = share_at(ttft.value);
+    if share >= 1.0 || ttft_high.is_some_and(|high| share_at(high.value) >= 1.0) {
+        return Err(SHARE_UNKNOWN);
+    }
+    let rule = "prompt tokens/s × mean TTFT with one client / mean prompt length";
+    let prefill_share = Figure::computed(share, Unit::Share, rule, &[input, &ttft, &length]);
     let input_token_s = share / input.value;
     let output_token_s = (1.0 - share) / output.value;
     Ok(Split {
@@ -144,49 +176,58 @@ pub fn split(side: &Side, point: &Point) -> Result<Split, &'static str> {
             input_token_s,
             Unit::Seconds,
             "prefill's share / prompt tokens/s",
-            &[&prefill_share, &input],
+            &[&prefill_share, input],
         ),
         output_token_s: Figure::computed(
             output_token_s,
             Unit::Seconds,
             "(1 − prefill's share) / output tokens/s",
-            &[&prefill_share, &output],
+            &[&prefill_share, output],
         ),
         prefill_share,
     })
 }
 
 /// Prices every machine of the scenario at the speed of one side.
-pub fn costs(scenario: &Scenario, split: &Split) -> Vec<Cost> {
+pub fn costs(scenario: &Scenario, rates: &Rates, split: Option<&Split>) -> Vec<Cost> {
     let hardware = scenario.content.hardware.iter().enumerate();
-    hardware.filter_map(|(index, hardware)| cost(scenario, index, hardware, split)).collect()
+    hardware.filter_map(|(index, hardware)| cost(scenario, index, hardware, rates, split)).collect()
 }
 
-fn cost(scenario: &Scenario, index: usize, hardware: &Hardware, split: &Split) -> Option<Cost> {
+fn cost(scenario: &Scenario, index: usize, hardware: &Hardware, rates: &Rates, split: Option<&Split>) -> Option<Cost> {
     let per_hour = per_hour(scenario, index, hardware)?;
+    let (requests, output) = (&rates.requests, &rates.output);
+    let per_request = Figure::computed(
+        per_hour.value / SECONDS_PER_HOUR / requests.value,
+        Unit::Money,
+        "price of an hour / 3600 / requests/s",
+        &[&per_hour, requests],
+    );
+    let in_all = rates.input.as_ref().map(|input| {
+        let value = per_million(per_hour.value, 1.0 / (input.value + output.value), 1.0);
+        let rule = "price of an hour / 3600 / (prompt + output tokens/s) × 1,000,000";
+        Figure::computed(value, Unit::Money, rule, &[&per_hour, input, output])
+    });
     let million = |token_s: &Figure| {
         let value = per_million(per_hour.value, token_s.value, 1.0);
         let rule = "price of an hour / 3600 × machine seconds per token × 1,000,000";
         Figure::computed(value, Unit::Money, rule, &[&per_hour, token_s])
     };
     let api = api(scenario);
-    let break_even = api.as_ref().map(|(input, output)| {
-        let split_values = (split.prefill_share.value, split.input_token_s.value, split.output_token_s.value);
-        let value = break_even_utilisation(per_hour.value, split_values, (input.value, output.value));
+    let break_even = api.as_ref().zip(rates.input.as_ref()).map(|((input_price, output_price), input)| {
+        let prices = (input_price.value, output_price.value);
+        let value = break_even_utilisation(per_hour.value, (input.value, output.value), prices);
         let rule = "price of an hour / what the provider charges for the tokens of a busy hour";
-        Figure::computed(
-            value,
-            Unit::Share,
-            rule,
-            &[&per_hour, &split.prefill_share, &split.input_token_s, &split.output_token_s, input, output],
-        )
+        Figure::computed(value, Unit::Share, rule, &[&per_hour, input, output, input_price, output_price])
     });
     Some(Cost {
         hardware: hardware.name.clone(),
         kind: if hardware.is_owned() { "owned" } else { "rented" },
-        input_per_million: million(&split.input_token_s),
-        output_per_million: million(&split.output_token_s),
-        demand: demand_cost(scenario, &per_hour, split, api.as_ref()),
+        per_request,
+        per_million: in_all,
+        input_per_million: split.map(|split| million(&split.input_token_s)),
+        output_per_million: split.map(|split| million(&split.output_token_s)),
+        demand: split.and_then(|split| demand_cost(scenario, &per_hour, split, api.as_ref())),
         break_even_utilisation: break_even,
         per_hour,
     })
@@ -333,8 +374,7 @@ mod tests {
     #[test]
     fn break_evens_are_where_both_cost_the_same() {
         // Always busy: 3.6 M tokens in and 1.08 M out an hour; at 0.1 and 0.6 a million the provider takes 1.008.
-        let split = (0.25, 0.25 / 1000.0, 0.75 / 300.0);
-        near(break_even_utilisation(0.504, split, (0.1, 0.6)), 0.5);
+        near(break_even_utilisation(0.504, (1000.0, 300.0), (0.1, 0.6)), 0.5);
         assert_eq!(payback_months(1000.0, 250.0), Some(4.0));
         assert_eq!(payback_months(1000.0, 0.0), None);
         assert_eq!(payback_months(1000.0, -5.0), None);

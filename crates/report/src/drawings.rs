@@ -62,7 +62,7 @@ fn sides(analysis: &Analysis) -> [(&Assessed, Colour); 2] {
 fn loads(assessed: &Assessed, closed: bool) -> impl Iterator<Item = (&Point, f64)> {
     assessed.side.points.iter().filter_map(move |point| match point.load {
         Load::Closed(clients) if closed => Some((point, clients)),
-        Load::Open(rate) if !closed => Some((point, rate)),
+        Load::Open { rate, .. } if !closed => Some((point, rate)),
         _ => None,
     })
 }
@@ -350,25 +350,28 @@ fn energy(analysis: &Analysis) -> Option<Drawing> {
 }
 
 fn cost(analysis: &Analysis) -> Option<Drawing> {
+    // Of one kind: output tokens where every side's time is split, else all tokens.
+    let split = sides(analysis).iter().all(|(assessed, _)| assessed.costs.is_empty() || assessed.split.is_ok());
     let mut bars = Vec::new();
     for hardware in &analysis.scenario.content.hardware {
         for (assessed, side) in sides(analysis) {
             let cost = assessed.costs.iter().find(|cost| cost.hardware == hardware.name);
             let Some(cost) = cost else { continue };
-            bars.push(Bar {
-                group: hardware.name.clone(),
-                name: assessed.side.name.clone(),
-                side,
-                figure: cost.output_per_million.clone(),
-            });
+            let figure = if split { &cost.output_per_million } else { &cost.per_million };
+            let Some(figure) = figure.clone() else { continue };
+            bars.push(Bar { group: hardware.name.clone(), name: assessed.side.name.clone(), side, figure });
         }
     }
     if bars.is_empty() {
         return None;
     }
-    let label =
-        format!("{} for a million output tokens, machine always busy", analysis.scenario.content.client.currency);
-    let chart = Bars { title: "Cost of a million output tokens".to_owned(), label, bars };
+    let (title, what) = if split {
+        ("Cost of a million output tokens", "output tokens")
+    } else {
+        ("Cost of a million tokens, prompts and answers together", "tokens in all")
+    };
+    let label = format!("{} for a million {what}, machine always busy", analysis.scenario.content.client.currency);
+    let chart = Bars { title: title.to_owned(), label, bars };
     let caption = say!["At each side's sweet spot; lower is better. What idle hours add is in the table."];
-    Some(Drawing { id: "cost", section: "cost", title: "Cost of a million output tokens", caption, svg: chart.svg() })
+    Some(Drawing { id: "cost", section: "cost", title, caption, svg: chart.svg() })
 }

@@ -54,6 +54,34 @@ pub enum Error {
         /// `before` or `after`.
         side: &'static str,
     },
+    /// A run was given twice.
+    #[error(
+        "--{side}: {path} and {other} are one run (it began at {began_at}); a copy is no repeat, give each run once"
+    )]
+    SameRun {
+        /// `before` or `after`.
+        side: &'static str,
+        /// The first file.
+        path: String,
+        /// The second.
+        other: String,
+        /// When the run began, as both say.
+        began_at: String,
+    },
+    /// The comparison is of other runs.
+    #[error(
+        "{path}: it compares {compared}, and given are {given}: {reason}; give the comparison of these runs, or none"
+    )]
+    OtherComparison {
+        /// The file.
+        path: String,
+        /// What it says of its sides.
+        compared: String,
+        /// The files of `--before` and `--after`.
+        given: String,
+        /// What does not fit.
+        reason: String,
+    },
     /// What was given as a comparison is none.
     #[error("{path}: not a result of `powertrain compare --json`, which --comparison takes")]
     NoComparison {

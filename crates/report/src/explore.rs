@@ -34,7 +34,7 @@ fn metrics(sides: [&Assessed; 2]) -> Vec<Value> {
     let closed = |side: &Assessed| -> Vec<f64> {
         let loads = side.side.points.iter().filter_map(|point| match point.load {
             Load::Closed(clients) => Some(clients),
-            Load::Open(_) | Load::Other(_) => None,
+            Load::Open { .. } | Load::Other(_) => None,
         });
         loads.collect()
     };

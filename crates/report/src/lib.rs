@@ -27,6 +27,7 @@ mod render;
 pub mod requirement;
 pub mod rules;
 pub mod run;
+mod same_work;
 pub mod scenario;
 pub mod sentence;
 pub mod side;

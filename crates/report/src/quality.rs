@@ -91,8 +91,11 @@ pub struct Row {
     pub class: &'static str,
     /// What it was measured on, on either side.
     pub on: String,
-    /// Both sides were measured on the same.
+    /// Both sides were measured on the same, as far as their files tell.
     pub comparable: bool,
+    /// How far they tell: `on the same text`, `on a file of the same name`, …
+    #[serde(skip)]
+    pub material: &'static str,
 }
 
 /// Every measure that a side has.
@@ -112,12 +115,11 @@ fn row(measure: &Measure, before: &[Document], after: &[Document]) -> Option<Row
         });
         Some(document.number(measure.pointer, measure.unit)?.within(interval))
     };
-    let comparable = match (before, after) {
-        (Some(before), Some(after)) => {
-            measure.alike.iter().all(|pointer| before.json.pointer(pointer) == after.json.pointer(pointer))
-        }
-        _ => false,
-    };
+    let material = before.zip(after).and_then(|(before, after)| {
+        let alike = measure.alike.iter().all(|pointer| before.json.pointer(pointer) == after.json.pointer(pointer));
+        alike.then(|| same_material(before, after))?
+    });
+    let comparable = material.is_some();
     let (before, after) = (figure(before), figure(after));
     let change = match (&before, &after) {
         (Some(before), Some(after)) if comparable && before.value > 0.0 => {
@@ -130,7 +132,35 @@ fn row(measure: &Measure, before: &[Document], after: &[Document]) -> Option<Row
     let verdict =
         if comparable { verdict(before.as_ref(), after.as_ref(), measure.better) } else { Verdict::NotJudged };
     let (words, class) = (verdict.words(), verdict.class());
-    Some(Row { name: measure.name, better, before, after, change, verdict, words, class, on: subject(any), comparable })
+    let (name, on, material) = (measure.name, subject(any), material.unwrap_or_default());
+    Some(Row { name, better, before, after, change, verdict, words, class, on, comparable, material })
+}
+
+/// How it is known that two evaluations were made on the same text or questions; none where they were not, or nothing tells.
+fn same_material(before: &Document, after: &Document) -> Option<&'static str> {
+    // A field that only one of them has tells nothing.
+    let differs = |pointer: &str| {
+        let of = |document: &Document| document.json.pointer(pointer).filter(|value| !value.is_null()).cloned();
+        let (before, after) = (of(before), of(after));
+        before.zip(after).is_some_and(|(before, after)| before != after)
+    };
+    // Windows of characters are of nobody's tokens.
+    let of_characters = |document: &Document| document.text("/windows_of") == Some("characters");
+    let any_differs = ["/tokens_scored", "/text_sha256", "/windows_of"].into_iter().any(differs);
+    if any_differs || of_characters(before) || of_characters(after) {
+        return None;
+    }
+    if before.text("/text_sha256").is_some() && after.text("/text_sha256").is_some() {
+        return Some("on the same text");
+    }
+    let (name, other) = (subject(before), subject(after));
+    match (name == other, before.json.get("questions").is_some(), name.is_empty()) {
+        (false, ..) => None,
+        (_, true, _) => Some("on as many questions of the same name"),
+        (_, _, false) => Some("on a file of the same name"),
+        // Nothing tells what the text was.
+        (_, _, true) => None,
+    }
 }
 
 /// What an evaluation was made on: its text or its questions.

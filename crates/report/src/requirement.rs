@@ -35,13 +35,13 @@ pub enum Met {
     Unknown,
 }
 
-/// Judges a level of a side by every limit that a level can meet.
-pub fn checks(scenario: &Scenario, side: &Side, point: &Point) -> Vec<Check> {
+/// Judges a level of a side by every limit that a level can meet; without a level, each limit is not shown to be met.
+pub fn checks(scenario: &Scenario, side: &Side, point: Option<&Point>) -> Vec<Check> {
     let requirements = scenario.content.requirements.keys().filter(|id| *id != PERPLEXITY_INCREASE);
     let check = |id: &String| {
         let pointer = format!("/requirements/{id}");
         if id == FAILED_SHARE {
-            let found = side.number(point, |level| level.failed_share());
+            let found = point.and_then(|point| side.number(point, |level| level.failed_share()));
             return Some(judged(
                 "Failed and cut-off requests",
                 Better::Lower,
@@ -51,7 +51,8 @@ pub fn checks(scenario: &Scenario, side: &Side, point: &Point) -> Vec<Check> {
         }
         let metric = metric::by_id(id)?;
         let limit = scenario.number(&pointer, metric.unit)?;
-        Some(judged(metric.name, metric.better, limit, side.metric(point, metric)))
+        let found = point.and_then(|point| side.metric(point, metric));
+        Some(judged(metric.name, metric.better, limit, found))
     };
     requirements.filter_map(check).collect()
 }

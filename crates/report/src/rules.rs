@@ -9,6 +9,7 @@ use crate::{
     quality::PERPLEXITY_INCREASE_MAX,
     requirement::Met,
     run::{Level, Load},
+    same_work,
     scenario::PERPLEXITY_INCREASE,
     sentence::{Sentence, quoted, say},
     sweet_spot::FAILED_SHARE_MAX,
@@ -84,7 +85,8 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         id: "same-work",
-        when: "the two sides were not asked the same (prompt lengths, output lengths, streaming, request fields but for the model's name)",
+        when: "the two sides were not asked the same (prompts, lengths, streaming, turns, request fields but for the model's name, bounds of a \
+               load), or the mean length of the answers at a load differs by more than 20 %",
         weight: Weight::First,
         fires: other_work,
     },
@@ -102,7 +104,8 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         id: "adopt",
-        when: "at the sweet spot's load output throughput is better beyond the noise, and neither TTFT p50 nor ITL p50 is worse",
+        when: "at the sweet spot's load output throughput is better beyond the noise, neither TTFT p50 nor ITL p50 is worse, and none of \
+               same-work, hold-for-quality and requirements-missed fires",
         weight: Weight::Act,
         fires: adopt,
     },
@@ -236,25 +239,11 @@ fn failures(analysis: &Analysis) -> Option<(Sentence, Sentence)> {
     (!evidence.0.is_empty()).then_some((advice, evidence))
 }
 
-/// Fields below [`crate::run::WORK`] that say what was asked.
-const ASKED: [&str; 5] = ["input_tokens", "output_tokens", "streamed", "prompts", "request"];
-
 fn other_work(analysis: &Analysis) -> Option<(Sentence, Sentence)> {
-    let [before, after] = sides(analysis).map(|side| &side.side.runs[0].run.document);
-    let mut evidence = Sentence::default();
-    for name in ASKED {
-        let pointer = format!("{}/{name}", crate::run::WORK);
-        let of = |document: &crate::document::Document| {
-            let mut asked = document.json.pointer(&pointer).cloned().unwrap_or_default();
-            // A server calls its model what it likes.
-            if let Some(fields) = asked.as_object_mut() {
-                fields.remove("model");
-            }
-            asked.to_string()
-        };
-        if of(before) != of(after) {
-            evidence.extend(say![quoted(name), ": ", quoted(of(before)), " against ", quoted(of(after)), ". "]);
-        }
+    let (before, after) = (&analysis.before.side, &analysis.after.side);
+    let mut evidence = same_work::asked(before, after).unwrap_or_default();
+    for changes in &analysis.changes {
+        evidence.extend(same_work::at(before, after, &changes.load).unwrap_or_default());
     }
     let advice = say!["Measure both sides with the same work; as it is, their numbers do not compare."];
     (!evidence.0.is_empty()).then_some((advice, evidence))
@@ -316,6 +305,10 @@ fn adopt(analysis: &Analysis) -> Option<(Sentence, Sentence)> {
     let latencies =
         || changes.changes.iter().filter(|change| [metric::TTFT.0.id, metric::ITL.0.id].contains(&change.id));
     if verdict != Verdict::Better || latencies().any(|change| change.verdict == Verdict::Worse) {
+        return None;
+    }
+    // Advice to move does not stand beside reasons not to.
+    if [other_work, quality_lost, missed].iter().any(|reason| reason(analysis).is_some()) {
         return None;
     }
     for change in latencies() {

@@ -5,6 +5,7 @@ use crate::{
     figure::{Figure, Marks, Unit},
     metric::Metric,
 };
+use powertrain_load::{result::LoadResult, table::load_name};
 use serde_json::Value;
 use std::{
     cmp::Ordering,
@@ -37,14 +38,19 @@ pub struct Level {
     pub marks: Marks,
 }
 
-/// How load was offered.
+/// How load was offered. Equal are those that `powertrain compare` takes for the same: by all that defines them.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Load {
     /// So many clients that wait for their answers.
     Closed(f64),
-    /// So many requests per second.
-    Open(f64),
-    /// As the result describes it.
+    /// Requests due by a clock.
+    Open {
+        /// So many per second.
+        rate: f64,
+        /// How they arrive: `poisson`, `gamma of shape 2`, …
+        arrivals: String,
+    },
+    /// In the words of `bench` and `compare`: stages, a trace.
     Other(String),
 }
 
@@ -178,6 +184,11 @@ impl Level {
         classes.iter().map(class).collect()
     }
 
+    /// Its load as the result has it, with what does not make it another load.
+    pub(crate) fn offered(&self) -> Value {
+        self.value("/load").cloned().unwrap_or_default()
+    }
+
     /// What stands below this level.
     pub(crate) fn value(&self, below: &str) -> Option<&Value> {
         self.document.json.pointer(&self.pointer(below))
@@ -220,8 +231,16 @@ impl Load {
             Some("closed") if number("concurrency").is_some() => {
                 Self::Closed(number("concurrency").unwrap_or_default())
             }
-            Some("open") if number("rate").is_some() => Self::Open(number("rate").unwrap_or_default()),
-            Some(kind) => Self::Other(kind.to_owned()),
+            Some("open") if number("rate").is_some() => {
+                let shape = number("burstiness").map(|shape| format!(" of shape {shape}")).unwrap_or_default();
+                let arrivals = json.get("arrivals").and_then(Value::as_str).unwrap_or("arrivals not told");
+                Self::Open { rate: number("rate").unwrap_or_default(), arrivals: format!("{arrivals}{shape}") }
+            }
+            Some(_) => match serde_json::from_value::<LoadResult>(json.clone()) {
+                // What is not understood is the same only as its like: all of its fields are its name.
+                Err(_) | Ok(LoadResult::Unknown) => Self::Other(json.to_string()),
+                Ok(load) => Self::Other(load_name(&load)),
+            },
             None => Self::Other("unknown".to_owned()),
         }
     }
@@ -230,7 +249,7 @@ impl Load {
     pub fn pointer(&self) -> Option<&'static str> {
         match self {
             Self::Closed(_) => Some("/load/concurrency"),
-            Self::Open(_) => Some("/load/rate"),
+            Self::Open { .. } => Some("/load/rate"),
             Self::Other(_) => None,
         }
     }
@@ -238,7 +257,10 @@ impl Load {
     /// Closed loops by clients, then open ones by rate, then the rest by name.
     pub fn order(&self, other: &Self) -> Ordering {
         match (self, other) {
-            (Self::Closed(a), Self::Closed(b)) | (Self::Open(a), Self::Open(b)) => a.total_cmp(b),
+            (Self::Closed(a), Self::Closed(b)) => a.total_cmp(b),
+            (Self::Open { rate: a, arrivals: how_a }, Self::Open { rate: b, arrivals: how_b }) => {
+                a.total_cmp(b).then_with(|| how_a.cmp(how_b))
+            }
             (Self::Other(a), Self::Other(b)) => a.cmp(b),
             _ => self.rank().cmp(&other.rank()),
         }
@@ -247,7 +269,7 @@ impl Load {
     fn rank(&self) -> u8 {
         match self {
             Self::Closed(_) => 0,
-            Self::Open(_) => 1,
+            Self::Open { .. } => 1,
             Self::Other(_) => 2,
         }
     }
@@ -258,7 +280,7 @@ impl fmt::Display for Load {
         match self {
             Self::Closed(1.0) => f.write_str("1 client"),
             Self::Closed(clients) => write!(f, "{clients} clients"),
-            Self::Open(rate) => write!(f, "{rate} requests/s"),
+            Self::Open { rate, arrivals } => write!(f, "{rate} requests/s, {arrivals}"),
             Self::Other(name) => f.write_str(name),
         }
     }

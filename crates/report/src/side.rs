@@ -48,7 +48,7 @@ impl Side {
     /// Sorts documents into runs and measures of quality, and reads the runs' raw events.
     ///
     /// # Errors
-    /// When there is no run.
+    /// When there is no run, or one run was given twice.
     pub fn of(side: &'static str, name: &str, documents: Vec<Document>) -> Result<Self, Error> {
         let (mut runs, mut evals, mut memory) = (Vec::new(), Vec::new(), Vec::new());
         for document in documents {
@@ -61,6 +61,9 @@ impl Side {
         }
         if runs.is_empty() {
             return Err(Error::NoRun { side });
+        }
+        if let Some((path, other, began_at)) = same_run(&runs) {
+            return Err(Error::SameRun { side, path, other, began_at });
         }
         let points = points(&runs);
         Ok(Self { name: name.to_owned(), runs, evals, memory, points })
@@ -109,7 +112,7 @@ impl Side {
     /// The number of a point's load, as the first of its results has it.
     pub fn load_figure(&self, point: &Point) -> Option<Figure> {
         let level = self.levels(point).into_iter().next()?;
-        let unit = if matches!(level.load, Load::Open(_)) { Unit::RequestsPerSecond } else { Unit::Count };
+        let unit = if matches!(level.load, Load::Open { .. }) { Unit::RequestsPerSecond } else { Unit::Count };
         // The load was offered as asked, whatever came of the level: no marks.
         Some(Figure { marks: Marks::default(), ..level.number(level.load.pointer()?, unit)? })
     }
@@ -160,6 +163,20 @@ impl Measured {
         };
         Self { run, events }
     }
+}
+
+/// Two files of one run: of one moment, or the same bytes.
+fn same_run(runs: &[Measured]) -> Option<(String, String, String)> {
+    runs.iter().enumerate().find_map(|(place, later)| {
+        let later = &later.run.document;
+        let began = later.text("/began_at");
+        let same = |earlier: &&Measured| {
+            let earlier = &earlier.run.document;
+            earlier.sha256 == later.sha256 || (began.is_some() && earlier.text("/began_at") == began)
+        };
+        let earlier = runs[..place].iter().find(same)?;
+        Some((earlier.run.document.path.clone(), later.path.clone(), began.unwrap_or("a time not told").to_owned()))
+    })
 }
 
 fn name_of(path: &Path) -> String {

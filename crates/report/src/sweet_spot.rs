@@ -45,7 +45,7 @@ pub fn find(scenario: &Scenario, side: &Side) -> Option<SweetSpot> {
             failed.is_some_and(|failed| failed.value <= FAILED_SHARE_MAX)
         })
         .filter_map(|point| {
-            Some((point, side.metric(point, metric::OUTPUT)?, requirement::checks(scenario, side, point)))
+            Some((point, side.metric(point, metric::OUTPUT)?, requirement::checks(scenario, side, Some(point))))
         })
         .collect();
     let meets = |checks: &[Check]| checks.iter().all(|check| check.verdict == Met::Yes);

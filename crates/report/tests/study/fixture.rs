@@ -58,7 +58,12 @@ pub(crate) struct Folder {
     after: Vec<PathBuf>,
     sweeps: Vec<PathBuf>,
     scenario: PathBuf,
+    /// Runs of which none says when it began, so far: each began in a minute of its own.
+    began: u32,
 }
+
+/// When runs of [`run`] began, before they are added to a folder.
+pub(crate) const BEGAN_AT: &str = "2026-11-22T00:31:21.96179972Z";
 
 /// What a made-up level is like.
 #[derive(Clone)]
@@ -144,7 +149,7 @@ impl Folder {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("scenario.toml");
         fs::write(&path, scenario).unwrap();
-        Self { folder, before: Vec::new(), after: Vec::new(), sweeps: Vec::new(), scenario: path }
+        Self { folder, before: Vec::new(), after: Vec::new(), sweeps: Vec::new(), scenario: path, began: 0 }
     }
 
     /// Adds a run to a side.
@@ -157,6 +162,10 @@ impl Folder {
         let files = if side == "before" { &mut self.before } else { &mut self.after };
         let path = self.folder.path().join(format!("{side}-{}.json", files.len() + 1));
         let mut result = result.clone();
+        if result["format"] == "powertrain-bench/1" && result["began_at"] == BEGAN_AT {
+            result["began_at"] = format!("2026-11-22T00:{:02}:21.96179972Z", self.began).into();
+            self.began += 1;
+        }
         if let Some(levels) = levels {
             let events = path.with_extension("events.jsonl");
             let mut text = String::new();
@@ -178,7 +187,17 @@ impl Folder {
     }
 
     pub(crate) fn analysis(&self) -> Analysis {
-        Analysis::of(&self.scenario, &self.before, &self.after, None, &self.sweeps).unwrap()
+        self.compared(None).unwrap()
+    }
+
+    /// With a comparison, or why not.
+    pub(crate) fn compared(&self, comparison: Option<&Value>) -> Result<Analysis, powertrain_report::Error> {
+        let path = self.folder.path().join("comparison.json");
+        if let Some(comparison) = comparison {
+            fs::write(&path, comparison.to_string()).unwrap();
+        }
+        let path = comparison.is_some().then_some(path.as_path());
+        Analysis::of(&self.scenario, &self.before, &self.after, path, &self.sweeps)
     }
 
     pub(crate) fn study(&self) -> (Analysis, CaseStudy) {
@@ -218,7 +237,7 @@ pub(crate) fn sweep_table() -> Value {
 pub(crate) fn run(levels: &[Level]) -> Value {
     json!({
         "format": "powertrain-bench/1",
-        "began_at": "2026-11-22T00:31:21.96179972Z",
+        "began_at": BEGAN_AT,
         "powertrain": "0.1.0",
         "command": ["powertrain", "bench", "http://localhost:8000", "--config", "it's"],
         "config": "a",

@@ -1,5 +1,6 @@
 //! Whole case studies from made-up results: every number has its origin, the page is sound, and what went wrong is said.
 
+mod comparable;
 mod fixture;
 mod page;
 
@@ -282,14 +283,16 @@ fn costs_are_those_of_a_hand_computation() {
     near(split.prefill_share.value, 0.4125);
     let rented = &analysis.after.costs[0];
     // 0.5 an hour: 0.4125 of it for 2.16 M tokens, 0.5875 for 1.08 M.
-    near(rented.input_per_million.value, 0.5 * 0.4125 / 2.16);
-    near(rented.output_per_million.value, 0.5 * 0.5875 / 1.08);
+    let [input, output] =
+        [&rented.input_per_million, &rented.output_per_million].map(|cost| cost.as_ref().unwrap().value);
+    near(input, 0.5 * 0.4125 / 2.16);
+    near(output, 0.5 * 0.5875 / 1.08);
     // 50,000 × (128 × 0.4125 / 600 + 64 × 0.5875 / 300) = 10,666.67 s a day; × 2.5 / 0.7 is 0.44 machines.
     let demand = rented.demand.as_ref().unwrap();
     near(demand.machines.value, 1.0);
     near(demand.utilisation.value, 10_666.666_667 / 86_400.0);
     near(demand.per_month.value, 365.0);
-    near(demand.output_per_million.value, rented.output_per_million.value / demand.utilisation.value);
+    near(demand.output_per_million.value, output / demand.utilisation.value);
     // The provider: 2.16 × 0.1 + 1.08 × 0.4 an hour.
     near(rented.break_even_utilisation.as_ref().unwrap().value, 0.5 / 0.648);
     let owned = &analysis.after.costs[1];
