@@ -41,9 +41,11 @@ const KEPT_UP_SHARE: f64 = 0.95;
 pub fn bench(plan: &Plan, stop: &Stop, mut tell: impl FnMut(Event<'_>)) -> Result<RunResult, BenchError> {
     let began_at = jiff::Timestamp::now().to_string();
     let machine = Machine::now();
-    let session = Session::new()?;
+    let session = Session::new(stop)?;
     let mut target = target(plan, &session)?;
     let (server, listed) = Subject::ask(&session, &target);
+    let going_on = || if stop.is_requested() { Err(BenchError::Interrupted) } else { Ok(()) };
+    going_on()?;
     let no_model = |reason| BenchError::NoModel { url: plan.url.root().join(MODELS).to_string(), reason };
     target.options.model = match (&plan.model, server.first_model()) {
         (Some(named), _) => named.clone(),
@@ -63,6 +65,7 @@ pub fn bench(plan: &Plan, stop: &Stop, mut tell: impl FnMut(Event<'_>)) -> Resul
         conversations: plan.conversations.clone(),
         seed: plan.seed,
     };
+    going_on()?;
     let mut run =
         Run { plan, session, target, work: Arc::new(work), gpus: GpuWatch::open(), levels: Vec::new(), stop, tell };
     let capacity = match &plan.search {

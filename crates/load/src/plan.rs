@@ -145,6 +145,9 @@ pub enum BenchError {
     /// A search without limits to search under.
     #[error("a search for the capacity needs limits that make a request good, e.g. --goodput ttft:500 tpot:50")]
     NoObjectives,
+    /// Stopped while the server was asked about itself or tokens were counted.
+    #[error("interrupted before anything was measured")]
+    Interrupted,
     /// Threads or event loops.
     #[error("cannot make the client's threads: {0}")]
     Threads(#[from] io::Error),

@@ -4,6 +4,7 @@ use crate::{
     exchange::Target,
     http::{Connector, Limits, Url},
     record::{Failure, FailureClass},
+    stop::{Bounded, Stop},
 };
 use std::{io, time::Duration};
 use tokio::runtime::{Builder, Runtime};
@@ -13,9 +14,10 @@ const ANSWER_BYTES_MAX: usize = 16 << 20;
 /// Longest wait for an answer; less where a request of the load has less.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(60);
 
-/// Asks the server about itself.
+/// Asks the server about itself, until the run is stopped.
 pub(crate) struct Session {
     runtime: Runtime,
+    stop: Stop,
 }
 
 /// Status and body.
@@ -25,8 +27,8 @@ pub(crate) struct Reply {
 }
 
 impl Session {
-    pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self { runtime: Builder::new_current_thread().enable_all().build()? })
+    pub(crate) fn new(stop: &Stop) -> io::Result<Self> {
+        Ok(Self { runtime: Builder::new_current_thread().enable_all().build()?, stop: stop.clone() })
     }
 
     /// Looks the server up.
@@ -58,8 +60,17 @@ impl Session {
             let message = format!("{url}: no answer within {} s", limit.as_secs_f64());
             Err(Failure { class: FailureClass::TimedOut, message })
         };
-        let limited = async { tokio::time::timeout(limit, exchange).await.unwrap_or_else(|_| late()) };
-        self.runtime.block_on(limited)
+        let stopped = || {
+            let message = format!("{url}: given up: the run was interrupted");
+            Err(Failure { class: FailureClass::Interrupted, message })
+        };
+        self.runtime.block_on(async {
+            match self.stop.bound(limit, exchange).await {
+                Bounded::Done(reply) => reply,
+                Bounded::Late => late(),
+                Bounded::Stopped => stopped(),
+            }
+        })
     }
 
     /// The body of a successful answer.

@@ -5,6 +5,7 @@ use crate::{
     gpu::{GpuSample, GpuSummary, GpuWatch},
     record::Nanos,
     session::Session,
+    stop::Stop,
     subject::{self, Metrics},
 };
 use serde::{Deserialize, Serialize};
@@ -60,7 +61,7 @@ pub(crate) fn during<T>(
     work: impl FnOnce() -> T,
 ) -> io::Result<(T, Seen)> {
     let Some(period) = period else { return Ok((work(), Seen::default())) };
-    let session = Session::new()?;
+    let session = Session::new(&Stop::new())?;
     let (done, ended) = mpsc::channel::<()>();
     Ok(std::thread::scope(|scope| {
         let watch = scope.spawn(move || {

@@ -4,7 +4,7 @@
 //! that a chunk was stamped after it was written cannot be checked.
 
 use super::{Script, Truth, cases::target, server};
-use crate::{Clock, http::Url, session::Session};
+use crate::{Clock, Stop, http::Url, session::Session};
 use serde::{Deserialize, Serialize};
 use std::{collections::HashMap, io};
 
@@ -74,7 +74,7 @@ impl RemoteTruth {
     fn ask(&self, route: &str, body: Option<&[u8]>) -> io::Result<Vec<u8>> {
         let (method, path) = route.split_once(' ').unwrap_or((route, ""));
         let url = self.root.join(path);
-        let reply = Session::new()?.ask(&target(&url, Clock::start())?, method, &url, body);
+        let reply = Session::new(&Stop::new())?.ask(&target(&url, Clock::start())?, method, &url, body);
         let reply = reply.map_err(|failure| io::Error::other(format!("{url}: {}", failure.message)))?;
         if reply.status == 200 {
             return Ok(reply.body);
@@ -91,7 +91,7 @@ impl RemoteTruth {
 mod tests {
     use super::*;
     use crate::{
-        ClientThreads, Priority, Stop,
+        ClientThreads, Priority,
         proof::{Ending, TruthServer, Verdict, Write, cases, prove},
     };
     use std::time::Duration;

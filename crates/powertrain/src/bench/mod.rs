@@ -94,6 +94,12 @@ fn served(result: &RunResult) -> anyhow::Result<()> {
     if failed > 0 && requests().all(|requests| requests.completed == 0) {
         anyhow::bail!("all {failed} requests failed; how stands with each level above");
     }
+    let (completed, empty) = requests().fold((0, 0), |(completed, empty), requests| {
+        (completed + requests.completed, empty + requests.without_content)
+    });
+    if completed > 0 && completed == empty {
+        anyhow::bail!("none of the {completed} answers had any content; see what the server sends, e.g. with curl");
+    }
     Ok(())
 }
 
