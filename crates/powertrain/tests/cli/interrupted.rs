@@ -83,7 +83,10 @@ fn answers_without_content_are_no_success() {
             let mut connection = connection.unwrap();
             let (mut request, mut part) = (Vec::new(), [0; 4096]);
             // The body ends with the last bracket of its object.
-            while !request.ends_with(b"}") && !(request.starts_with(b"GET") && request.ends_with(b"\r\n\r\n")) {
+            let whole = |request: &[u8]| {
+                request.ends_with(b"}") || request.starts_with(b"GET") && request.ends_with(b"\r\n\r\n")
+            };
+            while !whole(&request) {
                 let read = connection.read(&mut part).unwrap();
                 if read == 0 {
                     break;
