@@ -3,6 +3,7 @@
 use powertrain_load::{
     RequestRecord,
     events::{EventsError, read_events},
+    files::read_regular,
     result::{FORMAT, RunResult},
 };
 use serde_json::Value;
@@ -83,7 +84,8 @@ impl Side {
         if fs::metadata(path).map_err(read)?.is_dir() {
             for entry in fs::read_dir(path).map_err(read)? {
                 let file = entry.map_err(read)?.path();
-                if file.extension().is_some_and(|extension| extension == "json") && is_result(&file)? {
+                let named = file.extension().is_some_and(|extension| extension == "json");
+                if named && file.is_file() && is_result(&file)? {
                     runs.push(Run::open(&file)?);
                 }
                 if runs.len() > RUNS_MAX {
@@ -166,10 +168,5 @@ fn is_result(path: &Path) -> Result<bool, SideError> {
 
 fn read_json(path: &Path) -> Result<serde_json::Result<Value>, SideError> {
     let read = |error| SideError::Read { path: path.to_owned(), error };
-    let bytes = fs::metadata(path).map_err(read)?.len();
-    if bytes > RESULT_BYTES_MAX {
-        let reason = format!("{bytes} bytes, more than {RESULT_BYTES_MAX}");
-        return Err(SideError::NoResult { path: path.to_owned(), reason });
-    }
-    Ok(serde_json::from_slice(&fs::read(path).map_err(read)?))
+    Ok(serde_json::from_slice(&read_regular(path, RESULT_BYTES_MAX).map_err(read)?))
 }

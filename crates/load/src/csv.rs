@@ -52,7 +52,7 @@ fn row(config: &str, level: Option<&LevelResult>) -> Vec<Field> {
     let count = |count: fn(&Summary) -> u64| summary.map_or(String::new(), |summary| count(summary).to_string());
     let rate_of = |rate: fn(&Summary) -> Option<f64>| number(summary.and_then(rate));
     let mut row = vec![
-        field("config", quoted(config)),
+        field("config", cell(config)),
         field("concurrency", clients),
         field("request_rate", rate),
         field("completed", count(|summary| summary.requests.completed)),
@@ -82,7 +82,7 @@ fn row(config: &str, level: Option<&LevelResult>) -> Vec<Field> {
     row.push(field("gpu_memory_mib", number(memory)));
     row.push(field("client_limited", told(|level| (!level.client.client_limited.is_empty()).to_string())));
     row.extend(intervals);
-    row.push(field("load", told(|level| quoted(&load_name(&level.load)))));
+    row.push(field("load", told(|level| cell(&load_name(&level.load)))));
     row.push(field("interrupted", told(|level| level.interrupted.to_string())));
     row
 }
@@ -95,6 +95,39 @@ fn number(value: Option<f64>) -> String {
     value.map_or(String::new(), |value| format!("{value:.3}"))
 }
 
-fn quoted(text: &str) -> String {
-    if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_owned() }
+/// A text as a cell. One that a spreadsheet would take for a formula gets an apostrophe before it: texts come from servers, too.
+/// Numbers stay as they are.
+pub fn cell(text: &str) -> String {
+    let is_number = || text.parse::<f64>().is_ok_and(f64::is_finite);
+    let text = match text.trim_start().chars().next() {
+        Some('=' | '+' | '-' | '@') if !is_number() => format!("'{text}"),
+        _ => text.to_owned(),
+    };
+    if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spreadsheet_computes_nothing_from_a_text() {
+        for (text, expected) in [
+            ("=cmd|' /C calc'!A0", "'=cmd|' /C calc'!A0"),
+            ("+1+1", "'+1+1"),
+            ("-2+3", "'-2+3"),
+            ("@SUM(A1)", "'@SUM(A1)"),
+            (" =1", "' =1"),
+            ("=HYPERLINK(\"a\",\"b\")", "\"'=HYPERLINK(\"\"a\"\",\"\"b\"\")\""),
+            ("-inf", "'-inf"),
+            // What is a number remains one.
+            ("-1", "-1"),
+            ("+0.5", "+0.5"),
+            ("-1e-3", "-1e-3"),
+            ("a=b, c-d", "\"a=b, c-d\""),
+            ("", ""),
+        ] {
+            assert_eq!(cell(text), expected);
+        }
+    }
 }

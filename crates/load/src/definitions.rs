@@ -26,7 +26,15 @@ pub const DEFINITIONS: &[(&str, &str)] = &[
         "arrival",
         "a chunk's time is when the kernel received the packet that completed it; where it does not tell, when the read returned",
     ),
-    ("output_tokens", "the server's usage.completion_tokens; where absent, content chunks, marked as estimated"),
+    (
+        "output_tokens",
+        "the server's usage.completion_tokens; where absent, or 0 beside content, content chunks, marked as estimated",
+    ),
+    (
+        "failures",
+        "counted by class, never sent twice; after a refused connection a client of a closed loop waits 20 ms, so how many are \
+         refused is this client's pace",
+    ),
     ("percentiles", "linear interpolation between order statistics; intervals 95 %, requests taken as independent"),
 ];
 
@@ -59,12 +67,24 @@ pub fn token_gaps(record: &RequestRecord) -> impl Iterator<Item = f64> {
     })
 }
 
-/// Output tokens by the server's count, and by the count of content chunks where it gives none.
+/// Output tokens by the server's count, and by the count of content chunks where it gives none or says 0 beside content.
 pub fn output_tokens(record: &RequestRecord) -> OutputTokens {
     match record.usage {
-        Some(usage) => OutputTokens { count: usage.completion_tokens, estimated: false },
-        None => OutputTokens { count: record.chunks.len() as u32, estimated: true },
+        Some(usage) if usage.completion_tokens > 0 || record.chunks.is_empty() => {
+            OutputTokens { count: usage.completion_tokens, estimated: false }
+        }
+        _ => OutputTokens { count: record.chunks.len() as u32, estimated: true },
     }
+}
+
+/// Prompt tokens by the server's count; none where it gives none, or says 0: every prompt has some.
+pub fn prompt_tokens(record: &RequestRecord) -> Option<u32> {
+    record.usage.map(|usage| usage.prompt_tokens).filter(|&tokens| tokens > 0)
+}
+
+/// The server's usage says 0 of what there was: content that it sent, or a prompt that it answered.
+pub fn is_usage_contradicted(record: &RequestRecord) -> bool {
+    record.usage.is_some() && (output_tokens(record).estimated || prompt_tokens(record).is_none())
 }
 
 /// A number of output tokens.
@@ -111,7 +131,8 @@ pub fn tokens_between(record: &RequestRecord, from: Nanos, to: Nanos) -> f64 {
         return 0.0;
     }
     let even = f64::from(output_tokens(record).count) / record.chunks.len() as f64;
-    let counted = record.chunks.iter().all(|chunk| chunk.tokens.is_some());
+    let counted = record.chunks.iter().all(|chunk| chunk.tokens.is_some())
+        && record.chunks.iter().any(|chunk| chunk.tokens.is_some_and(|tokens| tokens > 0));
     let inside = record.chunks.iter().filter(|chunk| (from..to).contains(&chunk.at));
     inside.map(|chunk| if counted { f64::from(chunk.tokens.unwrap_or(0)) } else { even }).sum()
 }
@@ -200,6 +221,14 @@ mod tests {
         assert_eq!(tpot(&one_token), None);
         let uncounted = RequestRecord { usage: None, ..record() };
         assert_eq!(output_tokens(&uncounted), OutputTokens { count: 3, estimated: true });
+        assert!(!is_usage_contradicted(&uncounted) && !is_usage_contradicted(&record()));
+        let zeros = RequestRecord { usage: Some(Usage::default()), ..record() };
+        assert_eq!((output_tokens(&zeros).count, output_tokens(&zeros).estimated), (3, true));
+        assert_eq!((prompt_tokens(&zeros), tpot(&zeros)), (None, tpot(&uncounted)));
+        assert!(is_usage_contradicted(&zeros));
+        let empty = Usage { prompt_tokens: 7, ..Usage::default() };
+        assert!(!is_usage_contradicted(&RequestRecord { usage: Some(empty), chunks: vec![], ..record() }));
+        assert!(is_usage_contradicted(&RequestRecord { usage: Some(empty), ..record() }));
         let failure = Some(Failure { class: FailureClass::Closed, message: String::new() });
         let cut_off = RequestRecord { failure: failure.clone(), ..record() };
         assert_eq!((cut_off.outcome(), e2e(&cut_off), tpot(&cut_off)), (Outcome::CutOff, None, None));

@@ -1,7 +1,7 @@
 //! Raw events: every request of a run as one line of JSON, written by [`EventsFile`] and read back by [`EventsReader`].
 
 use crate::{
-    files::Lines,
+    files::{Lines, open_regular},
     record::{Chunk, Failure, FailureClass, Nanos, RequestRecord, Usage},
 };
 use serde::Deserialize;
@@ -88,7 +88,7 @@ impl EventsReader<BufReader<File>> {
     /// # Errors
     /// When it cannot be opened.
     pub fn open(path: &Path) -> Result<Self, EventsError> {
-        let file = File::open(path).map_err(|error| EventsError::Read { path: path.to_owned(), error })?;
+        let file = open_regular(path).map_err(|error| EventsError::Read { path: path.to_owned(), error })?;
         Ok(Self::new(path, BufReader::new(file)))
     }
 }

@@ -32,7 +32,7 @@ const SLEEP_MAX: Duration = Duration::from_millis(50);
 /// Requests that are due and wait for a client thread, each.
 const DUE_MAX: usize = 256;
 /// A closed loop's client waits so long where nobody listened: a server that has died would otherwise be asked as often as this machine can.
-const REFUSED_PAUSE: Nanos = 20_000_000;
+pub(crate) const REFUSED_PAUSE: Nanos = 20_000_000;
 /// An open loop's first request is due so long after its threads were made.
 const LEAD: Duration = Duration::from_millis(20);
 

@@ -50,6 +50,9 @@ pub struct Counts {
     pub interrupted: u64,
     /// Completed answers without any content.
     pub without_content: u64,
+    /// Completed answers whose usage says 0 tokens of content or prompt that there was.
+    #[serde(default)]
+    pub usage_contradicted: u64,
     /// Requests before the measurement.
     pub warmup: u64,
     /// Of those, not completed.
@@ -229,6 +232,8 @@ fn counts(records: &[RequestRecord]) -> Counts {
         }
         let empty = outcome == Outcome::Completed && record.streamed && record.chunks.is_empty();
         counts.without_content += u64::from(empty);
+        let contradicted = outcome == Outcome::Completed && definitions::is_usage_contradicted(record);
+        counts.usage_contradicted += u64::from(contradicted);
         counts.new_connections += u64::from(!record.reused_connection);
     }
     counts
@@ -250,7 +255,7 @@ fn throughput(completed: &[&RequestRecord], window_s: f64) -> Throughput {
     let tokens: Vec<OutputTokens> = completed.iter().map(|record| definitions::output_tokens(record)).collect();
     // Not `sum`: that of nothing is -0.
     let output = tokens.iter().fold(0.0, |sum, tokens| sum + f64::from(tokens.count));
-    let prompts: Option<f64> = completed.iter().map(|record| Some(f64::from(record.usage?.prompt_tokens))).sum();
+    let prompts: Option<f64> = completed.iter().map(|record| definitions::prompt_tokens(record).map(f64::from)).sum();
     Throughput {
         requests_per_s: completed.len() as f64 / window_s,
         output_tokens_per_s: output / window_s,
@@ -317,8 +322,8 @@ fn chunks(measured: &[&RequestRecord], completed: &[&RequestRecord]) -> ChunkSum
     let tokens: Option<u64> = completed
         .iter()
         .filter(|record| !record.chunks.is_empty())
-        .map(|record| record.usage)
-        .try_fold(0, |sum, usage| Some(sum + u64::from(usage?.completion_tokens)));
+        .map(|record| definitions::output_tokens(record))
+        .try_fold(0, |sum, tokens| (!tokens.estimated).then_some(sum + u64::from(tokens.count)));
     let joined: usize =
         completed.iter().map(|record| definitions::chunk_gaps(record).filter(|&gap| gap == 0).count()).sum();
     let longest = measured.iter().flat_map(|record| definitions::chunk_gaps(record)).max().unwrap_or(0);
@@ -332,10 +337,10 @@ fn chunks(measured: &[&RequestRecord], completed: &[&RequestRecord]) -> ChunkSum
 
 fn prompts(completed: &[&RequestRecord]) -> PromptSummary {
     let usages = || completed.iter().filter_map(|record| record.usage);
-    let counted = usages().map(|usage| f64::from(usage.prompt_tokens));
+    let counted = completed.iter().filter_map(|record| definitions::prompt_tokens(record)).map(f64::from);
     let pairs: Vec<(u32, u32)> = completed
         .iter()
-        .filter_map(|record| Some((record.prompt_tokens_asked?, record.usage?.prompt_tokens)))
+        .filter_map(|record| Some((record.prompt_tokens_asked?, definitions::prompt_tokens(record)?)))
         .collect();
     let cached = usages().filter_map(|usage| usage.cached_tokens).map(f64::from);
     let cached: Option<f64> = cached.fold(None, |sum: Option<f64>, tokens| Some(sum.unwrap_or(0.0) + tokens));

@@ -3,7 +3,9 @@
 use crate::{
     capacity::{CapacityResult, Unit},
     definitions::DEFINITIONS,
+    record::FailureClass,
     result::{LevelResult, LoadResult},
+    run::REFUSED_PAUSE,
     summary::{LatencySummary, Summary},
 };
 use std::fmt::Write;
@@ -53,6 +55,13 @@ fn write(text: &mut String, level: &LevelResult) -> std::fmt::Result {
         return writeln!(text, "  no request was measured");
     };
     requests(text, summary)?;
+    if summary.failures.contains_key(FailureClass::Refused.name()) && matches!(level.load, LoadResult::Closed { .. }) {
+        let pause = REFUSED_PAUSE / 1_000_000;
+        writeln!(
+            text,
+            "           a client waits {pause} ms after a refusal: how many were refused is this client's pace"
+        )?;
+    }
     rates(text, summary)?;
     latencies(text, summary)?;
     lengths(text, summary)?;
@@ -110,7 +119,7 @@ fn requests(text: &mut String, summary: &Summary) -> std::fmt::Result {
 
 fn rates(text: &mut String, summary: &Summary) -> std::fmt::Result {
     let rates = &summary.throughput;
-    let estimated = if rates.estimated { " (tokens estimated: some answers have no usage)" } else { "" };
+    let estimated = if rates.estimated { " (tokens estimated: some answers have no usage, or one of 0)" } else { "" };
     write!(
         text,
         "  throughput    {:.2} requests/s, {:.1} output tokens/s",
@@ -184,6 +193,14 @@ fn lengths(text: &mut String, summary: &Summary) -> std::fmt::Result {
     if let Some(mean) = summary.outputs.mean {
         let (at_limit, completed) = (summary.outputs.at_limit, summary.requests.completed);
         writeln!(text, "  answers       {mean:.1} tokens on average, {at_limit} of {completed} at their limit")?;
+    }
+    let (contradicted, completed) = (summary.requests.usage_contradicted, summary.requests.completed);
+    if contradicted > 0 {
+        writeln!(
+            text,
+            "  USAGE WRONG   {contradicted} of {completed} answers say 0 tokens of a prompt or of content that there was; where \
+             that is the content, its chunks are counted"
+        )?;
     }
     let chunks = &summary.chunks;
     if let Some(tokens) = chunks.tokens_per_chunk {

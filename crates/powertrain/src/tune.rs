@@ -104,8 +104,9 @@ fn trial_text(trial: &Trial) -> String {
     }
     let good = trial.good_share.map_or(String::new(), |share| format!(", {:.1} % of requests good", share * 100.0));
     let ttft = trial.ttft_mean.map_or(String::new(), |ttft| format!(", TTFT mean {ttft:.1} ms"));
+    let left_out = trial.left_out.as_ref().map_or(String::new(), |why| format!("; left out: {why}"));
     format!(
-        "{}: score {:.2} at {}{good}, {:.1} output tok/s{ttft} ({:.0} s spent)",
+        "{}: score {:.2} at {}{good}, {:.1} output tok/s{ttft} ({:.0} s spent){left_out}",
         trial.configuration,
         trial.score,
         trial.load.as_deref().unwrap_or("no load"),

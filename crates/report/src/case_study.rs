@@ -517,6 +517,9 @@ fn state(level: &Level) -> Vec<String> {
     if level.marks.estimated {
         state.push("tokens counted by chunks ≈".to_owned());
     }
+    if level.count("usage_contradicted").is_some_and(|answers| answers.value > 0.0) {
+        state.push("the server's usage says 0 tokens of what there was".to_owned());
+    }
     state
 }
 

@@ -7,7 +7,6 @@ use crate::{
     error::Error,
     figure::Unit,
     metric,
-    run::Load,
     side::{Measured, Point, Side},
 };
 use serde_json::Value;
@@ -78,10 +77,9 @@ fn mismatch(comparison: &Document, key: &str, name: &str, side: &Side) -> Option
         let metrics = level.get("metrics").and_then(Value::as_array)?;
         let of_output = |metric: &&Value| metric.get("metric").and_then(Value::as_str) == Some(metric::OUTPUT.id);
         let compared = metrics.iter().find(of_output)?.get(key).and_then(Value::as_f64)?;
-        let point = side.points.iter().find(|point| name_of(&point.load) == load)?;
+        let point = side.points.iter().find(|point| point.load.in_full() == load)?;
         found += 1;
-        // What a run offered twice is numbered there and taken together here.
-        let given = (side.levels(point).len() <= side.runs.len()).then(|| pooled_output(side, point))??;
+        let given = pooled_output(side, point)?;
         ((given / compared - 1.0).abs() > SAME)
             .then(|| format!("at {load} {name} has another output rate ({compared:.3} against {given:.3} tokens/s)"))
     });
@@ -105,7 +103,7 @@ pub fn take_verdicts(comparison: &Document, changes: &mut [Changes]) {
     let levels = comparison.json.get("levels").and_then(Value::as_array);
     for (index, level) in levels.into_iter().flatten().enumerate() {
         let load = level.get("load").and_then(Value::as_str).unwrap_or_default();
-        let Some(changes) = changes.iter_mut().find(|changes| name_of(&changes.load) == load) else {
+        let Some(changes) = changes.iter_mut().find(|changes| changes.load.in_full() == load) else {
             continue;
         };
         let metrics = level.get("metrics").and_then(Value::as_array);
@@ -141,16 +139,6 @@ fn take_verdict(comparison: &Document, pointer: &str, metric: &Value, change: &m
     }
 }
 
-/// A load in the words of `compare`.
-fn name_of(load: &Load) -> String {
-    match load {
-        Load::Closed(1.0) => "closed loop, 1 client".to_owned(),
-        Load::Closed(clients) => format!("closed loop, {clients} clients"),
-        Load::Open { rate, arrivals } => format!("open loop, {rate} requests/s, {arrivals}"),
-        Load::Other(name) => name.clone(),
-    }
-}
-
 /// A metric's name in `compare`.
 fn compared_as(id: &str) -> &str {
     match id {
@@ -162,7 +150,7 @@ fn compared_as(id: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{document::Kind, figure::Figure};
+    use crate::{document::Kind, figure::Figure, run::Load};
     use serde_json::json;
 
     #[test]

@@ -4,9 +4,10 @@ use crate::{
     error::Error,
     figure::{Figure, Unit},
 };
+use powertrain_load::files::read_regular;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use std::{fs, path::Path};
+use std::{io::ErrorKind, path::Path};
 
 /// Largest file of results that is read: the raw events lie in another file.
 const BYTES_MAX: u64 = 256 << 20;
@@ -60,11 +61,10 @@ impl Document {
     pub fn open(id: &str, path: &Path) -> Result<Self, Error> {
         let shown = path.display().to_string();
         let unreadable = |error| Error::Unreadable { path: shown.clone(), error };
-        let size = fs::metadata(path).map_err(unreadable)?.len();
-        if size > BYTES_MAX {
-            return Err(Error::TooLarge { path: shown, size, most: BYTES_MAX });
-        }
-        let bytes = fs::read(path).map_err(unreadable)?;
+        let bytes = read_regular(path, BYTES_MAX).map_err(|error| match error.kind() {
+            ErrorKind::FileTooLarge => Error::TooLarge { path: shown.clone(), most: BYTES_MAX },
+            _ => unreadable(error),
+        })?;
         let json: Value =
             serde_json::from_slice(&bytes).map_err(|error| Error::NotJson { path: shown.clone(), error })?;
         let kind = kind(&json).map_err(|found| Error::UnknownFormat { path: shown.clone(), found })?;

@@ -15,12 +15,10 @@ pub enum Error {
         error: io::Error,
     },
     /// A file is larger than any result.
-    #[error("{path}: {size} bytes, more than the {most} that a result may have; give the result, not its raw events")]
+    #[error("{path}: more than the {most} bytes that a result may have; give the result, not its raw events")]
     TooLarge {
         /// The file.
         path: String,
-        /// Its bytes.
-        size: u64,
         /// The limit.
         most: u64,
     },

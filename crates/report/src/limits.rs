@@ -19,7 +19,9 @@ pub(crate) fn limits(analysis: &Analysis) -> Vec<Sentence> {
         limits.push(say!["Numbers marked ‡ come from levels that were interrupted."]);
     }
     if marks.estimated {
-        limits.push(say!["Numbers marked ≈ rest on tokens counted by chunks, because the server did not count them."]);
+        limits.push(say![
+            "Numbers marked ≈ rest on tokens counted by chunks, because the server did not count them, or counted 0."
+        ]);
     }
     for side in sides {
         of_side(side, &mut limits);

@@ -58,7 +58,15 @@ impl Run {
     /// Reads a run from its document.
     pub fn of(document: Document) -> Self {
         let document = Arc::new(document);
-        let levels = (0..document.length("/levels")).map(|index| Level::of(&document, index)).collect();
+        let mut levels: Vec<Level> = (0..document.length("/levels")).map(|index| Level::of(&document, index)).collect();
+        // What a run offers again is no run of its own: it stands apart, under the name that `compare` gives it.
+        let bare: Vec<Load> = levels.iter().map(|level| level.load.clone()).collect();
+        for (index, level) in levels.iter_mut().enumerate() {
+            let before = bare[..index].iter().filter(|load| **load == bare[index]).count();
+            if before > 0 {
+                level.load = Load::Other(format!("{} ({})", bare[index].in_full(), before + 1));
+            }
+        }
         Self { document, levels }
     }
 
@@ -251,6 +259,16 @@ impl Load {
             Self::Closed(_) => Some("/load/concurrency"),
             Self::Open { .. } => Some("/load/rate"),
             Self::Other(_) => None,
+        }
+    }
+
+    /// The load in the words of `bench` and `compare`.
+    pub(crate) fn in_full(&self) -> String {
+        match self {
+            Self::Closed(1.0) => "closed loop, 1 client".to_owned(),
+            Self::Closed(clients) => format!("closed loop, {clients} clients"),
+            Self::Open { rate, arrivals } => format!("open loop, {rate} requests/s, {arrivals}"),
+            Self::Other(name) => name.clone(),
         }
     }
 

@@ -27,6 +27,8 @@ use std::{
 
 /// The version of the small files.
 const FORMAT: &str = "powertrain-sweep/1";
+/// Largest file that is read.
+const FILE_BYTES_MAX: u64 = 256 << 20;
 /// Changed cells that an error names.
 const NAMED_MAX: usize = 5;
 
@@ -279,7 +281,7 @@ impl Cell<'_> {
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, FolderError> {
-    match fs::read(path) {
+    match files::read_regular(path, FILE_BYTES_MAX) {
         Ok(bytes) => serde_json::from_slice(&bytes)
             .map(Some)
             .map_err(|error| FolderError::Damaged { path: path.to_owned(), error: error.to_string() }),

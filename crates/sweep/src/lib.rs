@@ -9,6 +9,7 @@
 mod configuration;
 pub mod failure;
 mod folder;
+mod guard;
 mod interleave;
 mod matrix;
 mod probe;

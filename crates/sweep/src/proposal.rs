@@ -13,6 +13,9 @@ pub const ALIKE: f64 = 0.02;
 /// More failed requests than this share exclude a configuration.
 pub const FAILED_SHARE_MAX: f64 = 0.01;
 
+/// Answers shorter than this part of the longest at the same load are less work: what gives them is faster for that alone.
+pub const ANSWER_SHARE_MIN: f64 = 0.9;
+
 /// What a proposal is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -37,12 +40,14 @@ pub struct Proposal {
 /// The rule, for documents and files.
 pub fn rule(goal: Goal) -> String {
     let eligible = format!(
-        "Among configurations that have every workload, at most {:.0} % of requests failed, and the objectives (if any) met",
-        FAILED_SHARE_MAX * 100.0
+        "Among configurations that have every workload, at most {:.0} % of requests failed, answers at least {:.0} % as long as \
+         the longest, and the objectives (if any) met",
+        FAILED_SHARE_MAX * 100.0,
+        ANSWER_SHARE_MIN * 100.0
     );
     match goal {
         Goal::Latency => format!(
-            "{eligible} at the lightest load of each workload: the lowest mean E2E there (geometric mean over workloads). Within \
+            "{eligible} at the lightest load of each workload: the lowest mean E2E there for answers of one length (geometric mean over workloads). Within \
              {:.0} %, or the spread of repeats where that is more, the one with the higher throughput.",
             ALIKE * 100.0
         ),
@@ -73,8 +78,14 @@ pub fn proposals(matrix: &Matrix, table: &Table) -> Vec<Proposal> {
 fn propose(goal: Goal, matrix: &Matrix, table: &Table) -> Option<Proposal> {
     let mut names: Vec<&str> = table.rows.iter().map(|row| row.configuration.as_str()).collect();
     names.dedup();
-    let mut candidates: Vec<Candidate<'_>> =
-        names.iter().filter_map(|name| candidate(goal, matrix, table, name)).collect();
+    let (mut candidates, mut briefer) = (Vec::new(), Vec::new());
+    for name in &names {
+        match candidate(goal, matrix, table, name) {
+            Ok(candidate) => candidates.push(candidate),
+            Err(NotEligible::Briefer(why)) => briefer.push(format!("Left out: {name}: {why}.")),
+            Err(NotEligible::Other) => {}
+        }
+    }
     candidates.sort_by(|a, b| b.score.total_cmp(&a.score));
     let best = candidates.first()?;
     let alike = |other: &Candidate<'_>| other.score >= best.score * (1.0 - ALIKE.max(best.spread).max(other.spread));
@@ -90,6 +101,7 @@ fn propose(goal: Goal, matrix: &Matrix, table: &Table) -> Option<Proposal> {
     } else if let Some(second) = candidates.iter().find(|other| other.name != chosen.name) {
         because.push(format!("Next: {} with {}.", second.name, second.shown));
     }
+    because.extend(briefer);
     let excluded = names.len() - candidates.len();
     if excluded > 0 {
         because.push(format!("{excluded} of {} configurations were not eligible.", names.len()));
@@ -103,7 +115,36 @@ fn propose(goal: Goal, matrix: &Matrix, table: &Table) -> Option<Proposal> {
     Some(Proposal { goal, configuration: chosen.name.to_owned(), because })
 }
 
-fn candidate<'a>(goal: Goal, matrix: &Matrix, table: &Table, name: &'a str) -> Option<Candidate<'a>> {
+/// Why a configuration is no candidate.
+enum NotEligible {
+    /// Its answers are less work, in words.
+    Briefer(String),
+    /// What its rows say: not measured, failed, or the objectives missed.
+    Other,
+}
+
+/// The longest answers of any configuration at a load of a workload, as a share of their limit.
+fn longest_share(table: &Table, workload: &str, load: &str) -> Option<f64> {
+    let of_load = |row: &&Row| {
+        row.workload.as_deref() == Some(workload) && row.load.as_deref() == Some(load) && row.failure.is_none()
+    };
+    table.rows.iter().filter(of_load).filter_map(|row| row.numbers.as_ref()?.answer_share).reduce(f64::max)
+}
+
+/// Whether answers are so much shorter than the longest that they are other work, in words.
+pub(crate) fn briefer(tokens: Option<f64>, share: Option<f64>, longest: Option<f64>, load: &str) -> Option<String> {
+    let (share, longest) = (share?, longest?);
+    (share < ANSWER_SHARE_MIN * longest).then(|| {
+        format!(
+            "its answers at {load} have {:.1} tokens on average, {:.0} % of what was asked, where others give {:.0} %: less work",
+            tokens.unwrap_or(0.0),
+            share * 100.0,
+            longest * 100.0
+        )
+    })
+}
+
+fn candidate<'a>(goal: Goal, matrix: &Matrix, table: &Table, name: &'a str) -> Result<Candidate<'a>, NotEligible> {
     let (mut score, mut second, mut spread) = (1.0, 1.0, 0.0_f64);
     let mut shown = Vec::new();
     for workload in &matrix.workload {
@@ -117,7 +158,7 @@ fn candidate<'a>(goal: Goal, matrix: &Matrix, table: &Table, name: &'a str) -> O
         let measured: Vec<(&str, &Numbers)> =
             rows.iter().filter_map(|row| Some((row.load.as_deref()?, row.numbers.as_ref()?))).collect();
         if measured.len() < loads || rows.iter().any(|row| row.failure.is_some()) {
-            return None;
+            return Err(NotEligible::Other);
         }
         let eligible = |numbers: &Numbers| {
             let attainment = matrix.objectives.map_or(0.0, |limits| limits.attainment);
@@ -128,27 +169,51 @@ fn candidate<'a>(goal: Goal, matrix: &Matrix, table: &Table, name: &'a str) -> O
         let most = measured
             .iter()
             .filter(|(_, numbers)| eligible(numbers))
-            .max_by(|a, b| a.1.output_tokens_per_s.total_cmp(&b.1.output_tokens_per_s))?;
+            .max_by(|a, b| a.1.output_tokens_per_s.total_cmp(&b.1.output_tokens_per_s))
+            .ok_or(NotEligible::Other)?;
         // Rows stand in the file's order; the lightest load is the smallest number there.
         let lightest = measured[lightest(workload)];
         let power = 1.0 / matrix.workload.len() as f64;
+        let (load, judged) = if goal == Goal::Latency { lightest } else { *most };
+        let longest = longest_share(table, &workload.name, load);
+        let place = format!("{load} of {}", workload.name);
+        if let Some(why) = briefer(judged.answer_tokens, judged.answer_share, longest, &place) {
+            return Err(NotEligible::Briefer(why));
+        }
         match goal {
             Goal::Latency => {
-                let e2e = lightest.1.e2e_mean.filter(|_| eligible(lightest.1))?;
+                let measured = judged.e2e_mean.filter(|_| eligible(judged)).ok_or(NotEligible::Other)?;
+                let e2e = measured + missing_ms(judged, longest);
                 score *= e2e.recip().powf(power);
                 second *= most.1.output_tokens_per_s.powf(power);
-                shown.push(format!("{e2e:.1} ms mean E2E at {} of {}", lightest.0, workload.name));
+                let equal = if e2e - measured >= 0.05 {
+                    format!(
+                        " ({measured:.1} as measured, and its TPOT for the tokens that the longest answers have more)"
+                    )
+                } else {
+                    String::new()
+                };
+                shown.push(format!("{e2e:.1} ms mean E2E{equal} at {place}"));
             }
             Goal::Throughput => {
                 score *= most.1.output_tokens_per_s.powf(power);
                 second *= most.1.ttft_mean.unwrap_or(f64::INFINITY).recip().powf(power);
                 let rate = most.1.output_tokens_per_s;
-                shown.push(format!("{rate:.1} output tok/s at {} of {}", most.0, workload.name));
+                shown.push(format!("{rate:.1} output tok/s at {place}"));
             }
         }
         spread = spread.max(most.1.spread.unwrap_or(0.0));
     }
-    Some(Candidate { name, score, second, spread, shown: shown.join(", ") })
+    Ok(Candidate { name, score, second, spread, shown: shown.join(", ") })
+}
+
+/// How much longer answers as long as the longest would have taken, by their own time per token.
+fn missing_ms(numbers: &Numbers, longest: Option<f64>) -> f64 {
+    let missing = || {
+        let (tokens, share) = (numbers.answer_tokens?, numbers.answer_share?);
+        Some(numbers.tpot_mean? * tokens * (longest? / share - 1.0))
+    };
+    missing().filter(|time| time.is_finite()).unwrap_or(0.0)
 }
 
 fn lightest(workload: &crate::Workload) -> usize {

@@ -6,6 +6,7 @@
 use crate::{
     configuration::Launch,
     failure::{FailureKind, ServerFailure},
+    guard::Guard,
     probe::Probe,
     startup::StartUp,
 };
@@ -33,10 +34,11 @@ const LOG_BYTES_MAX: u64 = 4 << 20;
 /// The groups that run now, so that a program that must end at once leaves none behind.
 static GROUPS: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
 
-/// A started server. Dropping it ends it.
+/// A started server. Dropping it ends it; so does the end of this process, whichever it is.
 pub struct Server {
     child: Child,
     group: Pid,
+    _guard: Guard,
     log: PathBuf,
     probe: Probe,
     launch: Launch,
@@ -80,6 +82,8 @@ impl Server {
         let cannot = |reason: String| failure(FailureKind::CannotRun, reason);
         let output = File::create(log).map_err(|error| cannot(format!("{}: {error}", log.display())))?;
         let errors = output.try_clone().map_err(|error| cannot(error.to_string()))?;
+        let unguarded = |error| cannot(format!("`sh`, which ends the server if this program is killed: {error}"));
+        let mut guard = Guard::start(launch.stop_timeout).map_err(unguarded)?;
         let child = Command::new(&launch.words[0])
             .args(&launch.words[1..])
             .envs(&launch.env)
@@ -92,7 +96,19 @@ impl Server {
         let group = Pid::from_child(&child);
         groups(|groups| groups.push(group));
         let probe = Probe::new(&launch.url, key);
-        Ok(Self { child, group, log: log.to_owned(), probe, launch, started: Instant::now(), ended: None })
+        let watched = guard.watch(group);
+        let server = Self {
+            child,
+            group,
+            _guard: guard,
+            log: log.to_owned(),
+            probe,
+            launch,
+            started: Instant::now(),
+            ended: None,
+        };
+        watched.map_err(unguarded)?;
+        Ok(server)
     }
 
     /// Waits until it is healthy and lists a model.

@@ -8,7 +8,7 @@ use crate::{
     startup::StartUp,
     workload::Workload,
 };
-use powertrain_load::{Summary, result::RunResult, table::load_name};
+use powertrain_load::{Summary, csv::cell, result::RunResult, table::load_name};
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -84,6 +84,10 @@ pub struct Numbers {
     pub e2e_mean: Option<f64>,
     /// 95th percentile.
     pub e2e_p95: Option<f64>,
+    /// Mean length of completed answers, in tokens.
+    pub answer_tokens: Option<f64>,
+    /// That length as a share of the mean limit: lengths are drawn anew in each run, shares can be compared.
+    pub answer_share: Option<f64>,
     /// In some run the client may have been the limit.
     pub client_limited: bool,
 }
@@ -211,6 +215,10 @@ impl Numbers {
             tpot_mean: average("tpot_ms"),
             e2e_mean: average("e2e_ms"),
             e2e_p95: percentile("e2e_ms", "p95"),
+            answer_tokens: mean(&|summary| summary.outputs.mean),
+            answer_share: mean(&|summary| {
+                Some(summary.outputs.mean? / summary.outputs.limit_mean).filter(|share| share.is_finite())
+            }),
             client_limited: runs.iter().any(|(_, limited)| *limited),
         }
     }
@@ -234,6 +242,7 @@ const COLUMNS: &[(&str, &str, Field)] = &[
     ("output tok/s", "output_tokens_per_s", |row| {
         row.numbers.as_ref().map(|numbers| short(numbers.output_tokens_per_s))
     }),
+    ("answer tokens", "answer_tokens", |row| row.numbers.as_ref()?.answer_tokens.map(short)),
     ("TTFT p50 ms", "ttft_p50_ms", |row| row.numbers.as_ref()?.ttft_p50.map(short)),
     ("TTFT p95 ms", "ttft_p95_ms", |row| row.numbers.as_ref()?.ttft_p95.map(short)),
     ("ITL p50 ms", "itl_p50_ms", |row| row.numbers.as_ref()?.itl_p50.map(short)),
@@ -290,11 +299,11 @@ impl Table {
     pub fn csv(&self) -> String {
         let names = ["server"].into_iter().chain(self.parameters.iter().map(String::as_str));
         let names = names.chain(COLUMNS.iter().map(|(_, name, _)| *name));
-        let mut text = names.map(quoted).collect::<Vec<_>>().join(",") + "\n";
+        let mut text = names.map(cell).collect::<Vec<_>>().join(",") + "\n";
         for row in &self.rows {
             let mut cells = self.beginning(row);
             cells.extend(COLUMNS.iter().map(|(_, _, field)| field(row).unwrap_or_default()));
-            text.push_str(&cells.iter().map(|cell| quoted(cell)).collect::<Vec<_>>().join(","));
+            text.push_str(&cells.iter().map(|text| cell(text)).collect::<Vec<_>>().join(","));
             text.push('\n');
         }
         text
@@ -316,8 +325,4 @@ fn short(value: f64) -> String {
         middle if middle >= 10.0 => format!("{value:.1}"),
         _ => format!("{value:.2}"),
     }
-}
-
-fn quoted(text: &str) -> String {
-    if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_owned() }
 }

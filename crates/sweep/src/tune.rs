@@ -8,6 +8,7 @@ use crate::{
     configuration::Configuration,
     failure::ServerFailure,
     matrix::Matrix,
+    proposal::briefer,
     server::StartError,
     sweep::{Event, SweepError, destination, measured, seed, start},
     table::Numbers,
@@ -77,10 +78,25 @@ pub struct Trial {
     pub output_tokens_per_s: f64,
     /// Mean TTFT there, in milliseconds.
     pub ttft_mean: Option<f64>,
+    /// Of each workload, at its best load: the mean length of answers, and that as a share of the limit.
+    pub answers: Vec<Answers>,
+    /// Why it loses to all others: its answers are less work than theirs.
+    pub left_out: Option<String>,
     /// From start to end, stopping included.
     pub spent_s: f64,
     /// Why there is no score.
     pub failure: Option<ServerFailure>,
+}
+
+/// How long answers were.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Answers {
+    /// Under which load of which workload.
+    pub load: String,
+    /// Mean length in tokens.
+    pub tokens: Option<f64>,
+    /// As a share of the mean limit.
+    pub share: Option<f64>,
 }
 
 /// Why tuning cannot go on.
@@ -143,8 +159,9 @@ pub fn tune(
             hurried.plan.ready_timeout_s = hurried.plan.ready_timeout_s.min(left);
             round.trials.extend(try_one(matrix, &hurried, seconds, &at, stop, tell)?);
         }
+        leave_out_briefer(&mut round.trials);
         round.trials.sort_by(better);
-        let serving: Vec<&Trial> = round.trials.iter().filter(|trial| trial.failure.is_none()).collect();
+        let serving: Vec<&Trial> = round.trials.iter().filter(|trial| trial.is_candidate()).collect();
         if let Some(best) = serving.first() {
             (tuning.chosen, tuning.met) = (Some(best.configuration.clone()), best.score > 0.0);
         }
@@ -191,11 +208,32 @@ pub fn tune(
     Ok(tuning)
 }
 
-/// Best first: by score, then by the share of good requests, then by tokens; failures last.
+impl Trial {
+    /// It can be chosen.
+    fn is_candidate(&self) -> bool {
+        self.failure.is_none() && self.left_out.is_none()
+    }
+}
+
+/// Shorter answers meet more limits for that alone: by the longest of the round at each workload.
+fn leave_out_briefer(trials: &mut [Trial]) {
+    let places = trials.iter().map(|trial| trial.answers.len()).max().unwrap_or(0);
+    for place in 0..places {
+        let shares = trials.iter().filter(|trial| trial.failure.is_none());
+        let longest = shares.filter_map(|trial| trial.answers.get(place)?.share).reduce(f64::max);
+        for trial in &mut *trials {
+            let Some(answers) = trial.answers.get(place) else { continue };
+            let why = briefer(answers.tokens, answers.share, longest, &answers.load);
+            trial.left_out = trial.left_out.take().or(why);
+        }
+    }
+}
+
+/// Best first: by score, then by the share of good requests, then by tokens; what was left out and failures last.
 fn better(a: &Trial, b: &Trial) -> std::cmp::Ordering {
     let key = |trial: &Trial| {
         (
-            f64::from(u8::from(trial.failure.is_none())),
+            f64::from(u8::from(trial.is_candidate())) + f64::from(u8::from(trial.failure.is_none())),
             trial.score,
             trial.good_share.unwrap_or(0.0),
             trial.output_tokens_per_s,
@@ -223,6 +261,8 @@ fn try_one(
         good_share: None,
         output_tokens_per_s: 0.0,
         ttft_mean: None,
+        answers: Vec::new(),
+        left_out: None,
         spent_s: 0.0,
         failure: None,
     };
@@ -252,7 +292,13 @@ fn try_one(
                     (Err(reason), None) => server.unusable(reason),
                     (Ok(result), None) => {
                         write_result(&path, &result).map_err(|error| TuneError::File { path, error })?;
-                        scores.extend(score(matrix, &result));
+                        let best = score(matrix, &result);
+                        trial.answers.extend(best.iter().map(|best| Answers {
+                            load: format!("{} of {}", best.load, workload.name),
+                            tokens: best.numbers.answer_tokens,
+                            share: best.numbers.answer_share,
+                        }));
+                        scores.extend(best);
                         continue;
                     }
                 };

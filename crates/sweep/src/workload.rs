@@ -86,6 +86,12 @@ pub enum WorkloadError {
     /// Neither or both kinds of load.
     #[error("give concurrency = [clients, …] or request_rate = [per second, …], one of the two")]
     Loads,
+    /// One load more than once.
+    #[error("the load {load} is there twice; leave one out, and set `repeats` to measure everything several times")]
+    Twice {
+        /// Which.
+        load: f64,
+    },
     /// A number.
     #[error("{name} = {value}: {range}")]
     Range {
@@ -161,6 +167,13 @@ impl Workload {
         )?;
         if self.concurrency.is_empty() == self.request_rate.is_empty() {
             return Err(WorkloadError::Loads);
+        }
+        let loads = self.concurrency.iter().map(|&clients| f64::from(clients)).chain(self.request_rate.iter().copied());
+        let loads: Vec<f64> = loads.collect();
+        if let Some(again) =
+            loads.iter().enumerate().find_map(|(place, load)| loads[..place].contains(load).then_some(load))
+        {
+            return Err(WorkloadError::Twice { load: *again });
         }
         for &clients in &self.concurrency {
             range((1..=100_000).contains(&clients), "concurrency", clients.to_string(), "1 to 100000")?;

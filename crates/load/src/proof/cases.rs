@@ -21,6 +21,9 @@ use crate::{
 };
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+/// A server that wrote at least this share of the rate asked has offered that rate.
+pub const WRITTEN_SHARE_MIN: f64 = 0.95;
+
 /// One trap.
 #[derive(Clone, Debug)]
 pub struct Case {
@@ -55,6 +58,8 @@ enum Expected {
 pub enum Verdict {
     /// Every count, class and instant, within the limits of error.
     Right,
+    /// Likewise, but the server wrote at less than [`WRITTEN_SHARE_MIN`] of the rate asked: nothing is shown of that rate.
+    BelowRate,
     /// Every count and class, but instants beyond the limits: too much load for this machine now, or too little CPU left.
     Late,
     /// A count or class.
@@ -70,6 +75,8 @@ pub struct CaseResult {
     pub verdict: Verdict,
     /// What was found, in one line.
     pub found: String,
+    /// The rate at which a stream's chunks were written, as a share of the one asked; none where the case asks for none.
+    pub written_share: Option<f64>,
     /// The client's own state meanwhile.
     pub client: ClientHealth,
 }
@@ -156,8 +163,10 @@ pub fn prove(case: &Case, threads: ClientThreads, remote: Option<&RemoteTruth>, 
         }
         _ => Errors::default(),
     };
+    let written_share = written_share(case, &errors);
     let (verdict, found) = judge(case, &run, &errors);
-    Ok(CaseResult { name: case.name, verdict, found, client: ClientHealth::of(&run, &target.live) })
+    let verdict = at_rate(verdict, written_share);
+    Ok(CaseResult { name: case.name, verdict, found, written_share, client: ClientHealth::of(&run, &target.live) })
 }
 
 /// Short prompts of words, no two alike: the server's notes are found by them.
@@ -198,6 +207,18 @@ pub(super) fn target(url: &Url, clock: Clock) -> io::Result<Target> {
     })
 }
 
+/// Of steady answers: those that stall or break off are no matter of rate.
+fn written_share(case: &Case, errors: &Errors) -> Option<f64> {
+    let script = case.script.as_ref().filter(|script| script.stall.is_none() && script.ending == Ending::Complete)?;
+    Some(script.gap.as_secs_f64() * 1e3 / errors.written_every_ms()?)
+}
+
+/// What is right of a load that was never offered shows nothing of that load.
+fn at_rate(verdict: Verdict, written_share: Option<f64>) -> Verdict {
+    let below = written_share.is_some_and(|share| share < WRITTEN_SHARE_MIN);
+    if verdict == Verdict::Right && below { Verdict::BelowRate } else { verdict }
+}
+
 fn judge(case: &Case, run: &LevelRun, errors: &Errors) -> (Verdict, String) {
     let Some(summary) = Summary::of(&run.records, &Objectives::default()) else {
         return (Verdict::Wrong, "nothing was measured".to_owned());
@@ -234,4 +255,23 @@ fn judge(case: &Case, run: &LevelRun, errors: &Errors) -> (Verdict, String) {
         (true, true) => Verdict::Right,
     };
     (verdict, found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn right_is_only_what_was_offered() {
+        for (verdict, share, expected) in [
+            (Verdict::Right, Some(1.0), Verdict::Right),
+            (Verdict::Right, Some(0.95), Verdict::Right),
+            (Verdict::Right, Some(0.82), Verdict::BelowRate),
+            (Verdict::Right, None, Verdict::Right),
+            (Verdict::Late, Some(0.5), Verdict::Late),
+            (Verdict::Wrong, Some(0.5), Verdict::Wrong),
+        ] {
+            assert_eq!(at_rate(verdict, share), expected, "{verdict:?} {share:?}");
+        }
+    }
 }

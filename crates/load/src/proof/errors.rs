@@ -96,6 +96,11 @@ impl Errors {
         within(&self.ttft, TTFT_ERROR_P99_MS_MAX) && within(&self.gap, GAP_ERROR_P99_MS_MAX)
     }
 
+    /// Mean time between a stream's chunks as they were written; none without a gap.
+    pub(super) fn written_every_ms(&self) -> Option<f64> {
+        (self.gaps_written > 0).then(|| self.gaps_written_sum as f64 / self.gaps_written as f64 / 1e6)
+    }
+
     pub(super) fn text(&self) -> String {
         let of = |errors: &[f64]| match errors {
             [] => "unknown".to_owned(),
@@ -108,7 +113,7 @@ impl Errors {
         };
         let unsure = 100.0 * self.interrupted_writes as f64 / self.writes.max(1) as f64;
         let unsure = if unsure > 0.0 { format!(" ({unsure:.2} % of writes took over 0.1 ms)") } else { String::new() };
-        let every = self.gaps_written_sum as f64 / self.gaps_written.max(1) as f64 / 1e6;
+        let every = self.written_every_ms().unwrap_or(0.0);
         format!("a chunk every {every:.2} ms; error of TTFT {}, of gaps {}{unsure}", of(&self.ttft), of(&self.gap))
     }
 }

@@ -11,7 +11,7 @@ mod server;
 mod wire;
 mod writer;
 
-pub use cases::{Case, CaseResult, Verdict, cases, prove};
+pub use cases::{Case, CaseResult, Verdict, WRITTEN_SHARE_MIN, cases, prove};
 pub use remote::RemoteTruth;
 pub use script::{Ending, Script, Truth, Write};
 pub use server::TruthServer;

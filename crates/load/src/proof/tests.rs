@@ -19,6 +19,7 @@ use crate::{
     result::RunResult,
     run_level,
     schedule::{Arrivals, Load, Until},
+    table::level_table,
     work::Lengths,
 };
 use std::{sync::Arc, time::Duration};
@@ -133,6 +134,27 @@ fn tokens_without_usage_are_estimated_and_say_so() {
     let summary = summary(&run);
     assert!(summary.throughput.estimated);
     assert_eq!((summary.outputs.total, summary.chunks.tokens_per_chunk), (8, None));
+}
+
+#[test]
+fn a_usage_of_zeros_beside_content_is_not_believed_and_marked() {
+    let server = start(Script { tokens_per_chunk: 0, ..Script::default() });
+    let mut plan = plan(&server);
+    let run = |plan: &Plan| bench(plan, &Stop::new(), |_| {}).unwrap().levels.remove(0);
+    let level = run(&plan);
+    let summary = level.summary.as_ref().unwrap();
+    let completed = summary.requests.completed;
+    assert!(completed > 0 && summary.requests.usage_contradicted == completed, "{:?}", summary.requests);
+    assert!(summary.throughput.estimated && summary.throughput.output_tokens_per_s > 0.0);
+    assert_eq!((summary.outputs.mean, summary.chunks.tokens_per_chunk), (Some(4.0), None));
+    let text = level_table(&level);
+    assert!(text.contains(&format!("USAGE WRONG   {completed} of {completed} answers say 0 tokens")), "{text}");
+
+    let sound = start(Script::default());
+    plan.url = chat(sound.address()).unwrap();
+    let level = run(&plan);
+    assert_eq!(level.summary.as_ref().unwrap().requests.usage_contradicted, 0);
+    assert!(!level_table(&level).contains("USAGE"));
 }
 
 #[test]

@@ -6,10 +6,12 @@ use crate::print;
 use anyhow::{Context, ensure};
 use powertrain_load::{
     Clock, Stop,
-    proof::{self, RemoteTruth, Script, TruthServer, Verdict},
+    proof::{self, RemoteTruth, Script, TruthServer, Verdict, WRITTEN_SHARE_MIN},
 };
-use std::time::Duration;
+use std::{process::ExitCode, time::Duration};
 
+/// Ends with this code when everything was right, but a rate that was asked for was not written.
+const BELOW_RATE: u8 = 3;
 /// With so many clients their own work is shown, too.
 const MANY: u32 = 100;
 
@@ -25,8 +27,9 @@ pub(super) fn serve_truth(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs every trap against the built-in server. Failing one fails the command.
-pub(super) fn prove_itself(arguments: &Arguments) -> anyhow::Result<()> {
+/// Runs every trap against the built-in server. Failing one fails the command; one that was right below the rate asked ends it with
+/// a code of its own.
+pub(super) fn prove_itself(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let stop = Stop::new();
     stop_on_interrupt(&stop);
     let streams = arguments.concurrency.first().copied().unwrap_or(1000);
@@ -44,7 +47,7 @@ pub(super) fn prove_itself(arguments: &Arguments) -> anyhow::Result<()> {
         cases.retain(|case| case.name.contains(text.as_str()));
         ensure!(!cases.is_empty(), "--case {text}: no case's name holds that; they are `{}`", names.join("`, `"));
     }
-    let (mut wrong, mut late) = (0, 0);
+    let (mut wrong, mut late, mut below) = (0, 0, 0);
     for case in cases {
         if stop.is_requested() {
             break;
@@ -52,13 +55,21 @@ pub(super) fn prove_itself(arguments: &Arguments) -> anyhow::Result<()> {
         let result = proof::prove(&case, threads, remote.as_ref(), &stop)?;
         let verdict = match result.verdict {
             Verdict::Right => "right",
+            Verdict::BelowRate => "BELOW",
             Verdict::Late => "LATE ",
             Verdict::Wrong => "WRONG",
         };
         let client = &result.client;
         wrong += usize::from(result.verdict == Verdict::Wrong);
         late += usize::from(result.verdict == Verdict::Late);
+        below += usize::from(result.verdict == Verdict::BelowRate);
         let mut text = format!("{verdict}  {} ({} clients)\n       {}\n", result.name, case.concurrency, result.found);
+        if let (Verdict::BelowRate, Some(share)) = (result.verdict, result.written_share) {
+            text.push_str(&format!(
+                "       the ground truth wrote {:.0} % of the rate asked: right at that rate, NOT SHOWN at the rate asked\n",
+                share * 100.0
+            ));
+        }
         if result.verdict == Verdict::Late || case.concurrency >= MANY {
             text.push_str(&format!(
                 "       {} client threads, the busiest used {:.0} % of a CPU and waited for one {:.1} % of the time (with {}), while other programs \
@@ -79,5 +90,13 @@ pub(super) fn prove_itself(arguments: &Arguments) -> anyhow::Result<()> {
         print(&text)?;
     }
     ensure!(wrong == 0 && late == 0, "{wrong} cases were measured wrong and {late} late, on this machine now");
-    Ok(())
+    if below == 0 {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!(
+        "{below} cases are right, but not shown at the rate asked: the ground truth wrote less than {:.0} % of it; give it CPUs of its own \
+         (--ground-truth), or ask for less (--concurrency, --request-rate)",
+        WRITTEN_SHARE_MIN * 100.0
+    );
+    Ok(ExitCode::from(BELOW_RATE))
 }

@@ -18,7 +18,10 @@ use powertrain_load::{
     result::RunResult,
     table,
 };
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 /// What is written while levels run.
 struct Sidecars {
@@ -37,18 +40,19 @@ impl Sidecars {
     }
 }
 
-pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let url = match &arguments.url {
         Subject::Server(url) => url,
         Subject::Itself => return itself::prove_itself(arguments),
-        Subject::GroundTruth => return itself::serve_truth(arguments),
+        Subject::GroundTruth => return itself::serve_truth(arguments).map(|()| ExitCode::SUCCESS),
     };
     let plan = arguments.plan(url)?;
     ensure!(
         arguments.output.is_none() || arguments.output != arguments.csv,
         "--output and --csv name the same file; the second would replace the first"
     );
-    let mut sidecars = arguments.output.as_deref().map(Sidecars::create).transpose()?;
+    let output = arguments.output.as_deref().map(result_path).transpose()?;
+    let mut sidecars = output.as_deref().map(Sidecars::create).transpose()?;
     let stop = Stop::new();
     stop_on_interrupt(&stop);
     eprintln!("seed {}", plan.seed);
@@ -83,8 +87,25 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         return Err(error).context("cannot write the raw events or samples");
     }
     let served = served(&result);
-    write(arguments, result, sidecars)?;
-    served
+    write(output.as_deref().zip(sidecars), arguments.csv.as_deref(), result)?;
+    served.map(|()| ExitCode::SUCCESS)
+}
+
+/// Where the result goes: behind a link, so that its sidecars lie beside it; under a name whose sidecars are its own.
+fn result_path(given: &Path) -> anyhow::Result<PathBuf> {
+    let path = std::fs::canonicalize(given).unwrap_or_else(|_| given.to_owned());
+    ensure!(
+        files::has_own_sidecars(&path),
+        "--output {}: a result's name ends in .json (its raw events go to the same name with .events.jsonl, and no other \
+         result may share them)",
+        path.display()
+    );
+    ensure!(
+        !path.exists() || path.is_file(),
+        "--output {}: it is there and no regular file; give another name",
+        path.display()
+    );
+    Ok(path)
 }
 
 /// An error where requests failed and none was completed: a script must not take such a run for a measurement.
@@ -103,8 +124,8 @@ fn served(result: &RunResult) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn write(arguments: &Arguments, mut result: RunResult, sidecars: Option<Sidecars>) -> anyhow::Result<()> {
-    if let (Some(path), Some(sidecars)) = (&arguments.output, sidecars) {
+fn write(output: Option<(&Path, Sidecars)>, csv: Option<&Path>, mut result: RunResult) -> anyhow::Result<()> {
+    if let Some((path, sidecars)) = output {
         sidecars.events.finish().context("cannot write the raw events")?;
         sidecars.series.finish().context("cannot write the samples")?;
         let name = |path: PathBuf| path.file_name().map(|name| name.to_string_lossy().into_owned());
@@ -113,7 +134,7 @@ fn write(arguments: &Arguments, mut result: RunResult, sidecars: Option<Sidecars
         files::write_result(path, &result).with_context(|| format!("cannot write {}", path.display()))?;
         eprintln!("wrote {}", path.display());
     }
-    if let Some(path) = &arguments.csv {
+    if let Some(path) = csv {
         write_csv(path, &result).with_context(|| format!("cannot write {}", path.display()))?;
         eprintln!("wrote {}", path.display());
     }

@@ -5,6 +5,7 @@ mod death;
 #[cfg(target_os = "linux")]
 mod idle;
 mod interrupted;
+mod killed;
 mod measuring;
 mod process;
 mod real_model;
