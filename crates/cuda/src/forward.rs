@@ -58,7 +58,7 @@ struct Positions {
 const CACHE_BOX: usize = 16;
 
 /// What [`Forward::run_class`] runs by number.
-pub(crate) const CLASSES: [&str; 9] = [
+pub(crate) const CLASSES: [&str; 10] = [
     "whole step",
     "norm + QKV",
     "rope + attention",
@@ -68,6 +68,7 @@ pub(crate) const CLASSES: [&str; 9] = [
     "norm + head",
     "choose",
     "changes + embed",
+    "of attention, rope of prompts",
 ];
 
 /// Buffers of the largest step.
@@ -204,6 +205,11 @@ impl Forward {
             let products = self.pass_products(pass, index);
             match class {
                 2 => self.attention(stream, pass, index)?,
+                9 if pass.layout.tiles > 0 => {
+                    let (rope, cache, heads) = self.attention_parameters(pass, index);
+                    self.rope_write(stream, pass, pass.decodes, rope, cache, heads)?;
+                }
+                9 => {}
                 1 => self.matmul.run(&self.kernels, stream, &products[0])?,
                 _ => self.matmul.run(&self.kernels, stream, &products[class - 2])?,
             }
@@ -384,7 +390,7 @@ impl Forward {
         launch!(stream, function, shape, residual, delta, weight, epsilon, none, no_epsilon, none, none, width)
     }
 
-    fn attention(&self, stream: &Stream, pass: &Pass, index: usize) -> Result<(), CudaError> {
+    fn attention_parameters(&self, pass: &Pass, index: usize) -> (Rope, Cache, Heads) {
         let (spec, weights) = (&self.spec.layers[index].attention, &self.weights.layers[index]);
         let keys = self.cache.pointer() + (index * self.cache_layer_bytes) as u64;
         let cache = Cache {
@@ -416,6 +422,12 @@ impl Forward {
             norm_epsilon: self.spec.layers[index].attention_norm.epsilon,
             epsilon: spec.qk_norm.map_or(0.0, |norm| norm.epsilon),
         };
+        (rope, cache, heads)
+    }
+
+    fn attention(&self, stream: &Stream, pass: &Pass, index: usize) -> Result<(), CudaError> {
+        let spec = &self.spec.layers[index].attention;
+        let (rope, cache, heads) = self.attention_parameters(pass, index);
         // The fast kernels' lanes hold half a head in pairs and at most half a head past the rotary dimension.
         let fast = matches!(spec.head_dim, 64 | 128) && 2 * heads.rotary >= heads.head_dim;
         if !fast {

@@ -69,18 +69,34 @@ fn sampling(path: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Where the time of a step goes: of decodes, and of prefills where asked for.
-pub(crate) fn profile_all(paths: &[String], prefills: bool) -> usize {
-    let failed = |path: &&String| profile(path, prefills).map_err(|error| println!("FAILED {path}: {error}")).is_err();
+/// Where the time of a step goes: of decodes, and of prefills where asked for. Arguments: folders, and `case:ROWSxLENGTH@BEFORE` in place of all cases.
+pub(crate) fn profile_all(arguments: &[String], prefills: bool) -> usize {
+    let (cases, paths): (Vec<_>, Vec<_>) = arguments.iter().partition(|argument| argument.starts_with("case:"));
+    let cases: Result<Vec<_>, _> = cases.into_iter().map(|case| profile_case(case)).collect();
+    let failed = |path: &&&String| {
+        let done = cases.clone().and_then(|cases| profile(path, prefills, &cases));
+        done.map_err(|error| println!("FAILED {path}: {error}")).is_err()
+    };
     paths.iter().filter(failed).count()
 }
 
-fn profile(path: &str, prefills: bool) -> Result<(), String> {
+/// Rows, positions a row, positions before, whether what computes the products is measured first.
+type ProfileCase = (u32, u32, u32, bool);
+
+/// `case:ROWSxLENGTH@BEFORE`
+fn profile_case(argument: &str) -> Result<ProfileCase, String> {
+    let numbers = argument["case:".len()..].split(['x', '@']).map(str::parse).collect::<Result<Vec<u32>, _>>();
+    match numbers.as_deref() {
+        Ok(&[rows, len, before]) => Ok((rows, len, before, true)),
+        _ => Err(format!("{argument}: a case is case:ROWSxLENGTH@BEFORE, e.g. case:100x1@500")),
+    }
+}
+
+fn profile(path: &str, prefills: bool, wanted: &[ProfileCase]) -> Result<(), String> {
     let model = Model::dummy(Path::new(path)).map_err(|error| error.to_string())?;
     let mut profiler = Profiler::load(&model, &LIMITS, &CudaOptions::default()).map_err(|error| error.to_string())?;
-    // Rows, positions a row, positions before, whether what computes the products is measured first.
     let decodes = [
-        (1u32, 1u32, 100u32, true),
+        (1, 1, 100, true),
         (1, 1, 1000, true),
         (8, 1, 100, true),
         (8, 1, 1000, true),
@@ -106,7 +122,9 @@ fn profile(path: &str, prefills: bool) -> Result<(), String> {
         (1, 4096, 0, true),
         (8, 1024, 0, true),
     ];
-    let cases: Vec<_> = decodes.into_iter().chain(if prefills { &firsts[..] } else { &[] }.iter().copied()).collect();
+    let all: Vec<ProfileCase> =
+        decodes.into_iter().chain(if prefills { &firsts[..] } else { &[] }.iter().copied()).collect();
+    let cases = if wanted.is_empty() { all } else { wanted.to_vec() };
     let mut step = 0;
     for (batch, len, position, tune) in cases {
         let each = (position + len + 1).div_ceil(BLOCK);
