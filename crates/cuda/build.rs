@@ -11,7 +11,7 @@ use std::{
     process::Command,
 };
 
-const KERNELS: [&str; 7] = ["attention", "flash", "gated", "gemv", "sample", "skinny", "step"];
+const KERNELS: [&str; 8] = ["attention", "flash", "gated", "gemv", "rope", "sample", "skinny", "step"];
 
 fn main() {
     println!("cargo:rerun-if-changed=kernels");

@@ -49,19 +49,22 @@ __device__ __forceinline__ float warp_max(float v) {
   return v;
 }
 
+// `sum` and the squares of eight elements.
+__device__ __forceinline__ float add_squares(float sum, const uint4& v) {
+  const u32* pairs = reinterpret_cast<const u32*>(&v);
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    const float2 f = unpack_bf16(pairs[j]);
+    sum += f.x * f.x + f.y * f.y;
+  }
+  return sum;
+}
+
 // The factor of an RMS norm for one row of `width` elements (a multiple of 8), by all threads of the block. `partial`: a float a warp.
 __device__ __forceinline__ float norm_factor(const bf16* row, int width, float epsilon, float* partial) {
   float squares = 0.f;
 #pragma unroll 4
-  for (int i = threadIdx.x; i < width / 8; i += blockDim.x) {
-    const uint4 v = reinterpret_cast<const uint4*>(row)[i];
-    const u32* pairs = reinterpret_cast<const u32*>(&v);
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-      const float2 f = unpack_bf16(pairs[j]);
-      squares += f.x * f.x + f.y * f.y;
-    }
-  }
+  for (int i = threadIdx.x; i < width / 8; i += blockDim.x) squares = add_squares(squares, reinterpret_cast<const uint4*>(row)[i]);
   squares = warp_sum(squares);
   if ((threadIdx.x & 31) == 0) partial[threadIdx.x >> 5] = squares;
   __syncthreads();

@@ -71,14 +71,14 @@ __device__ __forceinline__ void copy_all(const Place<D>& at, const TensorMap& q_
   auto slot_in = [&](const Work& work, int n) {
     return box < boxes_of(work, n) ? (int)slot_of(blocks_of(state, work.tile.row), n * TILE_KEYS + box * 16, block_size) : 0;
   };
-  // What is to be looked up for the next item and the next tile of keys is under way while this one waits for room.
+  // Tiles and block tables are staged before the step. What is to be looked up for the next item and the next tile of keys is under way while
+  // this one waits for room.
   int item = item_of(0);
-  if (item >= items) return;
-  Work work(tiles[item / h.heads], item, h);
+  Work work(tiles[item / h.heads], item, h), next = work;
   int slot = slot_in(work, work.end - 1);
+  wait_for_previous();
   for (int turn = 0, round = 0; item < items; turn++) {  // round: tiles of keys copied
     const int next_item = item_of(turn + 1), hk = work.head / (h.heads / h.kv_heads);
-    const Work next(tiles[min(next_item, items - 1) / h.heads], next_item, h);
     const int q_stage = turn % STAGES;
     barrier_wait(at.q_empty + 8 * q_stage, (turn / STAGES & 1) ^ 1);
     if (lane == 0) barrier_expect(at.q_full + 8 * q_stage, TILE_BYTES);
@@ -88,11 +88,12 @@ __device__ __forceinline__ void copy_all(const Place<D>& at, const TensorMap& q_
       const int stage = round % STAGES, boxes = boxes_of(work, n), at_slot = slot;
       const u32 parity = (round / STAGES & 1) ^ 1;
       const u32 offset = stage * TILE_BYTES + half * HALF_BYTES + box * 2048;
-      slot = n > work.begin ? slot_in(work, n - 1) : slot_in(next, next.end - 1);
       barrier_wait(at.k_empty + 8 * stage, parity);
       if (lane == 0) barrier_expect(at.k_full + 8 * stage, boxes * HALVES * 2048);
       __syncwarp();
       if (box < boxes) load_box_3d(k_map, at.keys + offset, at.k_full + 8 * stage, half * 64, hk, at_slot);
+      if (n == work.end - 1) next = Work(tiles[min(next_item, items - 1) / h.heads], next_item, h);
+      slot = n > work.begin ? slot_in(work, n - 1) : slot_in(next, next.end - 1);
       barrier_wait(at.v_empty + 8 * stage, parity);
       if (lane == 0) barrier_expect(at.v_full + 8 * stage, boxes * HALVES * 2048);
       __syncwarp();
@@ -230,9 +231,9 @@ __device__ __forceinline__ void attend_all(const Place<D>& at, const Tile* tiles
     if (lane == 0) barrier_arrive(at.q_empty + 8 * (turn % STAGES));
   };
 
-  int item = item_of(0), turn = 0, round = 0;
-  if (item >= items) return;
+  int item = item_of(0), turn = 0, round = 0;  // never more blocks than items
   Work work(tiles[item / h.heads], item, h);
+  wait_for_previous();
   wait_full(at.q_full, 0);
   wait_full(at.k_full, 0);
   scores(0, 0);
@@ -318,8 +319,12 @@ __device__ __forceinline__ void flash_body(const TensorMap& q_map, const TensorM
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
+  if (threadIdx.x == 256) {
+    prefetch_map(q_map);
+    prefetch_map(k_map);
+    prefetch_map(v_map);
+  }
   __syncthreads();
-  wait_for_previous();
   if (group == 2) {
     give_registers<24>();
     if (threadIdx.x < 288) copy_all<D>(at, q_map, k_map, v_map, state, tiles, items, block_size, h);

@@ -9,7 +9,10 @@ use crate::{
     choose::{Chooser, Samples},
     decode,
     driver::{Buffer, Context, DevicePointer, Shape, Stream},
-    kernels::{Cache, Heads, Kernels, Rope, State, TILE_QUERIES, WARPGROUP_THREADS, flash_shared_bytes, launch, shape},
+    kernels::{
+        Cache, Heads, Kernels, ROPE_WHOLE_THREADS, Rope, State, TILE_QUERIES, WARPGROUP_THREADS, flash_shared_bytes,
+        launch, shape,
+    },
     matmul::{Matmul, Norm, Output, Product, norm_threads},
     staging::Layout,
     tensor_map::TensorMap,
@@ -466,14 +469,19 @@ impl Forward {
             residual => residual + (first * self.spec.hidden_size * 2) as u64,
         };
         let rope = Rope { residual, ..rope };
-        // A lane holds this many of a head's elements in each half.
-        let per_lane = heads.head_dim.max(2 * (heads.head_dim - heads.rotary)).unsigned_abs().div_ceil(64);
-        let function = self.kernels.rope_write[match per_lane {
-            1 => 0,
-            2 => 1,
-            _ => 2,
-        }];
-        let shape = shape(((pass.layout.tokens - first) as u32, 1, 1), 32 * all_heads.min(16) as u32);
+        let (function, threads) = if matches!(heads.head_dim, 64 | 128) && heads.rotary == heads.head_dim {
+            (self.kernels.rope_write_whole[usize::from(heads.head_dim == 128)], ROPE_WHOLE_THREADS)
+        } else {
+            // A lane holds this many of a head's elements in each half.
+            let per_lane = heads.head_dim.max(2 * (heads.head_dim - heads.rotary)).unsigned_abs().div_ceil(64);
+            let function = self.kernels.rope_write[match per_lane {
+                1 => 0,
+                2 => 1,
+                _ => 2,
+            }];
+            (function, 32 * all_heads.min(16) as u32)
+        };
+        let shape = shape(((pass.layout.tokens - first) as u32, 1, 1), threads);
         launch!(stream, function, shape, self.state, rows, positions, qkv, rope, cache, heads)
     }
 

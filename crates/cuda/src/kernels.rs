@@ -18,7 +18,7 @@ pub(crate) struct State {
     pub(crate) max_blocks: i32,
 }
 
-/// `Cache` of attention.cu: one layer's keys and values.
+/// `Cache` of attention.cuh: one layer's keys and values.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cache {
@@ -28,7 +28,7 @@ pub(crate) struct Cache {
     pub(crate) kv_heads: i32,
 }
 
-/// `Heads` of attention.cu: one layer's attention.
+/// `Heads` of attention.cuh: one layer's attention.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Heads {
@@ -42,7 +42,7 @@ pub(crate) struct Heads {
     pub(crate) magnitude: f32,
 }
 
-/// `Rope` of attention.cu: what turns a projection into queries, keys and values.
+/// `Rope` of rope.cuh: what turns a projection into queries, keys and values.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rope {
@@ -112,6 +112,8 @@ pub(crate) const SAMPLING_WORDS: usize = 16;
 /// Most likely tokens the device reports at most, and words of a row's record of them (sample.cu).
 pub(crate) const TOP_MAX: u8 = 20;
 pub(crate) const RECORD_WORDS: usize = 48;
+/// Threads of a block of `rope_write_64` and `rope_write_128` (rope.cu).
+pub(crate) const ROPE_WHOLE_THREADS: u32 = 128;
 /// Queries of one flash tile (flash.cu).
 pub(crate) const TILE_QUERIES: u32 = 128;
 /// Threads of a block of flash.cu and of gated.cu: two warpgroups that multiply, one that copies.
@@ -139,7 +141,10 @@ pub(crate) struct Kernels {
     pub(crate) gated: Function,
     /// By [`SKINNY_COLUMNS`], then by warpgroups.
     pub(crate) skinny: [[Function; 2]; SKINNY_COLUMNS.len()],
+    /// Any head, by how many rotated pairs a lane holds: 1, 2, 4.
     pub(crate) rope_write: [Function; 3],
+    /// Head size 64, 128, all of it rotated.
+    pub(crate) rope_write_whole: [Function; 2],
     /// Head size 64, 128; then by [`DecodeKernel`].
     pub(crate) decode: [[Function; DecodeKernel::SUFFIXES.len()]; 2],
     /// Head size 64, 128.
@@ -149,7 +154,7 @@ pub(crate) struct Kernels {
     pub(crate) choose_greedy: Function,
     pub(crate) choose_drawn: Function,
     pub(crate) score_chosen: Function,
-    _modules: [Module; 7],
+    _modules: [Module; 8],
 }
 
 impl Kernels {
@@ -159,6 +164,7 @@ impl Kernels {
         let gated = Module::load(include_bytes!(concat!(env!("OUT_DIR"), "/gated.cubin")))?;
         let skinny_module = Module::load(include_bytes!(concat!(env!("OUT_DIR"), "/skinny.cubin")))?;
         let attention = Module::load(include_bytes!(concat!(env!("OUT_DIR"), "/attention.cubin")))?;
+        let rope = Module::load(include_bytes!(concat!(env!("OUT_DIR"), "/rope.cubin")))?;
         let flash = Module::load(include_bytes!(concat!(env!("OUT_DIR"), "/flash.cubin")))?;
         let sample = Module::load(include_bytes!(concat!(env!("OUT_DIR"), "/sample.cubin")))?;
         let mut skinny = Vec::new();
@@ -188,10 +194,11 @@ impl Kernels {
             gated: gated.function("gated")?,
             skinny: skinny.try_into().expect("one for each of the columns"),
             rope_write: [
-                attention.function("rope_write_1")?,
-                attention.function("rope_write_2")?,
-                attention.function("rope_write_4")?,
+                rope.function("rope_write_1")?,
+                rope.function("rope_write_2")?,
+                rope.function("rope_write_4")?,
             ],
+            rope_write_whole: [rope.function("rope_write_64")?, rope.function("rope_write_128")?],
             decode: decode.try_into().expect("one for each head size"),
             flash: [flash.function("flash_64")?, flash.function("flash_128")?],
             attention_plain: attention.function("attention_plain")?,
@@ -199,7 +206,7 @@ impl Kernels {
             choose_greedy: sample.function("choose_greedy")?,
             choose_drawn: sample.function("choose_drawn")?,
             score_chosen: sample.function("score_chosen")?,
-            _modules: [step, gemv, gated, skinny_module, attention, flash, sample],
+            _modules: [step, gemv, gated, skinny_module, attention, rope, flash, sample],
         };
         for gemv in kernels.gemv {
             gemv.allow_shared(context.shared_memory_max - GEMV_STATIC_BYTES)?;

@@ -94,7 +94,9 @@ fn profile_case(argument: &str) -> Result<ProfileCase, String> {
 
 fn profile(path: &str, prefills: bool, wanted: &[ProfileCase]) -> Result<(), String> {
     let model = Model::dummy(Path::new(path)).map_err(|error| error.to_string())?;
-    let mut profiler = Profiler::load(&model, &LIMITS, &CudaOptions::default()).map_err(|error| error.to_string())?;
+    // What a case needs is timed with it.
+    let options = CudaOptions { prepare_at_start: Duration::ZERO, ..CudaOptions::default() };
+    let mut profiler = Profiler::load(&model, &LIMITS, &options).map_err(|error| error.to_string())?;
     let decodes = [
         (1, 1, 100, true),
         (1, 1, 1000, true),

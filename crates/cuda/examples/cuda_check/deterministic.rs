@@ -4,7 +4,7 @@ use crate::models::{SYNTHETIC, report, scattered, synthetic};
 use powertrain_cuda::CudaOptions;
 use powertrain_model::Model;
 use powertrain_step::*;
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 const ROWS: u32 = 64;
 const BLOCK: u32 = 16;
@@ -99,7 +99,8 @@ impl Device {
         let length = (PROMPT + GENERATED + 8) as u32;
         let limits =
             StepLimits { max_num_seqs: ROWS, max_num_batched_tokens: 4096, max_model_len: length, block_size: BLOCK };
-        let options = CudaOptions { deterministic, ..CudaOptions::default() };
+        let prepare_at_start = Duration::from_millis(200);
+        let options = CudaOptions { deterministic, prepare_at_start, ..CudaOptions::default() };
         let executor = powertrain_cuda::load(model, &limits, &options).map_err(|error| error.to_string())?;
         Ok(Self { executor, step: 0, blocks_each: length.div_ceil(BLOCK) })
     }
