@@ -1,6 +1,6 @@
 //! Prefill and decode speed of a model file: `speed MODEL [threads] [key=value...]`, for comparison with llama-bench.
 //!
-//! Keys: `kv=f16|bf16|f32`, `simd=LEVEL`, `activations=int8|f32`, `only=prefill|decode|batch|long`, `rows=N` (of `batch`), `repeat=N`, `pin`, `cpu` (count CPU
+//! Keys: `kv=f16|bf16|f32`, `simd=LEVEL`, `activations=int8|f32`, `only=prefill|prompts|decode|batch|long`, `rows=N` (of `batch`), `repeat=N`, `pin`, `cpu` (count CPU
 //! seconds instead of the wall's), `profile` (say which phase of a step takes how long on which thread; means over all steps, not the best).
 #![expect(clippy::print_stdout, reason = "a measuring program")]
 
@@ -102,13 +102,15 @@ impl Bench {
         self.run(StepPlan { released: (0..rows).map(RowId).collect(), ..StepPlan::default() });
     }
 
-    /// Seconds to prefill one prompt of `tokens`.
-    fn prefill(&mut self, tokens: u32) -> f64 {
+    /// Seconds to prefill `prompts` prompts of `tokens` in one step.
+    fn prefill(&mut self, prompts: u32, tokens: u32) -> f64 {
         let mut plan = StepPlan::default();
-        self.start(&mut plan, 0, tokens, tokens);
-        plan.work.push(RowWork { row: RowId(0), start: 0, len: tokens, sample: true });
+        for row in 0..prompts {
+            self.start(&mut plan, row, tokens, tokens);
+            plan.work.push(RowWork { row: RowId(row), start: 0, len: tokens, sample: true });
+        }
         let seconds = self.time(plan);
-        self.release(1);
+        self.release(prompts);
         seconds
     }
 
@@ -197,13 +199,20 @@ fn main() {
     let vocab_size = model.spec().vocab_size as u32;
     let clock = Instant::now();
     let mut bench = Bench { executor, step: 0, next_block: 0, vocab_size, by_cpu, clock, has_profile, measured: 0 };
-    bench.prefill(64);
-    bench.prefill(512);
+    bench.prefill(1, 64);
+    bench.prefill(1, 512);
     bench.executor.take_profiles();
     bench.measured = 0;
     if wanted("prefill") {
-        let seconds = best(repeat, || bench.prefill(512));
+        let seconds = best(repeat, || bench.prefill(1, 512));
         bench.report(&format!("prefill 512: {:.1} tok/s ({:.1} ms)", 512.0 / seconds, seconds * 1e3));
+    }
+    if wanted("prompts") {
+        for prompts in [1, 4, 8, 16] {
+            let seconds = best(repeat, || bench.prefill(prompts, 128));
+            let tokens = f64::from(prompts * 128);
+            bench.report(&format!("prefill {prompts} x 128: {:.1} tok/s ({:.1} ms)", tokens / seconds, seconds * 1e3));
+        }
     }
     if wanted("decode") {
         let seconds = best(repeat, || bench.decode(1, 128, 64));

@@ -34,6 +34,10 @@ pub(crate) const FEW_TOKENS: usize = 4;
 /// Columns of the feed-forward one item makes: two panels, one block of activations.
 const GATE_COLUMNS: usize = 32;
 
+/// Rows a thread has of a step at least, if rows have owners: from one phase to the next what a thread wrote is then what it
+/// reads, and not in the other cores' caches. With fewer, threads share out columns, so that a weight is read by one of them.
+const OWNED_ROWS: usize = 64;
+
 /// Everything a step reads and writes.
 pub(crate) struct Forward<'a> {
     pub(crate) spec: &'a DecoderSpec,
@@ -119,9 +123,7 @@ impl Forward<'_> {
         if rows <= FEW_TOKENS {
             (0..rows).for_each(work);
         } else {
-            // Rows of a tile share lines; where there are enough, a tile is one thread's.
-            let together = if rows >= TILE_ROWS * team.threads() { TILE_ROWS } else { TILE_ROWS / 2 };
-            team.share(rows, together, work);
+            share_rows(rows, team, work);
             team.barrier();
         }
     }
@@ -175,7 +177,7 @@ impl Forward<'_> {
     }
 
     fn embed(&self, scratch: &ThreadScratch, team: &Team<'_>) {
-        team.share(self.tokens(), 4, |index| {
+        share_rows(self.tokens(), team, |index| {
             let token = self.batch.tokens[index];
             let row = self.residual(index);
             // SAFETY: this item alone touches the token's rows.
@@ -329,7 +331,7 @@ impl Forward<'_> {
         let Some((spec, weight)) = post_norm else { return };
         team.enter(Phase::BranchNorm);
         let norm = RowNorm { weight: weight.as_ptr(), len: self.spec.hidden_size, epsilon: spec.epsilon };
-        team.share(rows, 4, |row| {
+        share_rows(rows, team, |row| {
             // SAFETY: this item alone touches these rows, which are padded with zeros.
             unsafe {
                 let branch = workspace.branch.as_mut_ptr().add(row * stride);
@@ -350,9 +352,7 @@ impl Forward<'_> {
         team: &Team<'_>,
     ) {
         let panels: usize = products.iter().map(|product| product.matrix.panels()).sum();
-        let row_blocks = rows.div_ceil(ROW_BLOCK);
-        team.share_stretches(panels * row_blocks, |item| {
-            let (first_row, mut panel) = (item / panels * ROW_BLOCK, item % panels);
+        share_blocks(rows, panels, team, |first_row, count, mut panel| {
             for product in products {
                 if panel >= product.matrix.panels() {
                     panel -= product.matrix.panels();
@@ -363,7 +363,6 @@ impl Forward<'_> {
                 // SAFETY: this item alone touches these columns of these rows; strides are padded to whole panels.
                 unsafe {
                     let out = product.out.add(first_row * product.stride + panel * LANES);
-                    let count = (rows - first_row).min(ROW_BLOCK);
                     self.multiply_panel(
                         product.matrix,
                         panel,
@@ -457,11 +456,9 @@ impl Forward<'_> {
     ) {
         let kernels = self.kernels;
         let pairs = spec.feed_forward.hidden_size.div_ceil(GATE_COLUMNS);
-        let row_blocks = rows.div_ceil(ROW_BLOCK);
         let (gates, ups) = (scratch.gates.as_mut_ptr(), scratch.ups.as_mut_ptr());
-        team.share_stretches(pairs * row_blocks, |item| {
-            let (first_row, pair) = (item / pairs * ROW_BLOCK, item % pairs);
-            let end = (first_row + ROW_BLOCK).min(rows);
+        share_blocks(rows, pairs, team, |first_row, count, pair| {
+            let end = first_row + count;
             let columns = (spec.feed_forward.hidden_size - pair * GATE_COLUMNS).min(GATE_COLUMNS);
             for first_row in (first_row..end).step_by(GATE_ROWS) {
                 let count = (end - first_row).min(GATE_ROWS);
@@ -522,6 +519,33 @@ impl Forward<'_> {
             team.barrier();
         }
     }
+}
+
+/// Runs `work` on all of some rows. Rows of a tile share lines: where there are enough, a tile is one thread's.
+fn share_rows(rows: usize, team: &Team<'_>, mut work: impl FnMut(usize)) {
+    if rows >= OWNED_ROWS * team.threads() {
+        let tiles = rows.div_ceil(TILE_ROWS);
+        team.share_owned(tiles, |tile| (tile * TILE_ROWS..rows.min((tile + 1) * TILE_ROWS)).for_each(&mut work));
+    } else {
+        team.share(rows, if rows >= TILE_ROWS * team.threads() { TILE_ROWS } else { TILE_ROWS / 2 }, work);
+    }
+}
+
+/// Runs `work` on blocks of rows, given by their first and their count, times columns: blocks of one thread after the other where
+/// rows have owners.
+fn share_blocks(rows: usize, columns: usize, team: &Team<'_>, mut work: impl FnMut(usize, usize, usize)) {
+    let threads = team.threads();
+    let is_owned = rows >= OWNED_ROWS * threads;
+    let block = match is_owned {
+        true => rows.div_ceil(threads * rows.div_ceil(threads * ROW_BLOCK)).next_multiple_of(TILE_ROWS),
+        false => ROW_BLOCK,
+    };
+    let mut item = |item: usize| {
+        let first = item / columns * block;
+        work(first, (rows - first).min(block), item % columns);
+    };
+    let count = rows.div_ceil(block) * columns;
+    if is_owned { team.share_owned(count, &mut item) } else { team.share_stretches(count, &mut item) }
 }
 
 fn integer_panel(matrix: &PackedMatrix, panel: usize) -> IntegerPanel {

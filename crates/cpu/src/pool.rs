@@ -37,7 +37,26 @@ struct Meeting {
     generation: AtomicUsize,
     /// The next item of the current phase.
     next: AtomicUsize,
+    /// Of each thread's own part of a phase's items, how many are taken.
+    taken: Vec<OwnLine<AtomicUsize>>,
     failed: AtomicBool,
+}
+
+/// A value with a cache line of its own, so that threads do not wait for each other's.
+#[derive(Default)]
+#[repr(align(128))]
+struct OwnLine<T>(T);
+
+impl Meeting {
+    fn begin_phase(&self) {
+        self.next.store(0, Ordering::Relaxed);
+        for taken in &self.taken {
+            // Most phases do not use it: a line that is only read stays in all caches.
+            if taken.0.load(Ordering::Relaxed) != 0 {
+                taken.0.store(0, Ordering::Relaxed);
+            }
+        }
+    }
 }
 
 /// One thread's view of those that run a job together.
@@ -67,14 +86,14 @@ impl Team<'_> {
     pub(crate) fn barrier(&self) {
         let meeting = self.meeting;
         if meeting.threads == 1 {
-            meeting.next.store(0, Ordering::Relaxed);
+            meeting.begin_phase();
             return;
         }
         self.timer.begin_wait();
         let generation = meeting.generation.load(Ordering::Relaxed);
         if meeting.arrived.fetch_add(1, Ordering::AcqRel) + 1 == meeting.threads {
             meeting.arrived.store(0, Ordering::Relaxed);
-            meeting.next.store(0, Ordering::Relaxed);
+            meeting.begin_phase();
             meeting.generation.store(generation.wrapping_add(1), Ordering::Release);
         } else {
             spin_until(|| {
@@ -93,6 +112,22 @@ impl Team<'_> {
                 return;
             }
             (first..(first + together).min(count)).for_each(&mut work);
+        }
+    }
+
+    /// As [`share`](Team::share), but each thread takes the items of its own part first, one of equal parts from 0 to `count`, and
+    /// then what is left of the others': what it wrote in one phase it finds in its caches in the next.
+    pub(crate) fn share_owned(&self, count: usize, mut work: impl FnMut(usize)) {
+        let threads = self.meeting.threads;
+        for part in (self.thread..threads).chain(0..self.thread) {
+            let (first, end) = (count * part / threads, count * (part + 1) / threads);
+            loop {
+                let item = first + self.meeting.taken[part].0.fetch_add(1, Ordering::Relaxed);
+                if item >= end {
+                    break;
+                }
+                work(item);
+            }
         }
     }
 
@@ -190,6 +225,7 @@ impl Pool {
                 arrived: AtomicUsize::new(0),
                 generation: AtomicUsize::new(0),
                 next: AtomicUsize::new(0),
+                taken: (0..threads).map(|_| OwnLine::default()).collect(),
                 failed: AtomicBool::new(false),
             },
             job: JobCell(UnsafeCell::new(None)),
@@ -233,7 +269,7 @@ impl Pool {
     pub(crate) fn run(&mut self, job: &Job<'_>) -> Result<(), JobFailed> {
         let shared = &*self.shared;
         shared.meeting.arrived.store(0, Ordering::Relaxed);
-        shared.meeting.next.store(0, Ordering::Relaxed);
+        shared.meeting.begin_phase();
         shared.finished.store(0, Ordering::Relaxed);
         // SAFETY: only the lifetime is forgotten; this function does not return before every worker is done with the job.
         let forgotten = unsafe { std::mem::transmute::<*const Job<'_>, *const Job<'static>>(job) };
@@ -350,9 +386,10 @@ mod tests {
                         let work = |item: usize| {
                             counts[phase * 10 + item].fetch_add(1, Ordering::Relaxed);
                         };
-                        match phase % 3 {
+                        match phase % 4 {
                             0 => team.share(10, 3, work),
                             1 => team.share_stretches(10, work),
+                            2 => team.share_owned(10, work),
                             _ => {
                                 let mut promised = None;
                                 team.share_ahead(10, 3, |item, next| {

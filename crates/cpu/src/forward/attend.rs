@@ -1,6 +1,6 @@
 //! A layer's attention: rotation, storing of keys and values, and whose spans which thread takes.
 
-use super::Forward;
+use super::{Forward, OWNED_ROWS, share_rows};
 use crate::{
     activations::{Activations, BLOCK, Encoding, Encodings, TILE_ROWS},
     batch::{AttentionTile, Token},
@@ -152,7 +152,7 @@ impl Forward<'_> {
         let fused = decodes && !split;
         if !fused {
             team.enter(Phase::Rotation);
-            team.share(self.tokens(), 2, |token| {
+            share_rows(self.tokens(), team, |token| {
                 self.rotate_and_store(index, spec, weights, token, 0..kv_heads);
             });
             team.barrier();
@@ -187,12 +187,15 @@ impl Forward<'_> {
                 }
             };
             // Whole rows, which stand together in the cache; four of them where there are enough, which share lines once encoded.
-            let together = match fused {
-                true if self.tokens() >= TILE_ROWS * team.threads() => TILE_ROWS / 2 * kv_heads,
-                true => kv_heads,
-                false => 1,
-            };
-            team.share_ahead(items, together, attend);
+            let threads = team.threads();
+            match self.tokens() {
+                tokens if fused && tokens >= TILE_ROWS * threads => {
+                    team.share_ahead(items, TILE_ROWS / 2 * kv_heads, attend)
+                }
+                _ if fused => team.share_ahead(items, kv_heads, attend),
+                tokens if tokens >= OWNED_ROWS * threads => team.share_owned(items, |item| attend(item, None)),
+                _ => team.share_ahead(items, 1, attend),
+            }
             return encoded.is_some();
         }
         let elements = Partial::elements(group, width);

@@ -210,16 +210,15 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn quantize_u14(a: Self::F, b: Self::F, to: *mut u8) {
+    unsafe fn quantize_u7(x: [Self::F; 4], to: *mut u8) {
         // SAFETY: the trait's contract; 64 bytes are written. Packing works within 128-bit halves, which is the order wanted, and
-        // saturates, which changes nothing below 2^15.
+        // saturates: what NaN becomes to 0.
         unsafe {
-            let mask = _mm256_set1_epi16(127);
+            let [a, b, c, d] = x;
             for part in 0..2 {
-                let words = _mm256_packus_epi32(_mm256_cvtps_epi32(a[part]), _mm256_cvtps_epi32(b[part]));
-                let upper = _mm256_and_si256(_mm256_srli_epi16::<7>(words), mask);
-                let bytes = _mm256_packus_epi16(upper, _mm256_and_si256(words, mask));
-                _mm256_storeu_si256(to.add(32 * part).cast(), bytes);
+                let first = _mm256_packus_epi32(_mm256_cvtps_epi32(a[part]), _mm256_cvtps_epi32(b[part]));
+                let second = _mm256_packus_epi32(_mm256_cvtps_epi32(c[part]), _mm256_cvtps_epi32(d[part]));
+                _mm256_storeu_si256(to.add(32 * part).cast(), _mm256_packus_epi16(first, second));
             }
         }
     }

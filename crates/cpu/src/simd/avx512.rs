@@ -180,14 +180,13 @@ impl<const BF16: bool> Lanes for Avx512<BF16> {
     }
 
     #[inline(always)]
-    unsafe fn quantize_u14(a: Self::F, b: Self::F, to: *mut u8) {
+    unsafe fn quantize_u7(x: [Self::F; 4], to: *mut u8) {
         // SAFETY: the trait's contract; 64 bytes are written. Packing works within quarters, which is the order wanted, and
-        // saturates, which changes nothing below 2^15.
+        // saturates: what NaN becomes to 0.
         unsafe {
-            let mask = _mm512_set1_epi16(127);
-            let words = _mm512_packus_epi32(_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b));
-            let upper = _mm512_and_si512(_mm512_srli_epi16::<7>(words), mask);
-            _mm512_storeu_si512(to.cast(), _mm512_packus_epi16(upper, _mm512_and_si512(words, mask)));
+            let first = _mm512_packus_epi32(_mm512_cvtps_epi32(x[0]), _mm512_cvtps_epi32(x[1]));
+            let second = _mm512_packus_epi32(_mm512_cvtps_epi32(x[2]), _mm512_cvtps_epi32(x[3]));
+            _mm512_storeu_si512(to.cast(), _mm512_packus_epi16(first, second));
         }
     }
 

@@ -88,9 +88,9 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// Rounds (halves to even) sixteen values of magnitude up to 127 to bytes; returns their sum. NaN gives any bytes.
     unsafe fn quantize(x: Self::F, to: *mut i8) -> i32;
 
-    /// Rounds (halves to even) twice sixteen values from 0 to 16383 and writes 64 bytes: for each four lanes the upper 7 bits of a's,
-    /// of b's, then the lower 7 bits of a's and of b's. NaN gives any bytes up to 127.
-    unsafe fn quantize_u14(a: Self::F, b: Self::F, to: *mut u8);
+    /// Rounds (halves to even) four times sixteen values from 0 to 127 to bytes: for each four lanes those of the first, of the second and
+    /// so on. NaN gives any bytes up to 127.
+    unsafe fn quantize_u7(x: [Self::F; 4], to: *mut u8);
 
     /// Adds to each lane the dot of its 4 signed bytes with the 4 at `x`, which are at most 127.
     unsafe fn dot_u7(sum: Self::I, line: Self::I, x: *const u8) -> Self::I;

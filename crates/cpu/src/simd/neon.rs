@@ -194,15 +194,14 @@ impl Lanes for Neon {
     }
 
     #[inline(always)]
-    unsafe fn quantize_u14(a: Self::F, b: Self::F, to: *mut u8) {
+    unsafe fn quantize_u7(x: [Self::F; 4], to: *mut u8) {
         // SAFETY: the trait's contract; 64 bytes are written.
         unsafe {
-            let mask = vdupq_n_u16(127);
+            let [a, b, c, d] = x;
             for part in 0..4 {
-                let [first, second] = [a[part], b[part]].map(|x| vqmovun_s32(vcvtnq_s32_f32(x)));
-                let words = vcombine_u16(first, second);
-                let upper = vmovn_u16(vandq_u16(vshrq_n_u16::<7>(words), mask));
-                vst1q_u8(to.add(16 * part), vcombine_u8(upper, vmovn_u16(vandq_u16(words, mask))));
+                let words = [a[part], b[part], c[part], d[part]].map(|x| vqmovun_s32(vcvtnq_s32_f32(x)));
+                let (first, second) = (vcombine_u16(words[0], words[1]), vcombine_u16(words[2], words[3]));
+                vst1q_u8(to.add(16 * part), vcombine_u8(vmovn_u16(first), vmovn_u16(second)));
             }
         }
     }

@@ -154,16 +154,11 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
-    unsafe fn quantize_u14(a: Self::F, b: Self::F, to: *mut u8) {
-        for (half, x) in [a, b].into_iter().enumerate() {
+    unsafe fn quantize_u7(x: [Self::F; 4], to: *mut u8) {
+        for (vector, x) in x.into_iter().enumerate() {
             for (i, value) in x.into_iter().enumerate() {
-                let whole = value.round_ties_even() as i32;
                 // SAFETY: the trait's contract.
-                unsafe {
-                    let to = to.add(i / 4 * LANES + half * 4 + i % 4);
-                    *to = (whole >> 7 & 127) as u8;
-                    *to.add(8) = (whole & 127) as u8;
-                }
+                unsafe { *to.add(i / 4 * LANES + vector * 4 + i % 4) = value.round_ties_even() as u8 & 127 };
             }
         }
     }

@@ -1,14 +1,14 @@
 //! Attention over keys and values kept as bytes: integer dots, 64 multiply-adds an instruction.
 //!
 //! A key is `scale * q` with 8 bits a number and one scale a head and position, a value likewise; queries become the same, so
-//! that a score loses of its query what it loses of its key. Softmax weights enter as two bytes, high and low: one byte
-//! would be too few, because where one position takes most of the softmax, as the first often does, all others would round to
-//! nothing. A weight is `e^(score - the span's highest) * the value's scale`, in units of the largest scale among the
-//! positions seen; so the sum over a span is one exact integer a column, and a weight is rounded where it is made.
+//! that a score loses of its query what it loses of its key. A softmax weight is `e^(score - the span's highest) * the value's
+//! scale` in 7 bits, in units of a 127th of the largest among 64 positions: with one unit for a whole span, where one
+//! position takes most of the softmax, as the first often does, all others would round to nothing. So the sum over 64 positions is an
+//! exact integer a column, and what a weight loses is at most a 254th of the largest near it.
 //!
-//! Work per position and KV head, for a group of g query heads of width d: 2 d + 8 bytes read once, 3 g d multiply-adds. Of 16
-//! positions that is for each query 16 dots for scores and 32 for values at d = 64, and about 35 instructions of softmax on the other pipes:
-//! at one dot a cycle at least 13 ns on Zen 4, with g = 3 for 2,176 bytes 39 ns, 55 GB/s.
+//! Work per position and KV head, for a group of g query heads of width d: 2 d + 8 bytes read once, 2 g d multiply-adds. Of 16
+//! positions that is for each query 16 dots for scores and 16 for values at d = 64, and on the same pipes 12 multiplications of softmax
+//! and scales: at one a cycle 12 ns on Zen 4, with g = 3 for 2,176 bytes 36 ns, 60 GB/s.
 
 use super::{AttentionWork, NOTHING, Partial, QUERIES, QueryRows, SPAN};
 use crate::{
@@ -16,26 +16,24 @@ use crate::{
     kv::KvLayout,
     simd::{IOTA, LANES, Lanes},
 };
-use std::ops::Range;
+use std::{mem::MaybeUninit, ops::Range};
 
 /// Tiles of a span.
 const TILES: usize = SPAN / LANES;
+/// Tiles whose softmax weights have a unit together.
+const BLOCK: usize = 4;
 /// Bytes before the quantised queries of six vectors: their scales, then the dots' starts.
 const HEADER: usize = 64;
 const STARTS: usize = 8;
-/// Bytes four columns of six vectors take.
-const QUAD: usize = QUERIES * 4;
+/// Columns of a vector that stand side by side, followed by those of the other vectors.
+const COLUMNS: usize = 64;
 
 /// Bytes six vectors take.
 pub(super) fn group_bytes(head_dim: usize) -> usize {
-    (HEADER + head_dim.div_ceil(4) * QUAD).next_multiple_of(64)
+    HEADER + head_dim.div_ceil(COLUMNS) * QUERIES * COLUMNS
 }
 
-/// What a weight's low byte counts of its high one.
-const LOW: f32 = 1.0 / 128.0;
-/// The largest weight in two bytes.
-const LARGEST: f32 = 127.0 * 128.0;
-/// Scales of values below are taken for 0: their inverse overflows.
+/// Weights below are taken for 0: their inverse overflows.
 const SMALLEST: f32 = 1.0e-30;
 
 /// The largest magnitude's 127th and its inverse, which is 0 where nothing can be divided; NaN and infinity stay in the
@@ -78,7 +76,7 @@ unsafe fn largest_magnitude<S: Lanes>(row: *const f32, len: usize) -> f32 {
     }
 }
 
-/// Quantises queries: per six vectors a header, then quads of columns.
+/// Quantises queries: per six vectors a header, then for each 64 columns those of each vector.
 ///
 /// # Safety
 /// As [`load_queries`](super::load_queries).
@@ -90,17 +88,12 @@ pub(super) unsafe fn load_queries<S: Lanes>(rows: QueryRows, to: *mut u8) {
         unsafe {
             let from = rows.vector(v);
             let group = to.add(v / QUERIES * group_bytes(head_dim));
-            let (header, quads) = (group.cast::<f32>().add(v % QUERIES), group.add(HEADER + v % QUERIES * 4));
+            let (header, bytes) = (group.cast::<f32>().add(v % QUERIES), group.add(HEADER + v % QUERIES * COLUMNS));
             let (scale, inverse) = scales(largest_magnitude::<S>(from, head_dim));
             let mut sum = 0;
             for at in (0..head_dim).step_by(LANES) {
-                let mut bytes = [0i8; LANES];
                 let x = S::mul(load_padded::<S>(from, at, head_dim), S::splat(inverse));
-                sum += S::quantize(x, bytes.as_mut_ptr());
-                for quad in 0..(head_dim - at).div_ceil(4).min(LANES / 4) {
-                    let word = bytes.as_ptr().add(quad * 4).cast::<u32>().read_unaligned();
-                    quads.add((at / 4 + quad) * QUAD).cast::<u32>().write_unaligned(word);
-                }
+                sum += S::quantize(x, bytes.add(at / COLUMNS * COLUMNS * QUERIES + at % COLUMNS).cast());
             }
             *header = scale;
             *header.add(STARTS).cast::<i32>() = -8 * sum;
@@ -167,7 +160,7 @@ pub(super) unsafe fn attend<S: Lanes>(work: &AttentionWork, span: Range<usize>, 
             match (group.count, S::TILE >= 8) {
                 (1, true) => attend_group::<S, 1, 4>(work, group, out),
                 (2, true) => attend_group::<S, 2, 4>(work, group, out),
-                (3, true) => attend_group::<S, 3, 2>(work, group, out),
+                (3, true) => attend_group::<S, 3, 4>(work, group, out),
                 (4, true) => attend_group::<S, 4, 2>(work, group, out),
                 (_, true) => attend_group::<S, 6, 2>(work, group, out),
                 (1, false) => attend_group::<S, 1, 1>(work, group, out),
@@ -292,13 +285,13 @@ impl<'a> Group<'a> {
     }
 }
 
-/// Softmax weights of a span in two bytes each.
+/// Softmax weights of a span.
 struct Weights<const M: usize> {
-    /// As [`Lanes::quantize_u14`] leaves them: for each two tiles, of their four quads each, the high bytes of the first, of the
-    /// second, then the low ones.
-    bytes: [[u8; 2 * SPAN]; M],
-    /// What a high byte counts.
-    scales: [f32; M],
+    /// As [`Lanes::quantize_u7`] leaves them: for each block of tiles, of their four quads each, the bytes of the first tile, of the
+    /// second and so on.
+    bytes: [[u8; SPAN]; M],
+    /// What they count in each block.
+    units: [[f32; TILES / BLOCK]; M],
 }
 
 /// D times 16 columns of values at a time.
@@ -307,24 +300,27 @@ struct Weights<const M: usize> {
 /// As [`attend`]; `group.count <= M`.
 #[inline(always)]
 unsafe fn attend_group<S: Lanes, const M: usize, const D: usize>(work: &AttentionWork, group: Group<'_>, out: Partial) {
-    let mut scored = [[0.0f32; SPAN]; M];
-    let mut weights = Weights { bytes: [[0; 2 * SPAN]; M], scales: [0.0; M] };
+    // Zeroing it would take as long as a tile's scores. What is read was written: live tiles by `scores`, those that fill the last
+    // block by `hide`.
+    let mut scored = MaybeUninit::<[[f32; SPAN]; M]>::uninit();
+    let scored: *mut [f32; SPAN] = scored.as_mut_ptr().cast();
+    let mut weights = Weights { bytes: [[0; SPAN]; M], units: [[0.0; TILES / BLOCK]; M] };
     // SAFETY: the caller's promises.
     unsafe {
         let mut tile = 0;
         while S::TILE >= 8 && tile + 4 <= group.live {
-            scores::<S, M, 4>(work, group, &mut scored, tile);
+            scores::<S, M, 4>(work, group, scored, tile);
             tile += 4;
         }
         while S::TILE >= 8 && tile + 2 <= group.live {
-            scores::<S, M, 2>(work, group, &mut scored, tile);
+            scores::<S, M, 2>(work, group, scored, tile);
             tile += 2;
         }
         while tile < group.live {
-            scores::<S, M, 1>(work, group, &mut scored, tile);
+            scores::<S, M, 1>(work, group, scored, tile);
             tile += 1;
         }
-        soften::<S, M>(work, group, &mut scored, &mut weights, out);
+        soften::<S, M>(work, group, scored, &mut weights, out);
         let width = work.kv.value_width();
         let mut d = 0;
         while d < width {
@@ -347,7 +343,7 @@ unsafe fn attend_group<S: Lanes, const M: usize, const D: usize>(work: &Attentio
 unsafe fn scores<S: Lanes, const M: usize, const P: usize>(
     work: &AttentionWork,
     group: Group<'_>,
-    scores: &mut [[f32; SPAN]; M],
+    scores: *mut [f32; SPAN],
     tile: usize,
 ) {
     let kv = &work.kv;
@@ -359,7 +355,7 @@ unsafe fn scores<S: Lanes, const M: usize, const P: usize>(
         for m in 0..M {
             dots[m] = [S::start_i8(*starts.add(m)); P];
         }
-        let queries = group.queries.add(HEADER).cast::<i8>();
+        let mut queries = group.queries.add(HEADER).cast::<i8>();
         for quad in 0..kv.head_dim.div_ceil(4) {
             let mut line = [S::splat_i32(0); P];
             for p in 0..P {
@@ -370,9 +366,11 @@ unsafe fn scores<S: Lanes, const M: usize, const P: usize>(
             }
             for m in 0..M {
                 for p in 0..P {
-                    dots[m][p] = S::dot_i8(dots[m][p], line[p], queries.add(quad * QUAD + m * 4));
+                    dots[m][p] = S::dot_i8(dots[m][p], line[p], queries.add(m * COLUMNS));
                 }
             }
+            let is_last = quad % (COLUMNS / 4) == COLUMNS / 4 - 1;
+            queries = queries.wrapping_add(if is_last { 4 + COLUMNS * (QUERIES - 1) } else { 4 });
         }
         let mut scales = [S::splat(0.0); P];
         for p in 0..P {
@@ -387,13 +385,13 @@ unsafe fn scores<S: Lanes, const M: usize, const P: usize>(
             let scale = S::splat(*header.add(m) * work.scale);
             for p in 0..P {
                 let score = S::mul(S::to_f32(dots[m][p]), S::mul(scales[p], scale));
-                S::store(scores[m].as_mut_ptr().add((tile + p) * LANES), score);
+                S::store(scores.add(m).cast::<f32>().add((tile + p) * LANES), score);
             }
         }
     }
 }
 
-/// Scores to weights: `e^(score - highest)`, their sum, and their products with the values' scales in two bytes.
+/// Scores to weights: `e^(score - highest)`, their sum, and their products with the values' scales in 7 bits.
 ///
 /// # Safety
 /// The level's instructions; the tiles are whole; `out` has the group's vectors.
@@ -401,11 +399,12 @@ unsafe fn scores<S: Lanes, const M: usize, const P: usize>(
 unsafe fn soften<S: Lanes, const M: usize>(
     work: &AttentionWork,
     group: Group<'_>,
-    scores: &mut [[f32; SPAN]; M],
+    scores: *mut [f32; SPAN],
     weights: &mut Weights<M>,
     out: Partial,
 ) {
-    let mut ratios = Ratios { seen: Seen::NOTHING, of: [0.0; SPAN], largest: 0.0 };
+    let mut scales = ValueScales { seen: Seen::NOTHING, of: [0.0; SPAN] };
+    let blocks = group.live.div_ceil(BLOCK);
     // SAFETY: the caller's promises.
     unsafe {
         for m in 0..group.count {
@@ -415,12 +414,11 @@ unsafe fn soften<S: Lanes, const M: usize>(
                 (*max, *sum) = (NOTHING, 0.0);
                 continue;
             }
-            if ratios.seen != seen {
-                ratios.fill::<S>(work, group, seen);
+            if scales.seen != seen {
+                scales.fill::<S>(work, group, seen);
             }
-            weights.scales[m] = ratios.largest / 127.0;
-            let scores = scores[m].as_mut_ptr();
-            if work.softcap.is_some() || !seen.has_all_of(group.live.next_multiple_of(2)) {
+            let scores = scores.add(m).cast::<f32>();
+            if work.softcap.is_some() || !seen.has_all_of(blocks * BLOCK) {
                 hide::<S>(work, group.live, seen, scores);
             }
             let mut highest = [S::splat(NOTHING); 2];
@@ -428,52 +426,59 @@ unsafe fn soften<S: Lanes, const M: usize>(
                 highest[tile % 2] = S::max(highest[tile % 2], S::load(scores.add(tile * LANES)));
             }
             let highest = S::reduce_max(S::max(highest[0], highest[1]));
-            let (scores, ratios) = (scores.cast_const(), ratios.of.as_ptr());
-            let bytes = weights.bytes[m].as_mut_ptr();
+            // All exponentials, then all units, then all bytes: a block's way through them is a chain, those of four go side by side.
             let mut added = [S::splat(0.0); 2];
-            let mut tile = 0;
-            while tile + 4 <= group.live {
-                soften_tiles::<S, 4>(scores, ratios, highest, bytes, tile, &mut added);
-                tile += 4;
-            }
-            while tile < group.live {
-                soften_tiles::<S, 2>(scores, ratios, highest, bytes, tile, &mut added);
-                tile += 2;
+            let mut largest = [S::splat_i32(0); TILES / BLOCK];
+            for block in 0..blocks {
+                let at = block * BLOCK * LANES;
+                largest[block] = weigh_values::<S>(scores.add(at), scales.of.as_ptr().add(at), highest, &mut added);
             }
             (*max, *sum) = (highest, S::reduce_add(S::add(added[0], added[1])));
+            let mut inverses = [0.0; TILES / BLOCK];
+            for block in 0..blocks {
+                // NaN and infinity stay in the unit.
+                let largest = f32::from_bits(S::reduce_max_i32(largest[block]) as u32);
+                weights.units[m][block] = largest / 127.0;
+                inverses[block] = if largest > SMALLEST { 127.0 / largest } else { 0.0 };
+            }
+            for block in 0..blocks {
+                let mut x = [S::splat(0.0); BLOCK];
+                for i in 0..BLOCK {
+                    let weight = S::load(scores.add((block * BLOCK + i) * LANES));
+                    x[i] = S::mul(weight, S::splat(inverses[block]));
+                }
+                S::quantize_u7(x, weights.bytes[m].as_mut_ptr().add(block * BLOCK * LANES));
+            }
         }
     }
 }
 
+/// Scores of a block to `e^(score - highest)`, which are added up, times the values' scales. Returns the bits of the largest
+/// magnitude in each lane.
+///
 /// # Safety
-/// As [`soften`], for N tiles from `tile` on, an even number both.
+/// The level's instructions; a block of scores and of scales.
 #[inline(always)]
-unsafe fn soften_tiles<S: Lanes, const N: usize>(
-    scores: *const f32,
-    ratios: *const f32,
-    highest: f32,
-    bytes: *mut u8,
-    tile: usize,
-    added: &mut [S::F; 2],
-) {
+unsafe fn weigh_values<S: Lanes>(scores: *mut f32, scales: *const f32, highest: f32, added: &mut [S::F; 2]) -> S::I {
     // SAFETY: the caller's promises.
     unsafe {
-        let mut x = [S::splat(0.0); N];
-        for i in 0..N {
-            x[i] = S::sub(S::load(scores.add((tile + i) * LANES)), S::splat(highest));
+        let mut x = [S::splat(0.0); BLOCK];
+        for i in 0..BLOCK {
+            x[i] = S::sub(S::load(scores.add(i * LANES)), S::splat(highest));
         }
-        x = exp_below_zero_of::<S, N>(x);
-        for i in 0..N {
+        x = exp_below_zero_of::<S, BLOCK>(x);
+        let mut largest = S::splat_i32(0);
+        for i in 0..BLOCK {
             added[i % 2] = S::add(added[i % 2], x[i]);
-            x[i] = S::mul(x[i], S::load(ratios.add((tile + i) * LANES)));
+            x[i] = S::mul(x[i], S::load(scales.add(i * LANES)));
+            S::store(scores.add(i * LANES), x[i]);
+            largest = S::max_magnitude_bits(largest, x[i]);
         }
-        for i in (0..N).step_by(2) {
-            S::quantize_u14(x[i], x[i + 1], bytes.add((tile + i) * 2 * LANES));
-        }
+        largest
     }
 }
 
-/// Caps scores and sets those not seen, and the tile that makes their number even, to minus infinity.
+/// Caps scores and sets those not seen, and the tiles that fill the last block, to minus infinity.
 ///
 /// # Safety
 /// The level's instructions; `scores` are a span's.
@@ -481,7 +486,10 @@ unsafe fn soften_tiles<S: Lanes, const N: usize>(
 unsafe fn hide<S: Lanes>(work: &AttentionWork, live: usize, seen: Seen, scores: *mut f32) {
     // SAFETY: the caller's promises.
     unsafe {
-        for tile in 0..live.next_multiple_of(2) {
+        for tile in live..live.next_multiple_of(BLOCK) {
+            S::store(scores.add(tile * LANES), S::splat(f32::NEG_INFINITY));
+        }
+        for tile in 0..live {
             let at = scores.add(tile * LANES);
             let mut score = S::load(at);
             if let Some(cap) = work.softcap {
@@ -492,36 +500,25 @@ unsafe fn hide<S: Lanes>(work: &AttentionWork, live: usize, seen: Seen, scores: 
     }
 }
 
-/// What a softmax weight is multiplied with to count in units of the largest of its kind: the scales of the values seen, by the
-/// largest of them. (The scale of a position not seen may be anything.)
-struct Ratios {
+/// The scales of the values seen, 0 for others. (The scale of a position not seen may be anything.)
+struct ValueScales {
     seen: Seen,
     of: [f32; SPAN],
-    largest: f32,
 }
 
-impl Ratios {
+impl ValueScales {
     /// # Safety
     /// The level's instructions; the group's tiles are whole.
     #[inline(always)]
     unsafe fn fill<S: Lanes>(&mut self, work: &AttentionWork, group: Group<'_>, seen: Seen) {
-        let of = self.of.as_mut_ptr();
         // SAFETY: the caller's promises.
         unsafe {
-            let mut bits = S::splat_i32(0);
             for tile in 0..group.live {
                 let scale = S::load(group.tiles[tile].add(work.kv.value_scales()).cast());
-                let scale = seen.mask::<S>(tile, scale, 0.0);
-                S::store(of.add(tile * LANES), scale);
-                bits = S::max_magnitude_bits(bits, scale);
+                S::store(self.of.as_mut_ptr().add(tile * LANES), seen.mask::<S>(tile, scale, 0.0));
             }
-            let largest = f32::from_bits(S::reduce_max_i32(bits) as u32);
-            let inverse = S::splat(if largest > SMALLEST { LARGEST / largest } else { 0.0 });
-            for tile in 0..group.live {
-                S::store(of.add(tile * LANES), S::mul(S::load(of.add(tile * LANES)), inverse));
-            }
-            (self.seen, self.largest) = (seen, largest);
         }
+        self.seen = seen;
     }
 }
 
@@ -540,34 +537,37 @@ unsafe fn weigh<S: Lanes, const M: usize, const D: usize>(
     let width = work.kv.value_width();
     // SAFETY: the caller's promises.
     unsafe {
-        let mut high = [[S::splat_i32(0); D]; M];
-        let mut low = [[S::splat_i32(0); D]; M];
-        for tile in 0..group.live {
-            let values = group.tiles[tile].add(work.kv.values() + d * 4);
-            for four in 0..LANES / 4 {
-                let mut line = [S::splat_i32(0); D];
-                for i in 0..D {
-                    line[i] = S::load_line(values.add(four * width * 4 + i * 64));
-                    if let Some(next) = group.next {
-                        S::prefetch(next[tile].add(work.kv.values() + four * width * 4 + d * 4 + i * 64));
+        let mut sums = [[S::splat(0.0); D]; M];
+        for block in 0..group.live.div_ceil(BLOCK) {
+            let mut dots = [[S::splat_i32(0); D]; M];
+            for tile in block * BLOCK..group.live.min((block + 1) * BLOCK) {
+                let values = group.tiles[tile].add(work.kv.values() + d * 4);
+                for four in 0..LANES / 4 {
+                    let mut line = [S::splat_i32(0); D];
+                    for i in 0..D {
+                        line[i] = S::load_line(values.add(four * width * 4 + i * 64));
+                        if let Some(next) = group.next {
+                            S::prefetch(next[tile].add(work.kv.values() + four * width * 4 + d * 4 + i * 64));
+                        }
+                    }
+                    let at = (block * LANES + four * BLOCK + tile % BLOCK) * 4;
+                    for m in 0..M {
+                        for i in 0..D {
+                            dots[m][i] = S::dot_u7(dots[m][i], line[i], weights.bytes[m].as_ptr().add(at));
+                        }
                     }
                 }
-                let at = tile / 2 * 4 * LANES + four * LANES + tile % 2 * 4;
-                for m in 0..M {
-                    for i in 0..D {
-                        high[m][i] = S::dot_u7(high[m][i], line[i], weights.bytes[m].as_ptr().add(at));
-                    }
-                    for i in 0..D {
-                        low[m][i] = S::dot_u7(low[m][i], line[i], weights.bytes[m].as_ptr().add(at + 8));
-                    }
+            }
+            for m in 0..M {
+                for i in 0..D {
+                    let unit = S::splat(weights.units[m][block]);
+                    sums[m][i] = S::fma(S::to_f32(dots[m][i]), unit, sums[m][i]);
                 }
             }
         }
         for m in 0..group.count {
             for i in 0..D {
-                let sum = S::fma(S::to_f32(low[m][i]), S::splat(LOW), S::to_f32(high[m][i]));
-                let at = out.output.add((group.first + m) * width + d + i * LANES);
-                S::store(at, S::mul(sum, S::splat(weights.scales[m])));
+                S::store(out.output.add((group.first + m) * width + d + i * LANES), sums[m][i]);
             }
         }
     }
