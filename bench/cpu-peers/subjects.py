@@ -164,7 +164,7 @@ SUBJECTS: list[Subject] = [
     powertrain("powertrain-q8_0", "Q8_0", "q8_0", "q8_0.gguf", SMOLLM2_KV, levels=FEW),
     llama_cpp("llama.cpp-q8_0", "Q8_0", "q8_0", "q8_0.gguf", levels=FEW),
     openvino("openvino-q8_0", "Q8_0", "q8_0", "q8_0.gguf", levels=FEW),
-    powertrain("powertrain-bf16", "BF16 safetensors", "bf16", "hf", SMOLLM2_KV, levels=FEW),
+    powertrain("powertrain-bf16", "BF16 safetensors", "bf16", "hf", SMOLLM2_KV),
     powertrain("powertrain-gemma3", "Q4_K_M", "gemma3", "gemma3.gguf", GEMMA3_KV, prompts="gemma3", levels=FEW),
     llama_cpp("llama.cpp-gemma3", "Q4_K_M", "gemma3", "gemma3.gguf", prompts="gemma3", levels=FEW),
     openvino("openvino-gemma3", "Q4_K_M", "gemma3", "gemma3.gguf", prompts="gemma3", levels=FEW),
