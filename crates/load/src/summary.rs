@@ -388,7 +388,8 @@ impl From<Distribution> for LatencySummary {
             count: distribution.count as u64,
             requests: distribution.requests,
             mean: distribution.mean,
-            mean_interval: distribution.mean_interval,
+            // Times: of few requests the interval would begin below zero, where none can be.
+            mean_interval: distribution.mean_interval.map(|(low, high)| (low.max(0.0), high)),
             standard_deviation: distribution.standard_deviation,
             min: distribution.min,
             max: distribution.max,

@@ -332,3 +332,17 @@ fn a_run_measures_every_level_and_its_files_say_the_same() {
             .all(|entry| { !entry.unwrap().file_name().to_string_lossy().ends_with(".partial") })
     );
 }
+
+#[test]
+fn no_interval_of_a_time_begins_below_zero() {
+    let record = |ms: u64| RequestRecord {
+        chunks: vec![crate::Chunk { at: ms * 1_000_000, characters: 1, tokens: None }],
+        last_event: Some(ms * 1_000_000),
+        ended: ms * 1_000_000,
+        streamed: true,
+        ..RequestRecord::default()
+    };
+    let summary = Summary::of(&[record(10), record(20), record(500)], &Objectives::default()).unwrap();
+    let (low, high) = summary.latency["ttft_ms"].mean_interval.unwrap();
+    assert!(low == 0.0 && high > 500.0, "{low} to {high}");
+}

@@ -52,10 +52,11 @@ pub(crate) struct Arguments {
     #[arg(long, default_value = "0", help_heading = SERVER)]
     pub(super) temperature: String,
 
-    /// Closed loop: clients that each wait for their answer; a list makes a level of each
-    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=100_000), conflicts_with = "request_rate", help_heading = LOAD)]
+    /// Closed loop: clients that each wait for their answer; a list makes a level of each. Of `self`: streams [default: 1000]
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=100_000), help_heading = LOAD)]
     pub(super) concurrency: Vec<u32>,
-    /// Open loop: requests per second, whatever the answers do; a list makes a level of each
+    /// Open loop: requests per second, whatever the answers do; a list makes a level of each. Of `self`: tokens per second of each
+    /// stream [default: 100]
     #[arg(long, value_delimiter = ',', value_name = "PER_SECOND", help_heading = LOAD)]
     pub(super) request_rate: Vec<f64>,
     /// Open loop whose rate changes: DURATION:RATE or DURATION:FROM-TO with commas between, e.g. 30s:10,1m:10-50
@@ -164,7 +165,7 @@ pub(crate) struct Arguments {
     /// Look at the server's metrics and this machine's GPUs (NVML) every so many milliseconds; 0 for not at all
     #[arg(long, default_value_t = 1000, value_name = "MS", value_parser = clap::value_parser!(u32).range(0..=3_600_000), help_heading = CLIENT)]
     pub(super) loop_ms: u32,
-    /// Write the result as JSON here, raw events beside it as FILE.events.jsonl, samples as FILE.series.jsonl
+    /// Write the result as JSON here, a name in .json; raw events go beside it into the same name in .events.jsonl, samples in .series.jsonl
     #[arg(short, long, value_name = "FILE", help_heading = OUTPUT)]
     pub(super) output: Option<PathBuf>,
     /// Write the classic table here, a line per level

@@ -99,6 +99,10 @@ impl Arguments {
             let (arrivals, in_flight_max) = (self.arrivals()?, self.max_in_flight);
             return Ok(vec![Load::Rates { stages: stages.clone(), arrivals, in_flight_max }]);
         }
+        ensure!(
+            self.concurrency.is_empty() || self.request_rate.is_empty(),
+            "--concurrency and --request-rate: a level is either clients that wait or requests by the clock; give one of the two"
+        );
         if self.request_rate.is_empty() {
             let one = vec![1];
             let levels = if self.concurrency.is_empty() { &one } else { &self.concurrency };

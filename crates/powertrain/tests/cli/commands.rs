@@ -113,3 +113,13 @@ fn dummy_weights_need_only_a_config() {
     assert_eq!(status, 200, "{answer}");
     assert!(answer.contains(r#""completion_tokens":3"#), "{answer}");
 }
+
+#[test]
+fn streams_and_their_rate_are_two_settings_of_self_and_one_of_a_server() {
+    let both = ["--concurrency", "2", "--request-rate", "10"];
+    let itself = run(&[&["bench", "self", "--case", "status 500"][..], &both].concat());
+    assert_eq!(itself.status.code(), Some(0), "{itself:?}");
+    let server = run(&[&["bench", "http://127.0.0.1:9", "--model", "m"][..], &both].concat());
+    assert_eq!(server.status.code(), Some(2));
+    assert!(String::from_utf8(server.stderr).unwrap().contains("give one of the two"));
+}
