@@ -5,7 +5,7 @@ use crate::{
     change::{Change, Changes, Verdict},
     document::Document,
     error::Error,
-    figure::Unit,
+    figure::{Figure, Marks, Unit},
     metric,
     side::{Measured, Point, Side},
 };
@@ -14,7 +14,8 @@ use serde_json::Value;
 /// The rule, as the report states it.
 pub const RULE: &str = "Verdicts and the intervals of ratios are those of powertrain compare: runs are resampled, in pairs where they \
 alternated, and a difference counts when the 95 % interval of the ratio leaves out no change. Where a side has one run, its requests \
-are resampled instead, which says nothing about other runs. Nothing is judged where the sides did not do the same work.";
+are resampled instead, which says nothing about other runs. A percentile without an interval is that of all runs' requests together, where \
+no single run has enough. Nothing is judged where the sides did not do the same work.";
 
 /// Largest part by which a number may differ from the comparison's, which was computed from the same files.
 const SAME: f64 = 1e-6;
@@ -106,15 +107,29 @@ pub fn take_verdicts(comparison: &Document, changes: &mut [Changes]) {
         let Some(changes) = changes.iter_mut().find(|changes| changes.load.in_full() == load) else {
             continue;
         };
+        let marks = |of: fn(&Change) -> Option<&Figure>| {
+            changes.changes.iter().filter_map(of).fold(Marks::default(), |marks, figure| marks.and(figure.marks))
+        };
+        let marks = (marks(|change| change.before.as_ref()), marks(|change| change.after.as_ref()));
         let metrics = level.get("metrics").and_then(Value::as_array);
         for (place, metric) in metrics.into_iter().flatten().enumerate() {
             let id = metric.get("metric").and_then(Value::as_str).unwrap_or_default();
             let pointer = format!("/levels/{index}/metrics/{place}");
             if let Some(change) = changes.changes.iter_mut().find(|change| compared_as(change.id) == id) {
                 take_verdict(comparison, &pointer, metric, change);
+                take_numbers(comparison, &pointer, change, marks);
             }
         }
     }
+}
+
+/// A percentile that no single run's requests support, but those of all runs together do: a ratio does not stand without what it
+/// is of.
+fn take_numbers(comparison: &Document, pointer: &str, change: &mut Change, marks: (Marks, Marks)) {
+    let (true, Some(metric)) = (change.ratio.is_some(), metric::by_id(change.id)) else { return };
+    let pooled = |side: &str, marks| Some(comparison.number(&format!("{pointer}/{side}"), metric.unit)?.marked(marks));
+    change.before = change.before.take().or_else(|| pooled("a", marks.0));
+    change.after = change.after.take().or_else(|| pooled("b", marks.1));
 }
 
 fn take_verdict(comparison: &Document, pointer: &str, metric: &Value, change: &mut Change) {
@@ -150,8 +165,33 @@ fn compared_as(id: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{document::Kind, figure::Figure, run::Load};
+    use crate::{document::Kind, run::Load};
     use serde_json::json;
+
+    #[test]
+    fn a_ratio_has_the_numbers_it_is_of() {
+        let json = json!({"levels": [{"load": "closed loop, 8 clients", "metrics": [
+            {"metric": "ttft_p95", "a": 200.0, "b": 100.0, "ratio": 0.5, "basis": "none", "verdict": "better"},
+            {"metric": "ttft_p50", "a": 1.0, "b": 2.0, "ratio": 2.0, "basis": "none", "verdict": "worse"},
+        ]}]});
+        let comparison =
+            Document { id: "C".into(), path: "c.json".into(), sha256: String::new(), kind: Kind::Compare, json };
+        let marks = Marks { client_limited: true, ..Marks::default() };
+        let figure = |value| Some(Figure::read(value, Unit::Milliseconds, "B1", "/a").marked(marks));
+        let change = |id, before, after| Change::between(metric::by_id(id).unwrap(), before, after);
+        let mut changes = [Changes {
+            load: Load::Closed(8.0),
+            load_figure: None,
+            changes: vec![change("ttft_p95_ms", None, figure(101.0)), change("ttft_p50_ms", figure(1.5), figure(2.5))],
+        }];
+        take_verdicts(&comparison, &mut changes);
+        let [p95, p50] = changes[0].changes.as_slice() else { panic!("two") };
+        let before = p95.before.as_ref().unwrap();
+        assert_eq!((before.value, before.unit, before.marks.client_limited), (200.0, Unit::Milliseconds, true));
+        assert_eq!(before.origin.leaves.first().unwrap(), "C#/levels/0/metrics/0/a");
+        // What a side has itself stays.
+        assert_eq!((p95.after.as_ref().unwrap().value, p50.before.as_ref().unwrap().value), (101.0, 1.5));
+    }
 
     #[test]
     fn its_word_counts_where_it_has_one() {

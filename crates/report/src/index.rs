@@ -28,7 +28,8 @@ const SHOWN: [&str; 6] =
 pub struct Index {
     folder: PathBuf,
     rows: Vec<Row>,
-    unread: Vec<(String, String)>,
+    /// Files that are not in the table, each with the reason.
+    unread: Vec<String>,
     runs: usize,
     files: usize,
 }
@@ -51,7 +52,7 @@ struct Row {
 
 impl Index {
     /// Reads every result below a folder. Files that are no results of runs are counted; JSON that looks like one and is not
-    /// readable is listed.
+    /// readable is listed, and so is a copy of a run, which would be a point of its trend.
     ///
     /// # Errors
     /// When the folder cannot be read.
@@ -61,23 +62,33 @@ impl Index {
         paths.sort();
         let files = paths.len();
         let (mut rows, mut unread, mut runs) = (Vec::new(), Vec::new(), 0);
+        let mut seen: BTreeMap<String, String> = BTreeMap::new();
         for path in paths.into_iter().take(FILES_MAX) {
             let name = path.strip_prefix(folder).unwrap_or(&path).display().to_string();
             match Document::open(&name, &path) {
                 Ok(document) if document.kind == Kind::Bench => {
+                    // To the nanosecond: two runs do not begin at once.
+                    let began = document.text("/began_at").unwrap_or(&document.sha256).to_owned();
+                    if let Some(first) = seen.get(&began) {
+                        unread.push(format!("{name}: the same run as {first}"));
+                        continue;
+                    }
+                    seen.insert(began, name.clone());
                     runs += 1;
                     let run = Run::of(document);
                     if run.levels.is_empty() {
-                        unread.push((name.clone(), "a run without a level".to_owned()));
+                        unread.push(format!("{name}: a run without a level"));
                     }
                     rows.extend(run.levels.iter().map(|level| row(&name, &run, level)));
                 }
                 Ok(_) => {}
-                Err(error) => unread.push((name, error.to_string())),
+                // A sweep's own notes, or another tool's.
+                Err(Error::UnknownFormat { found, .. }) if !found.contains("powertrain-bench/") => {}
+                Err(error) => unread.push(error.to_string()),
             }
         }
         if files > FILES_MAX {
-            unread.push(("…".to_owned(), format!("{files} files, only the first {FILES_MAX} were read")));
+            unread.push(format!("{files} files, only the first {FILES_MAX} were read"));
         }
         rows.sort_by(|a: &Row, b: &Row| (&b.began_at, &a.file).cmp(&(&a.began_at, &b.file)));
         Ok(Self { folder: folder.to_owned(), rows, unread, runs, files })

@@ -3,6 +3,7 @@
 use crate::{
     analysis::{Analysis, Assessed},
     figure::Marks,
+    metric::METRICS,
     sentence::{Sentence, quoted, say},
 };
 
@@ -85,9 +86,8 @@ fn is_local(side: &Assessed) -> bool {
 }
 
 fn marks_missing_tail(analysis: &Analysis) -> bool {
-    analysis
-        .changes
-        .iter()
-        .flat_map(|changes| &changes.changes)
-        .any(|change| change.before.is_none() || change.after.is_none())
+    let sides = [&analysis.before, &analysis.after];
+    let mut levels = sides.iter().flat_map(|side| side.side.runs.iter().flat_map(|measured| &measured.run.levels));
+    // The appendix has them all.
+    levels.any(|level| METRICS.iter().any(|metric| level.metric(metric).is_none()))
 }

@@ -309,8 +309,11 @@ fn an_index_lists_runs_and_what_it_could_not_read() {
     fs::create_dir(path.join("deeper")).unwrap();
     fs::write(path.join("deeper/broken.json"), "{\"format\": ").unwrap();
     fs::write(path.join("deeper/other.json"), "{\"format\": \"powertrain-bench/9\"}").unwrap();
+    fs::copy(path.join("after-2.json"), path.join("deeper/copy.json")).unwrap();
+    fs::write(path.join("deeper/0.cell.json"), "{\"format\": \"powertrain-sweep/1\"}").unwrap();
+    fs::write(path.join("package.json"), "{}").unwrap();
     let index = Index::of(path).unwrap();
-    assert_eq!((index.runs(), index.files()), (3, 5));
+    assert_eq!((index.runs(), index.files()), (3, 8));
     let html = index.html().unwrap();
     let parts = parts(&html);
     let text: String = parts
@@ -321,11 +324,13 @@ fn an_index_lists_runs_and_what_it_could_not_read() {
         "after-2.json",
         "interrupted ‡",
         "broken.json: not JSON",
+        "deeper/copy.json: the same run as after-2.json",
         "format \"powertrain-bench/9\"",
         "the run did not run to its end",
     ] {
         assert!(text.contains(expected), "{expected:?} is missing");
     }
+    assert!(!text.contains("cell.json") && !text.contains("package.json"), "what is no run is no complaint");
     let rows = parts.iter().filter(|part| matches!(part, Part::Begin(element) if element.name == "tr")).count();
     assert_eq!(rows, 1 + 9);
     let trends = parts.iter().find_map(|part| match part {
