@@ -136,7 +136,7 @@ mod tests {
     use super::*;
     use crate::{
         activations::{ActivationBuffers, Encoding, Encodings},
-        kernel::Kernels,
+        kernel::{Kernels, tests::Random},
         memory::Buffer,
         packed::{PackedMatrix, PanelKind, fixed_point, pack_panel},
         simd::{LANES, SimdLevel, scalar::f32_to_f16},
@@ -144,19 +144,6 @@ mod tests {
     use powertrain_model::weights::{TensorView, WeightFormat};
 
     const SEED: u64 = 59;
-
-    struct Random(u64);
-
-    impl Random {
-        fn bits(&mut self) -> u64 {
-            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            self.0 >> 33
-        }
-
-        fn float(&mut self) -> f32 {
-            (self.bits() % 2_000_001) as f32 / 1_000_000.0 - 1.0
-        }
-    }
 
     /// A packed matrix of 16 rows, and its memory.
     fn packed(file: &[u8], columns: usize) -> (PackedMatrix, Buffer<u8>) {

@@ -12,15 +12,16 @@ use powertrain_model::{spec::Activation, weights::WeightFormat};
 
 const SEED: u64 = 97;
 
-struct Random(u64);
+/// Numbers that are the same in every run.
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn bits(&mut self) -> u64 {
+    pub(super) fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         self.0 >> 33
     }
 
-    fn float(&mut self) -> f32 {
+    pub(super) fn float(&mut self) -> f32 {
         (self.bits() % 2_000_001) as f32 / 1_000_000.0 - 1.0
     }
 }
