@@ -32,7 +32,7 @@ pub(crate) struct Guard {
 }
 
 impl Guard {
-    /// Made before the server is, so that it watches from the first moment.
+    /// Made before the server is, as its group is, so that it watches from the first moment.
     pub(crate) fn start(stop_timeout: Duration) -> io::Result<Self> {
         let shell = Command::new("sh")
             .args(["-c", SCRIPT, "guard", &stop_timeout.as_secs_f64().ceil().to_string()])
@@ -56,5 +56,28 @@ impl Drop for Guard {
     fn drop(&mut self) {
         _ = self.shell.kill();
         _ = self.shell.wait();
+    }
+}
+
+/// A process that does nothing but lead a group until it is dropped: whoever joined the group stays in it.
+pub(crate) struct GroupLeader(Child);
+
+impl GroupLeader {
+    pub(crate) fn start() -> io::Result<Self> {
+        // Ends by itself when this program does.
+        let mut leader = Command::new("sh");
+        leader.args(["-c", "read -r _"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        leader.process_group(0).spawn().map(Self)
+    }
+
+    pub(crate) fn group(&self) -> Pid {
+        Pid::from_child(&self.0)
+    }
+}
+
+impl Drop for GroupLeader {
+    fn drop(&mut self) {
+        _ = self.0.kill();
+        _ = self.0.wait();
     }
 }

@@ -6,7 +6,7 @@
 use crate::{
     configuration::Launch,
     failure::{FailureKind, ServerFailure},
-    guard::Guard,
+    guard::{GroupLeader, Guard},
     probe::Probe,
     startup::StartUp,
 };
@@ -83,20 +83,23 @@ impl Server {
         let output = File::create(log).map_err(|error| cannot(format!("{}: {error}", log.display())))?;
         let errors = output.try_clone().map_err(|error| cannot(error.to_string()))?;
         let unguarded = |error| cannot(format!("`sh`, which ends the server if this program is killed: {error}"));
+        // The group is there, and watched, before the server joins it: killed at any moment, this program leaves nothing.
         let mut guard = Guard::start(launch.stop_timeout).map_err(unguarded)?;
+        let leader = GroupLeader::start().map_err(unguarded)?;
+        let group = leader.group();
+        guard.watch(group).map_err(unguarded)?;
         let child = Command::new(&launch.words[0])
             .args(&launch.words[1..])
             .envs(&launch.env)
             .stdin(Stdio::null())
             .stdout(output)
             .stderr(errors)
-            .process_group(0)
+            .process_group(group.as_raw_nonzero().get())
             .spawn()
             .map_err(|error| cannot(format!("`{}`: {error}", launch.words[0])))?;
-        let group = Pid::from_child(&child);
+        drop(leader);
         groups(|groups| groups.push(group));
         let probe = Probe::new(&launch.url, key);
-        let watched = guard.watch(group);
         let server = Self {
             child,
             group,
@@ -107,7 +110,6 @@ impl Server {
             started: Instant::now(),
             ended: None,
         };
-        watched.map_err(unguarded)?;
         Ok(server)
     }
 
