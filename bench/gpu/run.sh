@@ -5,14 +5,14 @@
 #
 # Builds first, unless CUDA_CHECK and POWERTRAIN name built binaries. With a model (SmolLM2-135M is meant): checked on the ids in MODEL.gguf.tokens if there is such a
 # file, greedy texts and perplexity (of the file WIKITEXT, if there is one) against this binary on the CPU, faults under a serving process,
-# and a minute of mixed load. STAGES picks some: products models memcheck faults texts perplexity failure soak speed. Each stage has a limit; all
+# and a minute of mixed load. STAGES picks some: products models f16 memcheck faults texts perplexity failure soak speed. Each stage has a limit; all
 # of them take under 9 minutes on an H100 beside 16 cores. Ends with 1 if a stage failed; speed only measures.
 set -u
 out=$1 model=${2:-}
 root=$(cd "$(dirname "$0")/../.." && pwd)
 here=$root/bench/gpu
 fixtures=$root/crates/model/tests/fixtures
-stages=${STAGES:-products models memcheck faults texts perplexity failure soak speed}
+stages=${STAGES:-products models f16 memcheck faults texts perplexity failure soak speed}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 if [ -z "${CUDA_CHECK:-}" ] || [ -z "${POWERTRAIN:-}" ]; then
@@ -70,16 +70,18 @@ texts() {
 
 perplexity() {
     local windows=${WINDOWS:-24}
-    "$POWERTRAIN" eval perplexity --file "$WIKITEXT" --windows "$windows" "$model" --device cuda -o "$out/perplexity-gpu.json" &&
-        "$POWERTRAIN" eval perplexity --file "$WIKITEXT" --windows "$windows" "$model" --device cpu --cpu-activations f32 --kv-cache-dtype f32 \
+    for dtype in bfloat16 float16; do
+        "$POWERTRAIN" eval perplexity --file "$WIKITEXT" --windows "$windows" "$model" --device cuda --dtype $dtype -o "$out/perplexity-$dtype.json" || return
+    done
+    "$POWERTRAIN" eval perplexity --file "$WIKITEXT" --windows "$windows" "$model" --device cpu --cpu-activations f32 --kv-cache-dtype f32 \
             -o "$out/perplexity-cpu.json" &&
         python3 - "$out" <<'END'
 import json, sys
-gpu, cpu = (json.load(open(f"{sys.argv[1]}/perplexity-{device}.json")) for device in ("gpu", "cpu"))
-off = gpu["perplexity"] / cpu["perplexity"] - 1
-assert gpu["tokens_scored"] == cpu["tokens_scored"] > 0
-print(f"GPU {gpu['perplexity']:.4f}, CPU in f32 {cpu['perplexity']:.4f}: {off:+.3%} over {gpu['tokens_scored']} tokens, allowed 0.5 %")
-sys.exit(abs(off) > 0.005)
+bf16, f16, cpu = (json.load(open(f"{sys.argv[1]}/perplexity-{name}.json")) for name in ("bfloat16", "float16", "cpu"))
+assert bf16["tokens_scored"] == f16["tokens_scored"] == cpu["tokens_scored"] > 0
+off = [gpu["perplexity"] / cpu["perplexity"] - 1 for gpu in (bf16, f16)]
+print(f"CPU in f32 {cpu['perplexity']:.4f}, GPU in bf16 {bf16['perplexity']:.4f} ({off[0]:+.3%}), in f16 {f16['perplexity']:.4f} ({off[1]:+.3%}), {cpu['tokens_scored']} tokens; allowed 0.5 %")
+sys.exit(max(map(abs, off)) > 0.005)
 END
 }
 
@@ -96,6 +98,7 @@ checkpoints=()
 for config in "$fixtures"/*/config.json; do checkpoints+=("$(dirname "$config")"); done
 stage products 60 "$CUDA_CHECK" products
 stage models 150 "$CUDA_CHECK" models "${checkpoints[@]}" "$fixtures"/*.gguf ${model:+"$model"}
+stage f16 90 "$CUDA_CHECK" f16 models "${checkpoints[@]}" "$fixtures"/*.gguf
 stage memcheck 150 compute-sanitizer --tool memcheck --error-exitcode 3 "$CUDA_CHECK" models
 stage faults 60 "$CUDA_CHECK" faults
 if [ -n "$model" ]; then

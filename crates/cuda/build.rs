@@ -9,9 +9,12 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     process::Command,
+    thread,
 };
 
-const KERNELS: [&str; 8] = ["attention", "flash", "gated", "gemv", "rope", "sample", "skinny", "step"];
+/// Those of elements, which are bf16 or f16 (common.cuh), and those that touch none.
+const OF_ELEMENTS: [&str; 7] = ["attention", "flash", "gated", "gemv", "rope", "skinny", "step"];
+const OF_NONE: [&str; 1] = ["sample"];
 
 fn main() {
     println!("cargo:rerun-if-changed=kernels");
@@ -27,12 +30,23 @@ fn main() {
         println!("cargo:warning=no nvcc found: built without CUDA kernels, --device cuda will refuse to start");
     }
     let mut sum = 0xcbf2_9ce4_8422_2325_u64;
-    for kernel in KERNELS {
-        let cubin = out.join(kernel).with_extension("cubin");
-        match &nvcc {
-            Some(nvcc) => compile(nvcc, kernel, &cubin),
-            None => fs::write(&cubin, b"").expect("OUT_DIR is writable"),
-        }
+    let of_elements = OF_ELEMENTS.into_iter().flat_map(|kernel| [(kernel, ""), (kernel, "-f16")]);
+    let variants: Vec<_> = of_elements.chain(OF_NONE.map(|kernel| (kernel, ""))).collect();
+    // Two at a time.
+    let cubin_of = |(kernel, suffix): (&str, &str)| out.join(format!("{kernel}{suffix}.cubin"));
+    for pair in variants.chunks(2) {
+        thread::scope(|scope| {
+            for &variant in pair {
+                let (nvcc, cubin) = (&nvcc, cubin_of(variant));
+                scope.spawn(move || match nvcc {
+                    Some(nvcc) => compile(nvcc, variant, &cubin),
+                    None => fs::write(&cubin, b"").expect("OUT_DIR is writable"),
+                });
+            }
+        });
+    }
+    for variant in variants {
+        let cubin = cubin_of(variant);
         let code = fs::read(&cubin).expect("it was just written");
         sum = code.iter().fold(sum, |sum, &byte| (sum ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
     }
@@ -40,10 +54,11 @@ fn main() {
     println!("cargo:rustc-env=POWERTRAIN_KERNELS={sum:016x}");
 }
 
-fn compile(nvcc: &Path, kernel: &str, cubin: &Path) {
+fn compile(nvcc: &Path, (kernel, suffix): (&str, &str), cubin: &Path) {
     let status = Command::new(nvcc)
         .args(["-std=c++17", "-O3", "-gencode=arch=compute_90a,code=sm_90a", "-cubin", "-o"])
         .arg(cubin)
+        .args((suffix == "-f16").then_some("-DELEMENT_F16"))
         .arg(format!("kernels/{kernel}.cu"))
         .status()
         .unwrap_or_else(|error| panic!("{} did not start: {error}", nvcc.display()));

@@ -28,10 +28,27 @@ mod faults;
 #[path = "cuda_check/models.rs"]
 mod models;
 
-use std::process::ExitCode;
+use powertrain_cuda::{CudaOptions, Element};
+use std::{process::ExitCode, sync::OnceLock};
+
+/// What is checked computes with: bf16, or f16 where that is the first argument.
+static ELEMENT: OnceLock<Element> = OnceLock::new();
+
+fn element() -> Element {
+    *ELEMENT.get_or_init(|| Element::Bf16)
+}
+
+/// What checks and measurements start from.
+fn options() -> CudaOptions {
+    CudaOptions { element: Some(element()), ..CudaOptions::default() }
+}
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.first().is_some_and(|first| first == "f16") {
+        arguments.remove(0);
+        ELEMENT.set(Element::F16).expect("set once");
+    }
     let failures = match arguments.first().map(String::as_str) {
         Some("products") => products(arguments.get(1).map(String::as_str)),
         Some("sampling") => sampling(),
@@ -48,7 +65,7 @@ fn main() -> ExitCode {
         Some("bench-sampling") => bench::sampling_all(&arguments[1..]),
         _ => {
             println!(
-                "usage: cuda_check products [skinny | general | gated] | sampling | deterministic [CONFIG_FOLDER...] | gated | skinny [ROWS...] | models [only:TEXT...] [FOLDER...] | faults | profile [case:ROWSxLENGTH@BEFORE...] CONFIG_FOLDER... | decode CONFIG_FOLDER... | engine CONFIG_FOLDER... | bench CONFIG_FOLDER... | mixed CONFIG_FOLDER... | bench-sampling CONFIG_FOLDER..."
+                "usage: cuda_check [f16] products [skinny | general | gated] | sampling | deterministic [CONFIG_FOLDER...] | gated | skinny [ROWS...] | models [only:TEXT...] [FOLDER...] | faults | profile [case:ROWSxLENGTH@BEFORE...] CONFIG_FOLDER... | decode CONFIG_FOLDER... | engine CONFIG_FOLDER... | bench CONFIG_FOLDER... | mixed CONFIG_FOLDER... | bench-sampling CONFIG_FOLDER..."
             );
             return ExitCode::from(2);
         }
@@ -59,10 +76,10 @@ fn main() -> ExitCode {
 
 fn products(only: Option<&str>) -> usize {
     use powertrain_cuda::check;
-    type Check = fn() -> Result<Vec<check::Finding>, powertrain_cuda::CudaError>;
+    type Check = fn(Element) -> Result<Vec<check::Finding>, powertrain_cuda::CudaError>;
     let all: [(&str, Check); 3] = [("skinny", check::skinny), ("general", check::products), ("gated", check::gated)];
     let wanted = all.into_iter().filter(|(name, _)| only.is_none_or(|only| only == *name));
-    let findings: Result<Vec<_>, _> = wanted.map(|(_, check)| check()).collect();
+    let findings: Result<Vec<_>, _> = wanted.map(|(_, check)| check(element())).collect();
     let findings = match findings {
         Ok(findings) => findings.concat(),
         Err(error) => {
@@ -99,7 +116,7 @@ fn skinny(rows: &[String]) -> usize {
     ];
     for (n, k, timed) in shapes {
         for &m in &rows {
-            match skinny_times(m, n, k, timed) {
+            match skinny_times(element(), m, n, k, timed) {
                 Ok(times) => {
                     let times: Vec<_> = times.iter().map(|(name, us)| format!("{name} {us:.1}")).collect();
                     println!("{timed:?} {m} x {n} x {k}, us: {}", times.join(" | "));
@@ -141,7 +158,7 @@ fn sampling() -> usize {
 fn gated() -> usize {
     for (n, k) in [(28672, 4096), (17920, 1536), (3072, 576)] {
         for m in [64, 128, 192, 256, 320, 384, 512, 576, 768, 1024, 2048, 4096, 8192] {
-            match powertrain_cuda::check::gated_times(m, n, k) {
+            match powertrain_cuda::check::gated_times(element(), m, n, k) {
                 Ok([apart, fused]) => {
                     let rate = |us: f32| 2.0 * m as f32 * n as f32 * k as f32 / us / 1e6;
                     println!(

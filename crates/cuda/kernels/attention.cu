@@ -14,12 +14,12 @@
 #define SPLIT_TILES 8  // a split is at least this many tiles of 16 positions
 // RING: a warp's first lane has the copy engine bring its tiles, `stages` ahead.
 template <int D, int W, bool RING>
-__device__ __forceinline__ void decode_body(const State& state, const int* row, const int* position, const bf16* qkv, bf16* out, float* part_out, float2* part_ml, u32* arrivals,
+__device__ __forceinline__ void decode_body(const State& state, const int* row, const int* position, const Element* qkv, Element* out, float* part_out, float2* part_ml, u32* arrivals,
                                             const Rope& rope, const Cache& cache, const Heads& h, const TensorMap& k_map, const TensorMap& v_map, int stages) {
   constexpr int DC = D / 32, DJ = D / 64, PAIRS = D / 64, BOX_BYTES = 16 * 128, TILE_BYTES = 2 * DJ * BOX_BYTES;
   extern __shared__ __align__(1024) unsigned char ring[];
   __shared__ __align__(8) u64 barriers[RING ? W * DECODE_STAGES : 1];
-  __shared__ __align__(16) bf16 prepared[10][D];  // 8 queries, the newest key, the newest value
+  __shared__ __align__(16) Element prepared[10][D];  // 8 queries, the newest key, the newest value
   const int split = blockIdx.x, b = blockIdx.z, splits = gridDim.x;
   const int group = h.heads / h.kv_heads, groups = (group + 7) / 8;
   const int hk = blockIdx.y / groups, head0 = hk * group + (blockIdx.y % groups) * 8, G = min(8, (hk + 1) * group - head0);
@@ -41,8 +41,8 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
   uint4 kf[DC][2], vf[DJ][4];
   auto load_tile = [&](int t) {
     const u64 base = slot_of(blocks, t * 16, cache.block_size) * token_stride + (u64)hk * D;
-    const bf16* kp = cache.keys + base + g * token_stride + ql * 8;
-    const bf16* vp = cache.values + base + (2 * ql) * token_stride + g * 8;
+    const Element* kp = cache.keys + base + g * token_stride + ql * 8;
+    const Element* vp = cache.values + base + (2 * ql) * token_stride + g * 8;
 #pragma unroll
     for (int c = 0; c < DC; c++) {
       kf[c][0] = load_streaming(kp + c * 32);
@@ -83,7 +83,7 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
   angles<PAIRS>(rope, h, len - 1, sine, cosine);
   wait_for_previous();
   {
-    const bf16* token = qkv + (u64)b * (h.heads + 2 * h.kv_heads) * D;
+    const Element* token = qkv + (u64)b * (h.heads + 2 * h.kv_heads) * D;
     __shared__ float partial[W];
 #pragma unroll
     for (int k = 0; k < EACH; k++)
@@ -183,7 +183,7 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
     s[3] = s[3] > -1e29f ? exp2_fast(s[3] - n1) : 0.f;
     l0 = l0 * r0 + s[0] + s[2];
     l1 = l1 * r1 + s[1] + s[3];
-    u32 pa = pack_bf16(s[0], s[1]), pb = pack_bf16(s[2], s[3]);  // [position][head] -> [head][position]
+    u32 pa = pack_pair(s[0], s[1]), pb = pack_pair(s[2], s[3]);  // [position][head] -> [head][position]
     asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %0;" : "+r"(pa));
     asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %0;" : "+r"(pb));
 #pragma unroll
@@ -244,7 +244,7 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
       weight += f * sl[w][x];
     }
     const u64 head = (u64)b * h.heads + head0 + x;
-    if (active == 1) out[head * D + d] = __float2bfloat16(sum / weight);
+    if (active == 1) out[head * D + d] = to_element(sum / weight);
     else {
       part_out[(head * splits + split) * D + d] = sum;
       if (d == 0) part_ml[head * splits + split] = make_float2(top, weight);
@@ -272,11 +272,11 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
       weight += f * p.y;
       sum += f * __ldcg(part_out + (head * splits + s) * D + d);
     }
-    out[head * D + d] = __float2bfloat16(sum / weight);
+    out[head * D + d] = to_element(sum / weight);
   }
 }
 #define DECODE(NAME, D, W, RING, RESIDENT)                                                                                                                                        \
-  extern "C" __global__ void __launch_bounds__(W * 32, RESIDENT) NAME(State state, const int* row, const int* position, const bf16* qkv, bf16* out, float* part_out,               \
+  extern "C" __global__ void __launch_bounds__(W * 32, RESIDENT) NAME(State state, const int* row, const int* position, const Element* qkv, Element* out, float* part_out,               \
                                                                       float2* part_ml, u32* arrivals, Rope rope, Cache cache, Heads h, const __grid_constant__ TensorMap k_map,    \
                                                                       const __grid_constant__ TensorMap v_map, int stages) {                                                        \
     if (W == 8 && !RING) let_next_start();                                                                                                                                        \
@@ -292,7 +292,7 @@ DECODE(decode_64_shallow, 64, 4, true, 4)
 DECODE(decode_128_shallow, 128, 4, true, 4)
 
 // ---- any head size up to 256 and any group: one warp a query and head, one key at a time. For correctness, not for speed.
-extern "C" __global__ void attention_plain(State state, const int* row, const int* position, const bf16* qkv, bf16* out, Cache cache, Heads h, int tokens) {
+extern "C" __global__ void attention_plain(State state, const int* row, const int* position, const Element* qkv, Element* out, Cache cache, Heads h, int tokens) {
   let_next_start();
   wait_for_previous();
   const int warp = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5), lane = threadIdx.x & 31;
@@ -300,22 +300,22 @@ extern "C" __global__ void attention_plain(State state, const int* row, const in
   const int m = warp / h.heads, head = warp % h.heads, hk = head / (h.heads / h.kv_heads), D = h.head_dim;
   const int at = position[m], oldest = h.window ? max(0, at - h.window + 1) : 0;
   const int* blocks = blocks_of(state, row[m]);
-  const bf16* from = qkv + ((u64)m * (h.heads + 2 * h.kv_heads) + head) * D;
+  const Element* from = qkv + ((u64)m * (h.heads + 2 * h.kv_heads) + head) * D;
   float q[8], o[8];
 #pragma unroll
-  for (int j = 0; j < 8; j++) { q[j] = lane + 32 * j < D ? __bfloat162float(from[lane + 32 * j]) : 0.f; o[j] = 0.f; }
+  for (int j = 0; j < 8; j++) { q[j] = lane + 32 * j < D ? to_float(from[lane + 32 * j]) : 0.f; o[j] = 0.f; }
   float top = -1e30f, sum = 0.f;
   for (int key = oldest; key <= at; key++) {
     const u64 base = (slot_of(blocks, key, cache.block_size) * h.kv_heads + hk) * D;
     float dot = 0.f;
 #pragma unroll
-    for (int j = 0; j < 8; j++) if (lane + 32 * j < D) dot += q[j] * __bfloat162float(cache.keys[base + lane + 32 * j]);
+    for (int j = 0; j < 8; j++) if (lane + 32 * j < D) dot += q[j] * to_float(cache.keys[base + lane + 32 * j]);
     const float s = cap_score(warp_sum(dot) * h.scale, h.softcap), now = fmaxf(top, s), shrink = __expf(top - now), p = __expf(s - now);
     top = now;
     sum = sum * shrink + p;
 #pragma unroll
-    for (int j = 0; j < 8; j++) o[j] = o[j] * shrink + (lane + 32 * j < D ? p * __bfloat162float(cache.values[base + lane + 32 * j]) : 0.f);
+    for (int j = 0; j < 8; j++) o[j] = o[j] * shrink + (lane + 32 * j < D ? p * to_float(cache.values[base + lane + 32 * j]) : 0.f);
   }
 #pragma unroll
-  for (int j = 0; j < 8; j++) if (lane + 32 * j < D) out[((u64)m * h.heads + head) * D + lane + 32 * j] = __float2bfloat16(o[j] / sum);
+  for (int j = 0; j < 8; j++) if (lane + 32 * j < D) out[((u64)m * h.heads + head) * D + lane + 32 * j] = to_element(o[j] / sum);
 }

@@ -4,8 +4,8 @@
 
 // One layer's place in the cache: [blocks][block_size][kv_heads][head_dim] for keys, and the same for values.
 struct Cache {
-  bf16* keys;
-  bf16* values;
+  Element* keys;
+  Element* values;
   int block_size;
   int kv_heads;
 };

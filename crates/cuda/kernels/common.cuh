@@ -1,7 +1,25 @@
 // What every kernel shares: element type, tensor-core product, streaming loads, programmatic dependent launch, the state arena.
 #pragma once
+// Weights, activations and the cache are of one type of 16 bits, as the file is compiled: bf16, or f16 where ELEMENT_F16 is defined.
+#ifdef ELEMENT_F16
+#include <cuda_fp16.h>
+typedef __half Element;
+typedef __half2 ElementPair;
+#define ELEMENT "f16"
+__device__ __forceinline__ float to_float(Element v) { return __half2float(v); }
+__device__ __forceinline__ Element to_element(float v) { return __float2half_rn(v); }
+__device__ __forceinline__ ElementPair to_pair(float lo, float hi) { return __floats2half2_rn(lo, hi); }
+__device__ __forceinline__ float2 to_floats(ElementPair v) { return __half22float2(v); }
+#else
 #include <cuda_bf16.h>
-typedef __nv_bfloat16 bf16;
+typedef __nv_bfloat16 Element;
+typedef __nv_bfloat162 ElementPair;
+#define ELEMENT "bf16"
+__device__ __forceinline__ float to_float(Element v) { return __bfloat162float(v); }
+__device__ __forceinline__ Element to_element(float v) { return __float2bfloat16(v); }
+__device__ __forceinline__ ElementPair to_pair(float lo, float hi) { return __floats2bfloat162_rn(lo, hi); }
+__device__ __forceinline__ float2 to_floats(ElementPair v) { return __bfloat1622float2(v); }
+#endif
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
@@ -10,10 +28,10 @@ typedef unsigned long long u64;
 __device__ __forceinline__ void let_next_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 __device__ __forceinline__ void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
-// c[16x8] += a[16x16] . b[16x8], bf16 in, f32 out. Lane = g * 4 + q: c[0..1] is row g, columns 2q..2q+1; c[2..3] row g + 8.
+// c[16x8] += a[16x16] . b[16x8], elements in, f32 out. Lane = g * 4 + q: c[0..1] is row g, columns 2q..2q+1; c[2..3] row g + 8.
 __device__ __forceinline__ void mma_16x8x16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
   asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+      "mma.sync.aligned.m16n8k16.row.col.f32." ELEMENT "." ELEMENT ".f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
@@ -25,11 +43,11 @@ __device__ __forceinline__ uint4 load_streaming(const void* p) {
   return v;
 }
 
-__device__ __forceinline__ u32 pack_bf16(float lo, float hi) {
-  __nv_bfloat162 pair = __floats2bfloat162_rn(lo, hi);
+__device__ __forceinline__ u32 pack_pair(float lo, float hi) {
+  ElementPair pair = to_pair(lo, hi);
   return *reinterpret_cast<u32*>(&pair);
 }
-__device__ __forceinline__ float2 unpack_bf16(u32 pair) { return __bfloat1622float2(*reinterpret_cast<__nv_bfloat162*>(&pair)); }
+__device__ __forceinline__ float2 unpack_pair(u32 pair) { return to_floats(*reinterpret_cast<ElementPair*>(&pair)); }
 
 // 2^x in one instruction; 0 for what would be denormal.
 __device__ __forceinline__ float exp2_fast(float x) {
@@ -54,14 +72,14 @@ __device__ __forceinline__ float add_squares(float sum, const uint4& v) {
   const u32* pairs = reinterpret_cast<const u32*>(&v);
 #pragma unroll
   for (int j = 0; j < 4; j++) {
-    const float2 f = unpack_bf16(pairs[j]);
+    const float2 f = unpack_pair(pairs[j]);
     sum += f.x * f.x + f.y * f.y;
   }
   return sum;
 }
 
 // The factor of an RMS norm for one row of `width` elements (a multiple of 8), by all threads of the block. `partial`: a float a warp.
-__device__ __forceinline__ float norm_factor(const bf16* row, int width, float epsilon, float* partial) {
+__device__ __forceinline__ float norm_factor(const Element* row, int width, float epsilon, float* partial) {
   float squares = 0.f;
 #pragma unroll 4
   for (int i = threadIdx.x; i < width / 8; i += blockDim.x) squares = add_squares(squares, reinterpret_cast<const uint4*>(row)[i]);

@@ -107,7 +107,7 @@ __device__ __forceinline__ void copy_all(const Place<D>& at, const TensorMap& q_
 // A warpgroup's 64 queries of every item of the block, as one stream of tiles of keys: the first scores of an item are issued before the last
 // values of the item in front of it are multiplied, so that the tensor cores have work across the border.
 template <int D>
-__device__ __forceinline__ void attend_all(const Place<D>& at, const Tile* tiles, int items, bf16* out, const Heads& h) {
+__device__ __forceinline__ void attend_all(const Place<D>& at, const Tile* tiles, int items, Element* out, const Heads& h) {
   constexpr int HALVES = D / 64, TILE_BYTES = HALVES * HALF_BYTES;
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, group = threadIdx.x >> 7, g = lane >> 2, q = lane & 3;
   const int first_row = group * 64 + (warp & 3) * 16;  // of this warp's 16 queries
@@ -197,7 +197,7 @@ __device__ __forceinline__ void attend_all(const Place<D>& at, const Tile* tiles
 #pragma unroll
     for (int c = 0; c < TILE_KEYS / 16; c++)
 #pragma unroll
-      for (int e = 0; e < 4; e++) p[c][e] = pack_bf16(s[8 * c + 2 * e], s[8 * c + 2 * e + 1]);
+      for (int e = 0; e < 4; e++) p[c][e] = pack_pair(s[8 * c + 2 * e], s[8 * c + 2 * e + 1]);
   };
   // O / sum of an item to `out`, through its queries' memory, whose rows only this warp uses now, so that whole rows are written.
   auto write = [&](const Tile& tile, int head, int turn, float (&total)[2]) {
@@ -215,7 +215,7 @@ __device__ __forceinline__ void attend_all(const Place<D>& at, const Tile* tiles
 #pragma unroll
       for (int i = 0; i < 2; i++)
 #pragma unroll
-        for (int e = 0; e < 2; e++) v[2 * i + e] = pack_bf16(o[4 * (j + i) + 2 * e] * total[e], o[4 * (j + i) + 2 * e + 1] * total[e]);
+        for (int e = 0; e < 2; e++) v[2 * i + e] = pack_pair(o[4 * (j + i) + 2 * e] * total[e], o[4 * (j + i) + 2 * e + 1] * total[e]);
       const int chunk = j + (lane >> 4);
       store_matrices(queries_at + chunk / 8 * HALF_BYTES + (first_row + r) * 128 + (((chunk & 7) ^ (r & 7)) << 4), v[0], v[1], v[2], v[3]);
     }
@@ -303,7 +303,7 @@ __device__ __forceinline__ void attend_all(const Place<D>& at, const Tile* tiles
 }
 
 template <int D>
-__device__ __forceinline__ void flash_body(const TensorMap& q_map, const TensorMap& k_map, const TensorMap& v_map, const State& state, const Tile* tiles, int items, bf16* out, int block_size, const Heads& h) {
+__device__ __forceinline__ void flash_body(const TensorMap& q_map, const TensorMap& k_map, const TensorMap& v_map, const State& state, const Tile* tiles, int items, Element* out, int block_size, const Heads& h) {
   extern __shared__ unsigned char raw[];
   __shared__ __align__(8) u64 barriers[6 * STAGES];
   const Place<D> at(raw, barriers);
@@ -336,7 +336,7 @@ __device__ __forceinline__ void flash_body(const TensorMap& q_map, const TensorM
 }
 #define FLASH(NAME, D)                                                                                                                                                              \
   extern "C" __global__ void __launch_bounds__(384, 1) NAME(const __grid_constant__ TensorMap q_map, const __grid_constant__ TensorMap k_map, const __grid_constant__ TensorMap v_map, \
-                                                            State state, const Tile* tiles, int items, bf16* out, int block_size, Heads h) {                                                \
+                                                            State state, const Tile* tiles, int items, Element* out, int block_size, Heads h) {                                                \
     let_next_start();                                                                                                                                                              \
     flash_body<D>(q_map, k_map, v_map, state, tiles, items, out, block_size, h);                                                                                                          \
   }

@@ -32,7 +32,7 @@ __device__ __forceinline__ void stage_result(const float (&d)[128], const float 
 #pragma unroll
       for (int e = 0; e < 2; e++) {
         const float *gate = &d[(p + i) * 8 + 2 * e], *up = gate + 4;
-        v[2 * i + e] = pack_bf16(activate(gate[0] * factor[e], GELU) * (up[0] * factor[e]), activate(gate[1] * factor[e], GELU) * (up[1] * factor[e]));
+        v[2 * i + e] = pack_pair(activate(gate[0] * factor[e], GELU) * (up[0] * factor[e]), activate(gate[1] * factor[e], GELU) * (up[1] * factor[e]));
       }
     const int chunk = p + (lane >> 4);
     store_matrices(to + chunk / 8 * BOX_BYTES + row * 128 + (((chunk & 7) ^ (r & 7)) << 4), v[0], v[1], v[2], v[3]);

@@ -15,8 +15,8 @@
 #define MAX_STAGES 12
 
 struct Gemv {
-  const bf16* weights;       // [N, K]
-  const bf16* x;             // [*, K]
+  const Element* weights;       // [N, K]
+  const Element* x;             // [*, K]
   const int* x_rows;         // null, or which rows of x
   const float* norm_weight;  // not null: rmsnorm(x) * norm_weight instead of x
   const float* bias;         // null, or [N]
@@ -44,7 +44,7 @@ __device__ __forceinline__ void load_normalised(const Gemv& a, unsigned char* xs
       to[i] = v;
       const u32* pairs = reinterpret_cast<const u32*>(&v);
 #pragma unroll
-      for (int j = 0; j < 4; j++) { const float2 f = unpack_bf16(pairs[j]); squares[m] += f.x * f.x + f.y * f.y; }
+      for (int j = 0; j < 4; j++) { const float2 f = unpack_pair(pairs[j]); squares[m] += f.x * f.x + f.y * f.y; }
     }
   }
   {
@@ -68,10 +68,10 @@ __device__ __forceinline__ void load_normalised(const Gemv& a, unsigned char* xs
         const float4 w0 = w[0], w1 = w[1];
         uint4 v = row[i];
         float2 f;
-        f = unpack_bf16(v.x); v.x = pack_bf16(f.x * scale * w0.x, f.y * scale * w0.y);
-        f = unpack_bf16(v.y); v.y = pack_bf16(f.x * scale * w0.z, f.y * scale * w0.w);
-        f = unpack_bf16(v.z); v.z = pack_bf16(f.x * scale * w1.x, f.y * scale * w1.y);
-        f = unpack_bf16(v.w); v.w = pack_bf16(f.x * scale * w1.z, f.y * scale * w1.w);
+        f = unpack_pair(v.x); v.x = pack_pair(f.x * scale * w0.x, f.y * scale * w0.y);
+        f = unpack_pair(v.y); v.y = pack_pair(f.x * scale * w0.z, f.y * scale * w0.w);
+        f = unpack_pair(v.z); v.z = pack_pair(f.x * scale * w1.x, f.y * scale * w1.y);
+        f = unpack_pair(v.w); v.w = pack_pair(f.x * scale * w1.z, f.y * scale * w1.w);
         row[i] = v;
       }
     }
@@ -99,7 +99,7 @@ __device__ __forceinline__ void multiply_stage(const Gemv& a, const unsigned cha
     for (int n = 0; n < NT; n++) {
       const uint4 v = x_of(u, n, column, inside);
       if (sum_squares) {
-        const float2 f0 = unpack_bf16(v.x), f1 = unpack_bf16(v.y), f2 = unpack_bf16(v.z), f3 = unpack_bf16(v.w);
+        const float2 f0 = unpack_pair(v.x), f1 = unpack_pair(v.y), f2 = unpack_pair(v.z), f3 = unpack_pair(v.w);
         squares[n] += f0.x * f0.x + f0.y * f0.y + f1.x * f1.x + f1.y * f1.y + f2.x * f2.x + f2.y * f2.y + f3.x * f3.x + f3.y * f3.y;
       }
       __syncwarp();
@@ -231,16 +231,16 @@ __device__ __forceinline__ void gemv_body(const Gemv& a) {
       }
       if (a.bias) sum += a.bias[n];
       if (a.mode == OUT_STORE) {
-        reinterpret_cast<bf16*>(a.out)[(u64)m * a.N + n] = __float2bfloat16(sum);
+        reinterpret_cast<Element*>(a.out)[(u64)m * a.N + n] = to_element(sum);
       } else if (a.mode == OUT_RESIDUAL) {
-        bf16* to = reinterpret_cast<bf16*>(a.out) + (u64)m * a.N + n;
-        *to = __float2bfloat16(__bfloat162float(*to) + sum);
+        Element* to = reinterpret_cast<Element*>(a.out) + (u64)m * a.N + n;
+        *to = to_element(to_float(*to) + sum);
       } else if (a.mode == OUT_GATED) {
         if (r < 8) {
           float up = 0.f;
 #pragma unroll
           for (int k = 0; k < 8; k++) up += partial[k][r + 8][m];
-          reinterpret_cast<bf16*>(a.out)[(u64)m * (a.N / 2) + t * 8 + r] = __float2bfloat16(activate(sum, a.gelu) * up * scale);
+          reinterpret_cast<Element*>(a.out)[(u64)m * (a.N / 2) + t * 8 + r] = to_element(activate(sum, a.gelu) * up * scale);
         }
       } else {
         if (a.softcap > 0.f) sum = a.softcap * tanhf(sum / a.softcap);

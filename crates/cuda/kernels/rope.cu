@@ -4,10 +4,10 @@
 
 // Any head, one warp each. PAIRS: rotated pairs a lane holds.
 template <int PAIRS>
-__device__ __forceinline__ void rope_write_body(const State& state, const int* row, const int* position, bf16* qkv, const Rope& rope, const Cache& cache, const Heads& h) {
+__device__ __forceinline__ void rope_write_body(const State& state, const int* row, const int* position, Element* qkv, const Rope& rope, const Cache& cache, const Heads& h) {
   const int m = blockIdx.x, at = position[m];
   const u64 slot = slot_of(blocks_of(state, row[m]), at, cache.block_size);
-  bf16* token = qkv + (u64)m * (h.heads + 2 * h.kv_heads) * h.head_dim;
+  Element* token = qkv + (u64)m * (h.heads + 2 * h.kv_heads) * h.head_dim;
   __shared__ float partial[32];
   // The first head's loads are under way while the factor is summed.
   const int warps = blockDim.x >> 5, all = h.heads + 2 * h.kv_heads;
@@ -19,8 +19,8 @@ __device__ __forceinline__ void rope_write_body(const State& state, const int* r
   angles<PAIRS>(rope, h, at, sine, cosine);
   const float factor = rope.residual ? norm_factor(rope.residual + (u64)m * rope.width, rope.width, rope.norm_epsilon, partial) : 1.f;
   for (;;) {
-    bf16* cached = head < h.heads + h.kv_heads ? cache.keys : cache.values;
-    bf16* to = head < h.heads ? token + head * h.head_dim : cached + (slot * h.kv_heads + (head - h.heads) % h.kv_heads) * h.head_dim;
+    Element* cached = head < h.heads + h.kv_heads ? cache.keys : cache.values;
+    Element* to = head < h.heads ? token + head * h.head_dim : cached + (slot * h.kv_heads + (head - h.heads) % h.kv_heads) * h.head_dim;
     finish_head<PAIRS>(rope, h, v, bias, to, head, factor, sine, cosine);
     head += warps;
     if (head >= all) break;
@@ -29,7 +29,7 @@ __device__ __forceinline__ void rope_write_body(const State& state, const int* r
   }
 }
 #define ROPE_WRITE(NAME, PAIRS, RESIDENT)                                                                                           \
-  extern "C" __global__ void __launch_bounds__(512, RESIDENT) NAME(State state, const int* row, const int* position, bf16* qkv, Rope rope, Cache cache, Heads h) { \
+  extern "C" __global__ void __launch_bounds__(512, RESIDENT) NAME(State state, const int* row, const int* position, Element* qkv, Rope rope, Cache cache, Heads h) { \
     let_next_start();                                                                                                               \
     wait_for_previous();                                                                                                            \
     rope_write_body<PAIRS>(state, row, position, qkv, rope, cache, h);                                                              \
@@ -45,7 +45,7 @@ ROPE_WRITE(rope_write_4, 4, 2)
 #define WHOLE_AHEAD 3  // heads of a lane under way
 #define WHOLE_PIECES 4  // 16-byte pieces of the residual, the same
 template <int D>
-__device__ __forceinline__ void rope_write_whole_body(const State& state, const int* row, const int* position, bf16* qkv, const Rope& rope, const Cache& cache, const Heads& h) {
+__device__ __forceinline__ void rope_write_whole_body(const State& state, const int* row, const int* position, Element* qkv, const Rope& rope, const Cache& cache, const Heads& h) {
   constexpr int LANES = D / 8, HALF = D / 2, HEADS = WHOLE_THREADS / LANES;
   __shared__ __align__(16) float sines[HALF], cosines[HALF];
   __shared__ float partial[WHOLE_THREADS / 32];
@@ -55,7 +55,7 @@ __device__ __forceinline__ void rope_write_whole_body(const State& state, const 
   const int at = position[m], table = row[m];
   const float frequency = threadIdx.x < HALF ? rope.inverse_frequencies[threadIdx.x] : 0.f;
   wait_for_previous();
-  bf16* token = qkv + (u64)m * all * D + first;
+  Element* token = qkv + (u64)m * all * D + first;
   uint2 lo[WHOLE_AHEAD], hi[WHOLE_AHEAD];
   auto load = [&](int i, int head) {
     lo[i] = hi[i] = make_uint2(0, 0);
@@ -113,8 +113,8 @@ __device__ __forceinline__ void rope_write_whole_body(const State& state, const 
       const bool is_value = head >= rotated;
       const uint2 raw_lo = lo[i], raw_hi = hi[i];
       load(i, head + WHOLE_AHEAD * HEADS);
-      float low[4] = {unpack_bf16(raw_lo.x).x, unpack_bf16(raw_lo.x).y, unpack_bf16(raw_lo.y).x, unpack_bf16(raw_lo.y).y};
-      float high[4] = {unpack_bf16(raw_hi.x).x, unpack_bf16(raw_hi.x).y, unpack_bf16(raw_hi.y).x, unpack_bf16(raw_hi.y).y};
+      float low[4] = {unpack_pair(raw_lo.x).x, unpack_pair(raw_lo.x).y, unpack_pair(raw_lo.y).x, unpack_pair(raw_lo.y).y};
+      float high[4] = {unpack_pair(raw_hi.x).x, unpack_pair(raw_hi.x).y, unpack_pair(raw_hi.y).x, unpack_pair(raw_hi.y).y};
 #pragma unroll
       for (int j = 0; j < 4; j++) { low[j] *= factor; high[j] *= factor; }
       if (rope.bias && head < all) {
@@ -152,16 +152,16 @@ __device__ __forceinline__ void rope_write_whole_body(const State& state, const 
         }
       }
       if (head < all) {
-        bf16* to = token + head * D;
+        Element* to = token + head * D;
         if (head >= h.heads) to = (is_value ? cache.values : cache.keys) + (slot * h.kv_heads + head - (is_value ? rotated : h.heads)) * D + first;
-        *reinterpret_cast<uint2*>(to) = make_uint2(pack_bf16(low[0], low[1]), pack_bf16(low[2], low[3]));
-        *reinterpret_cast<uint2*>(to + HALF) = make_uint2(pack_bf16(high[0], high[1]), pack_bf16(high[2], high[3]));
+        *reinterpret_cast<uint2*>(to) = make_uint2(pack_pair(low[0], low[1]), pack_pair(low[2], low[3]));
+        *reinterpret_cast<uint2*>(to + HALF) = make_uint2(pack_pair(high[0], high[1]), pack_pair(high[2], high[3]));
       }
     }
   }
 }
 #define ROPE_WRITE_WHOLE(NAME, D)                                                                                                   \
-  extern "C" __global__ void __launch_bounds__(WHOLE_THREADS, 8) NAME(State state, const int* row, const int* position, bf16* qkv, Rope rope, Cache cache, Heads h) { \
+  extern "C" __global__ void __launch_bounds__(WHOLE_THREADS, 8) NAME(State state, const int* row, const int* position, Element* qkv, Rope rope, Cache cache, Heads h) { \
     let_next_start();                                                                                                               \
     rope_write_whole_body<D>(state, row, position, qkv, rope, cache, h);                                                            \
   }

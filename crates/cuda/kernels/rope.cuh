@@ -9,7 +9,7 @@ struct Rope {
   const float* q_norm;               // [head_dim]
   const float* k_norm;               // [head_dim]
   const float* inverse_frequencies;  // [rotary / 2]
-  const bf16* residual;              // [tokens][width]: whose norm's factor the projections lack
+  const Element* residual;              // [tokens][width]: whose norm's factor the projections lack
   int width;
   float norm_epsilon, epsilon;
 };
@@ -31,14 +31,14 @@ __device__ __forceinline__ void angles(const Rope& rope, const Heads& h, int pos
 
 // N adjacent aligned elements (1, 2 or 4) in one load or store.
 template <int N>
-__device__ __forceinline__ void load_adjacent(const bf16* from, float (&v)[N]) {
-  if constexpr (N == 1) v[0] = __bfloat162float(*from);
+__device__ __forceinline__ void load_adjacent(const Element* from, float (&v)[N]) {
+  if constexpr (N == 1) v[0] = to_float(*from);
   else {
     u32 pairs[N / 2];
     if constexpr (N == 4) *reinterpret_cast<uint2*>(pairs) = *reinterpret_cast<const uint2*>(from);
     else pairs[0] = *reinterpret_cast<const u32*>(from);
 #pragma unroll
-    for (int j = 0; j < N; j++) v[j] = j & 1 ? unpack_bf16(pairs[j / 2]).y : unpack_bf16(pairs[j / 2]).x;
+    for (int j = 0; j < N; j++) v[j] = j & 1 ? unpack_pair(pairs[j / 2]).y : unpack_pair(pairs[j / 2]).x;
   }
 }
 template <int N>
@@ -47,10 +47,10 @@ __device__ __forceinline__ void load_adjacent(const float* from, float (&v)[N]) 
   for (int j = 0; j < N; j++) v[j] = from[j];
 }
 template <int N>
-__device__ __forceinline__ void store_adjacent(bf16* to, const float (&v)[N]) {
-  if constexpr (N == 1) *to = __float2bfloat16(v[0]);
-  else if constexpr (N == 2) *reinterpret_cast<u32*>(to) = pack_bf16(v[0], v[1]);
-  else *reinterpret_cast<uint2*>(to) = make_uint2(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]));
+__device__ __forceinline__ void store_adjacent(Element* to, const float (&v)[N]) {
+  if constexpr (N == 1) *to = to_element(v[0]);
+  else if constexpr (N == 2) *reinterpret_cast<u32*>(to) = pack_pair(v[0], v[1]);
+  else *reinterpret_cast<uint2*>(to) = make_uint2(pack_pair(v[0], v[1]), pack_pair(v[2], v[3]));
 }
 
 // A lane's elements of one head as they were projected (or of its bias): PAIRS adjacent rotated pairs, and what lies past the rotary dimension,
@@ -60,7 +60,7 @@ struct Projected {
   float lo[PAIRS], hi[PAIRS], tail[PAIRS];
 };
 __device__ __forceinline__ float as_float(float v) { return v; }
-__device__ __forceinline__ float as_float(bf16 v) { return __bfloat162float(v); }
+__device__ __forceinline__ float as_float(Element v) { return to_float(v); }
 template <int PAIRS, class T>
 __device__ __forceinline__ void load_head(const Heads& h, const T* from, Projected<PAIRS>& v) {
   const int lane = threadIdx.x & 31, half = h.rotary / 2, rest = h.head_dim - h.rotary, first = PAIRS * lane;
@@ -83,7 +83,7 @@ __device__ __forceinline__ void load_head(const Heads& h, const T* from, Project
 
 // One head of one token by one warp: factor of the norm, bias, norm of the head, rotation; to `to`. `head` counts queries, then keys, then values.
 template <int PAIRS>
-__device__ __forceinline__ void finish_head(const Rope& rope, const Heads& h, Projected<PAIRS>& v, const Projected<PAIRS>& bias, bf16* to, int head, float factor, const float (&sine)[PAIRS],
+__device__ __forceinline__ void finish_head(const Rope& rope, const Heads& h, Projected<PAIRS>& v, const Projected<PAIRS>& bias, Element* to, int head, float factor, const float (&sine)[PAIRS],
                                             const float (&cosine)[PAIRS]) {
   const int lane = threadIdx.x & 31, half = h.rotary / 2, rest = h.head_dim - h.rotary, first = PAIRS * lane;
   const bool is_value = head >= h.heads + h.kv_heads;
@@ -121,10 +121,10 @@ __device__ __forceinline__ void finish_head(const Rope& rope, const Heads& h, Pr
   for (int j = 0; j < PAIRS; j++) {
     const int pair = first + j;
     if (!whole && pair < half) {
-      to[pair] = __float2bfloat16(turned_lo[j]);
-      to[pair + half] = __float2bfloat16(turned_hi[j]);
+      to[pair] = to_element(turned_lo[j]);
+      to[pair + half] = to_element(turned_hi[j]);
     }
-    if (pair < rest) to[h.rotary + pair] = __float2bfloat16(v.tail[j]);
+    if (pair < rest) to[h.rotary + pair] = to_element(v.tail[j]);
   }
 }
 template <int PAIRS>

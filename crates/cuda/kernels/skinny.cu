@@ -46,7 +46,7 @@ __device__ __forceinline__ float4 load_own(u32 at) {
   asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(at) : "memory");
   return v;
 }
-__device__ __forceinline__ void store_bf16(bf16* to, float4 v) { *reinterpret_cast<uint2*>(to) = make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w)); }
+__device__ __forceinline__ void store_four(Element* to, float4 v) { *reinterpret_cast<uint2*>(to) = make_uint2(pack_pair(v.x, v.y), pack_pair(v.z, v.w)); }
 
 // Sums of COUNT groups of four over the blocks of the cluster, rank after rank; all loads are in flight at once.
 template <int SPLITS, int COUNT>
@@ -87,7 +87,7 @@ __device__ __forceinline__ void finish(const Skinny& a, u32 sums, const float* f
     return Place{i < count && tile * ROWS + row < a.N, i < count ? begin + i / GROUPS_OF_FOUR : begin, row, c};
   };
   auto element = [&](const Place& at) { return (u64)at.m * width + tile * (GATED ? ROWS / 2 : ROWS) + at.column; };
-  bf16* out = reinterpret_cast<bf16*>(a.out);
+  Element* out = reinterpret_cast<Element*>(a.out);
   for (int first = threadIdx.x; first < count; first += AT_ONCE * CONSUMERS) {
     u32 gate_at[AT_ONCE], up_at[AT_ONCE];
     bool inside[AT_ONCE];
@@ -116,7 +116,7 @@ __device__ __forceinline__ void finish(const Skinny& a, u32 sums, const float* f
         v.y = activate(v.y, a.gelu) * (up[u].y * f);
         v.z = activate(v.z, a.gelu) * (up[u].z * f);
         v.w = activate(v.w, a.gelu) * (up[u].w * f);
-        store_bf16(out + element(at), v);
+        store_four(out + element(at), v);
         continue;
       }
       if (a.bias) {
@@ -133,9 +133,9 @@ __device__ __forceinline__ void finish(const Skinny& a, u32 sums, const float* f
         *reinterpret_cast<float4*>(reinterpret_cast<float*>(a.out) + element(at)) = v;
         continue;
       }
-      const float2 lo = unpack_bf16(old[u].x), hi = unpack_bf16(old[u].y);
+      const float2 lo = unpack_pair(old[u].x), hi = unpack_pair(old[u].y);
       v.x += lo.x; v.y += lo.y; v.z += hi.x; v.w += hi.y;
-      store_bf16(out + element(at), v);
+      store_four(out + element(at), v);
     }
   }
 }
@@ -164,7 +164,7 @@ __device__ __forceinline__ void finish_share(const Skinny& a, u32 sums, float* s
 }
 
 __device__ __forceinline__ float squares_of(uint4 v) {
-  const float2 a = unpack_bf16(v.x), b = unpack_bf16(v.y), c = unpack_bf16(v.z), d = unpack_bf16(v.w);
+  const float2 a = unpack_pair(v.x), b = unpack_pair(v.y), c = unpack_pair(v.z), d = unpack_pair(v.w);
   return a.x * a.x + a.y * a.y + b.x * b.x + b.y * b.y + c.x * c.x + c.y * c.y + d.x * d.x + d.y * d.y;
 }
 

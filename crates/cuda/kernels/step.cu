@@ -18,7 +18,7 @@ extern "C" __global__ void apply_changes(State state, const u32* header) {
 //
 // The kernels after it start only when `apply_changes` is done: they may read the tables, and the cache of earlier steps, before they
 // wait for the kernel in front of them.
-extern "C" __global__ void embed(State state, const int* row, const int* position, const bf16* table, bf16* residual, int width, float scale, u32 vocab) {
+extern "C" __global__ void embed(State state, const int* row, const int* position, const Element* table, Element* residual, int width, float scale, u32 vocab) {
   wait_for_previous();
   let_next_start();
   const int m = blockIdx.x;
@@ -32,8 +32,8 @@ extern "C" __global__ void embed(State state, const int* row, const int* positio
       u32* pairs = reinterpret_cast<u32*>(&v);
 #pragma unroll
       for (int j = 0; j < 4; j++) {
-        float2 f = unpack_bf16(pairs[j]);
-        pairs[j] = pack_bf16(f.x * scale, f.y * scale);
+        float2 f = unpack_pair(pairs[j]);
+        pairs[j] = pack_pair(f.x * scale, f.y * scale);
       }
     }
     to[i] = v;
@@ -54,12 +54,12 @@ __device__ __forceinline__ float block_sum(float v, float* shared) {
 // Then, if `out`: out[m] = rmsnorm(residual[from[m]]) * weight (null: 1); `from` (may be null) picks rows, then delta must be null.
 // One block a row, held in registers: 8 elements a thread and chunk. Moves 2 to 4 rows of bf16; bound by memory.
 template <int NORM_CHUNKS>
-__device__ __forceinline__ void add_norm_body(bf16* residual, const bf16* delta, const float* post_weight, float post_epsilon, const float* weight, float epsilon, bf16* out, const int* from, int width) {
+__device__ __forceinline__ void add_norm_body(Element* residual, const Element* delta, const float* post_weight, float post_epsilon, const float* weight, float epsilon, Element* out, const int* from, int width) {
   __shared__ float shared[32];
   let_next_start();
   wait_for_previous();
   const u64 source = from ? from[blockIdx.x] : blockIdx.x;
-  bf16* res = residual + source * width;
+  Element* res = residual + source * width;
   const int chunks = width / 8;
   float x[NORM_CHUNKS][8];
 #pragma unroll
@@ -68,10 +68,10 @@ __device__ __forceinline__ void add_norm_body(bf16* residual, const bf16* delta,
     uint4 v = i < chunks ? reinterpret_cast<const uint4*>(res)[i] : make_uint4(0, 0, 0, 0);
     const u32* pairs = reinterpret_cast<const u32*>(&v);
 #pragma unroll
-    for (int j = 0; j < 4; j++) { float2 f = unpack_bf16(pairs[j]); x[c][2 * j] = f.x; x[c][2 * j + 1] = f.y; }
+    for (int j = 0; j < 4; j++) { float2 f = unpack_pair(pairs[j]); x[c][2 * j] = f.x; x[c][2 * j + 1] = f.y; }
   }
   if (delta) {
-    const bf16* del = delta + (u64)blockIdx.x * width;
+    const Element* del = delta + (u64)blockIdx.x * width;
     float d[NORM_CHUNKS][8], squares = 0.f;
 #pragma unroll
     for (int c = 0; c < NORM_CHUNKS; c++) {
@@ -80,7 +80,7 @@ __device__ __forceinline__ void add_norm_body(bf16* residual, const bf16* delta,
       const u32* pairs = reinterpret_cast<const u32*>(&v);
 #pragma unroll
       for (int j = 0; j < 4; j++) {
-        float2 f = unpack_bf16(pairs[j]);
+        float2 f = unpack_pair(pairs[j]);
         d[c][2 * j] = f.x; d[c][2 * j + 1] = f.y;
         squares += f.x * f.x + f.y * f.y;
       }
@@ -95,10 +95,10 @@ __device__ __forceinline__ void add_norm_body(bf16* residual, const bf16* delta,
 #pragma unroll
       for (int j = 0; j < 8; j++) {
         x[c][j] += post_weight ? d[c][j] * scale * post_weight[i * 8 + j] : d[c][j];
-        x[c][j] = __bfloat162float(__float2bfloat16(x[c][j]));
+        x[c][j] = to_float(to_element(x[c][j]));
       }
 #pragma unroll
-      for (int j = 0; j < 4; j++) pairs[j] = pack_bf16(x[c][2 * j], x[c][2 * j + 1]);
+      for (int j = 0; j < 4; j++) pairs[j] = pack_pair(x[c][2 * j], x[c][2 * j + 1]);
       reinterpret_cast<uint4*>(res)[i] = v;
     }
   }
@@ -116,24 +116,24 @@ __device__ __forceinline__ void add_norm_body(bf16* residual, const bf16* delta,
     const float4 one = make_float4(1.f, 1.f, 1.f, 1.f);
     const float4 w0 = weight ? reinterpret_cast<const float4*>(weight)[i * 2] : one, w1 = weight ? reinterpret_cast<const float4*>(weight)[i * 2 + 1] : one;
     uint4 v;
-    v.x = pack_bf16(x[c][0] * scale * w0.x, x[c][1] * scale * w0.y);
-    v.y = pack_bf16(x[c][2] * scale * w0.z, x[c][3] * scale * w0.w);
-    v.z = pack_bf16(x[c][4] * scale * w1.x, x[c][5] * scale * w1.y);
-    v.w = pack_bf16(x[c][6] * scale * w1.z, x[c][7] * scale * w1.w);
+    v.x = pack_pair(x[c][0] * scale * w0.x, x[c][1] * scale * w0.y);
+    v.y = pack_pair(x[c][2] * scale * w0.z, x[c][3] * scale * w0.w);
+    v.z = pack_pair(x[c][4] * scale * w1.x, x[c][5] * scale * w1.y);
+    v.w = pack_pair(x[c][6] * scale * w1.z, x[c][7] * scale * w1.w);
     reinterpret_cast<uint4*>(out + (u64)blockIdx.x * width)[i] = v;
   }
 }
 
 #define ADD_NORM(NAME, CHUNKS)                                                                                                                              \
-  extern "C" __global__ void __launch_bounds__(512) NAME(bf16* residual, const bf16* delta, const float* post_weight, float post_epsilon,                   \
-                                                         const float* weight, float epsilon, bf16* out, const int* from, int width) {                       \
+  extern "C" __global__ void __launch_bounds__(512) NAME(Element* residual, const Element* delta, const float* post_weight, float post_epsilon,                   \
+                                                         const float* weight, float epsilon, Element* out, const int* from, int width) {                       \
     add_norm_body<CHUNKS>(residual, delta, post_weight, post_epsilon, weight, epsilon, out, from, width);                                                   \
   }
 ADD_NORM(add_norm_4096, 1)
 ADD_NORM(add_norm_16384, 4)
 
 // factors[m] = 1 / rms(x[m]), for a product that applies it to its result. One warp a row; reads M * width * 2 bytes; bound by memory.
-extern "C" __global__ void norm_factors(const bf16* x, float* factors, int rows, int width, float epsilon) {
+extern "C" __global__ void norm_factors(const Element* x, float* factors, int rows, int width, float epsilon) {
   let_next_start();
   wait_for_previous();
   const int m = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5), lane = threadIdx.x & 31;
@@ -146,7 +146,7 @@ extern "C" __global__ void norm_factors(const bf16* x, float* factors, int rows,
     const u32* pairs = reinterpret_cast<const u32*>(&v);
 #pragma unroll
     for (int j = 0; j < 4; j++) {
-      const float2 f = unpack_bf16(pairs[j]);
+      const float2 f = unpack_pair(pairs[j]);
       squares += f.x * f.x + f.y * f.y;
     }
   }
@@ -156,7 +156,7 @@ extern "C" __global__ void norm_factors(const bf16* x, float* factors, int rows,
 
 // residual_out[i] = residual[rows[i]], attended_out[i] = attended[rows[i]]: what the last layer goes on with. One block a row and array; widths are
 // multiples of 8.
-extern "C" __global__ void take_rows(const int* rows, const bf16* residual, bf16* residual_out, int width, const bf16* attended, bf16* attended_out, int attended_width) {
+extern "C" __global__ void take_rows(const int* rows, const Element* residual, Element* residual_out, int width, const Element* attended, Element* attended_out, int attended_width) {
   let_next_start();
   wait_for_previous();
   const bool second = blockIdx.y == 1;
@@ -167,16 +167,16 @@ extern "C" __global__ void take_rows(const int* rows, const bf16* residual, bf16
 }
 
 // residual[m] += bias: an output projection's bias where the product has no epilogue for it.
-extern "C" __global__ void add_bias(bf16* residual, const float* bias, int width) {
+extern "C" __global__ void add_bias(Element* residual, const float* bias, int width) {
   let_next_start();
   wait_for_previous();
-  bf16* res = residual + (u64)blockIdx.x * width;
-  for (int i = threadIdx.x; i < width; i += blockDim.x) res[i] = __float2bfloat16(__bfloat162float(res[i]) + bias[i]);
+  Element* res = residual + (u64)blockIdx.x * width;
+  for (int i = threadIdx.x; i < width; i += blockDim.x) res[i] = to_element(to_float(res[i]) + bias[i]);
 }
 
 // out[m, i] = activation(gate) * up. Gate and up rows alternate by eight (src/weights.rs), so 16 columns hold 8 of each. Where `residual`
 // [M, residual_width] is not null, both still lack the factor of its norm.
-extern "C" __global__ void gated_activation(const bf16* gate_up, bf16* out, int width, int gelu, const bf16* residual, int residual_width, float epsilon) {
+extern "C" __global__ void gated_activation(const Element* gate_up, Element* out, int width, int gelu, const Element* residual, int residual_width, float epsilon) {
   __shared__ float partial[32];
   let_next_start();
   wait_for_previous();
@@ -189,8 +189,8 @@ extern "C" __global__ void gated_activation(const bf16* gate_up, bf16* out, int 
     u32* o = reinterpret_cast<u32*>(&v);
 #pragma unroll
     for (int j = 0; j < 4; j++) {
-      const float2 a = unpack_bf16(g[j]), b = unpack_bf16(u[j]);
-      o[j] = pack_bf16(activate(a.x * factor, gelu) * b.x * factor, activate(a.y * factor, gelu) * b.y * factor);
+      const float2 a = unpack_pair(g[j]), b = unpack_pair(u[j]);
+      o[j] = pack_pair(activate(a.x * factor, gelu) * b.x * factor, activate(a.y * factor, gelu) * b.y * factor);
     }
     reinterpret_cast<uint4*>(out + (u64)blockIdx.y * width)[group] = v;
   }
@@ -204,10 +204,10 @@ extern "C" __global__ void softcap_logits(float* logits, u64 count, float cap) {
 }
 
 // Random weights of a given standard deviation (uniform), the same for the same seed. Bound by write bandwidth.
-extern "C" __global__ void fill_random(bf16* to, u64 count, float half_width, u32 seed) {
+extern "C" __global__ void fill_random(Element* to, u64 count, float half_width, u32 seed) {
   for (u64 i = blockIdx.x * (u64)blockDim.x + threadIdx.x; i < count; i += (u64)gridDim.x * blockDim.x) {
     u32 x = (u32)i * 2654435761u + seed * 40503u + (u32)(i >> 32) * 97u;
     x ^= x >> 16; x *= 0x7feb352du; x ^= x >> 15; x *= 0x846ca68bu; x ^= x >> 16;
-    to[i] = __float2bfloat16(((x & 0xffff) / 32768.f - 1.f) * half_width);
+    to[i] = to_element(((x & 0xffff) / 32768.f - 1.f) * half_width);
   }
 }

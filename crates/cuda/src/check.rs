@@ -6,12 +6,11 @@ mod sampling;
 pub use sampling::{SamplingFindings, sampling};
 
 use crate::{
-    CudaError, CudaOptions,
+    CudaError, CudaOptions, Element,
     driver::{Buffer, Context, Stream},
     executor::CudaExecutor,
     kernels::{Kernels, fill_random},
     matmul::{Matmul, Matrix, Norm, Output, Product, Way, time},
-    weights::bf16_bits,
 };
 use powertrain_model::Model;
 use powertrain_step::{Executor, ExecutorFacts, StepError, StepLimits, StepPlan, StepResult};
@@ -140,21 +139,29 @@ impl Finding {
     }
 }
 
-fn widen(bits: u16) -> f64 {
-    f64::from(f32::from_bits(u32::from(bits) << 16))
+/// What a product may be off by at most, as a share of its size: its result is rounded to 8 bits, or to 11.
+fn tolerance(element: Element) -> f64 {
+    match element {
+        Element::Bf16 => 6e-3,
+        Element::F16 => 1e-3,
+    }
+}
+
+fn widen(element: Element) -> impl Fn(u16) -> f64 {
+    move |bits| f64::from(element.value(bits))
 }
 
 /// Computes products of many shapes in every mode, with and without cuBLASLt.
 ///
 /// # Errors
 /// When the device cannot be used.
-pub fn products() -> Result<Vec<Finding>, CudaError> {
+pub fn products(element: Element) -> Result<Vec<Finding>, CudaError> {
     let context = Context::open(0)?;
-    let kernels = Kernels::load(&context)?;
+    let kernels = Kernels::load(&context, element)?;
     let stream = Stream::create()?;
     let rows_max = 144;
-    let matmul = Matmul::new(&context, rows_max, 16384, 8192)?;
-    let alone = Matmul::without_library(&context, rows_max, 16384, 8192)?;
+    let matmul = Matmul::new(&context, element, rows_max, 16384, 8192)?;
+    let alone = Matmul::without_library(&context, element, rows_max, 16384, 8192)?;
     let mut findings = Vec::new();
     for (n, k) in [(48, 48), (96, 32), (104, 72), (256, 512), (960, 576), (576, 1536), (272, 8960), (4096, 1024)] {
         let matrix = Matrix { buffer: Buffer::allocate(&context, n * k * 2, "check")?, rows: n, columns: k };
@@ -169,8 +176,8 @@ pub fn products() -> Result<Vec<Finding>, CudaError> {
             (Buffer::of(&context, &norm_weight, "check")?, Buffer::of(&context, &bias, "check")?);
         let out = Buffer::allocate(&context, rows_max * n * 4, "check")?;
         let shape = Shape {
-            weights: matrix.buffer.read::<u16>(0, n * k)?.into_iter().map(widen).collect(),
-            x: x.read::<u16>(0, rows_max * k)?.into_iter().map(widen).collect(),
+            weights: matrix.buffer.read::<u16>(0, n * k)?.into_iter().map(widen(element)).collect(),
+            x: x.read::<u16>(0, rows_max * k)?.into_iter().map(widen(element)).collect(),
             norm_weight: &norm_weight,
             bias: &bias,
             n,
@@ -198,8 +205,9 @@ pub fn products() -> Result<Vec<Finding>, CudaError> {
                     if n * k > 1 << 20 && m > 40 && name.is_empty() {
                         continue;
                     }
-                    let poison = vec![bf16_bits(0.75); rows_max * n * 2];
+                    let poison = vec![element.bits(0.75); rows_max * n * 2];
                     out.write(0, &poison)?;
+                    matmul.fill_scratch(&stream, 0xff)?;
                     let product = Product {
                         matrix: &matrix,
                         x: x.pointer(),
@@ -220,14 +228,14 @@ pub fn products() -> Result<Vec<Finding>, CudaError> {
                     let want = shape.reference(&product, norm, with_bias, if pick { Some(&picked) } else { None });
                     let got: Vec<f64> = match output {
                         Output::Logits => out.read::<f32>(0, want.len())?.into_iter().map(f64::from).collect(),
-                        _ => out.read::<u16>(0, want.len())?.into_iter().map(widen).collect(),
+                        _ => out.read::<u16>(0, want.len())?.into_iter().map(widen(element)).collect(),
                     };
                     let difference: f64 = got.iter().zip(&want).map(|(a, b)| (a - b).powi(2)).sum();
                     let size: f64 = want.iter().map(|b| b.powi(2)).sum();
                     findings.push(Finding {
                         case: format!("{output:?} norm {norm} bias {with_bias} m {m} n {n} k {k}{name}"),
                         relative_error: (difference / size).sqrt(),
-                        allowed: 6e-3,
+                        allowed: tolerance(element),
                     });
                 }
             }
@@ -240,12 +248,12 @@ pub fn products() -> Result<Vec<Finding>, CudaError> {
 ///
 /// # Errors
 /// When the device cannot be used.
-pub fn gated() -> Result<Vec<Finding>, CudaError> {
+pub fn gated(element: Element) -> Result<Vec<Finding>, CudaError> {
     let context = Context::open(0)?;
-    let kernels = Kernels::load(&context)?;
+    let kernels = Kernels::load(&context, element)?;
     let stream = Stream::create()?;
     let rows_max = 1100;
-    let mut matmul = Matmul::new(&context, rows_max, 2048, 4096)?;
+    let mut matmul = Matmul::new(&context, element, rows_max, 2048, 4096)?;
     matmul.forced = Some(Way::Fused);
     let mut findings = Vec::new();
     for (n, k) in [(16, 64), (256, 64), (272, 72), (528, 200), (1040, 1536), (3072, 576)] {
@@ -256,8 +264,8 @@ pub fn gated() -> Result<Vec<Finding>, CudaError> {
         stream.wait()?;
         let out = Buffer::allocate(&context, rows_max * n, "check")?;
         let shape = Shape {
-            weights: matrix.buffer.read::<u16>(0, n * k)?.into_iter().map(widen).collect(),
-            x: x.read::<u16>(0, rows_max * k)?.into_iter().map(widen).collect(),
+            weights: matrix.buffer.read::<u16>(0, n * k)?.into_iter().map(widen(element)).collect(),
+            x: x.read::<u16>(0, rows_max * k)?.into_iter().map(widen(element)).collect(),
             norm_weight: &vec![1.0; k],
             bias: &[],
             n,
@@ -265,7 +273,8 @@ pub fn gated() -> Result<Vec<Finding>, CudaError> {
         };
         for m in [17, 64, 127, 128, 129, 256, 300, 640, 1100] {
             for (norm, gelu) in [(false, false), (true, true)] {
-                out.write(0, &vec![bf16_bits(0.75); rows_max * n / 2])?;
+                out.write(0, &vec![element.bits(0.75); rows_max * n / 2])?;
+                matmul.fill_scratch(&stream, 0xff)?;
                 let product = Product {
                     matrix: &matrix,
                     x: x.pointer(),
@@ -282,13 +291,13 @@ pub fn gated() -> Result<Vec<Finding>, CudaError> {
                 let want = shape.reference(&product, norm, false, None);
                 let got = out.read::<u16>(0, rows_max * n / 2)?;
                 let (got, past) = got.split_at(want.len());
-                let difference: f64 = got.iter().zip(&want).map(|(&a, b)| (widen(a) - b).powi(2)).sum();
+                let difference: f64 = got.iter().zip(&want).map(|(&a, b)| (widen(element)(a) - b).powi(2)).sum();
                 let size: f64 = want.iter().map(|b| b.powi(2)).sum();
-                let spoiled = past.iter().any(|&bits| bits != bf16_bits(0.75));
+                let spoiled = past.iter().any(|&bits| bits != element.bits(0.75));
                 findings.push(Finding {
                     case: format!("gated gelu {gelu} norm {norm} m {m} n {n} k {k}, written past the end: {spoiled}"),
                     relative_error: if spoiled { f64::INFINITY } else { (difference / size).sqrt() },
-                    allowed: 6e-3,
+                    allowed: tolerance(element),
                 });
             }
         }
@@ -301,12 +310,12 @@ pub fn gated() -> Result<Vec<Finding>, CudaError> {
 ///
 /// # Errors
 /// When the device cannot be used.
-pub fn gated_times(m: usize, n: usize, k: usize) -> Result<[f32; 2], CudaError> {
+pub fn gated_times(element: Element, m: usize, n: usize, k: usize) -> Result<[f32; 2], CudaError> {
     const COPIES: usize = 3;
     let context = Context::open(0)?;
-    let kernels = Kernels::load(&context)?;
+    let kernels = Kernels::load(&context, element)?;
     let stream = Stream::create()?;
-    let mut matmul = Matmul::new(&context, m, k, n)?;
+    let mut matmul = Matmul::new(&context, element, m, k, n)?;
     let mut matrices = Vec::new();
     for seed in 0..COPIES as u32 {
         let matrix = Matrix { buffer: Buffer::allocate(&context, n * k * 2, "check")?, rows: n, columns: k };

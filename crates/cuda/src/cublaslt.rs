@@ -1,7 +1,8 @@
-//! cuBLASLt: products of bf16 matrices, with the algorithm chosen per shape by measurement or by the library's own guess.
+//! cuBLASLt: products of matrices in bf16 or f16, with the algorithm chosen per shape by measurement or by the library's own guess.
 
 use crate::{
     driver::{Buffer, Context, DevicePointer, Event, Stream},
+    element::Element,
     error::CudaError,
 };
 use cudarc::cublaslt::sys as lt;
@@ -33,8 +34,8 @@ pub(crate) struct LtKey {
 /// Type of the result, and whether it is added to what is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum LtKind {
-    Bf16,
-    Bf16Add,
+    Element,
+    ElementAdd,
     F32,
 }
 
@@ -48,6 +49,7 @@ struct LtPlan {
 
 /// The library, opened.
 pub(crate) struct Lt {
+    element: Element,
     handle: lt::cublasLtHandle_t,
     description: lt::cublasLtMatmulDesc_t,
     preference: lt::cublasLtMatmulPreference_t,
@@ -96,7 +98,7 @@ fn preference(workspace_bytes: u64, reductions: Option<u32>) -> Result<lt::cubla
 }
 
 impl Lt {
-    pub(crate) fn new(context: &Context) -> Result<Self, CudaError> {
+    pub(crate) fn new(context: &Context, element: Element) -> Result<Self, CudaError> {
         let (mut handle, mut description) = (std::ptr::null_mut(), std::ptr::null_mut());
         let transposed = 1i32;
         use lt::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA;
@@ -126,6 +128,7 @@ impl Lt {
         let whole_sums = self::preference(0, Some(none))?;
         let workspace = Buffer::allocate(context, LT_WORKSPACE_BYTES, "cuBLASLt workspace")?;
         Ok(Self {
+            element,
             handle,
             description,
             preference,
@@ -143,8 +146,11 @@ impl Lt {
         preference: lt::cublasLtMatmulPreference_t,
         count: usize,
     ) -> Result<(LtPlan, Vec<lt::cublasLtMatmulAlgo_t>), CudaError> {
-        let bf16 = lt::cudaDataType::CUDA_R_16BF;
-        let result_type = if key.kind == LtKind::F32 { lt::cudaDataType::CUDA_R_32F } else { bf16 };
+        let element = match self.element {
+            Element::Bf16 => lt::cudaDataType::CUDA_R_16BF,
+            Element::F16 => lt::cudaDataType::CUDA_R_16F,
+        };
+        let result_type = if key.kind == LtKind::F32 { lt::cudaDataType::CUDA_R_32F } else { element };
         let layout = |kind, rows: usize, columns: usize| {
             let mut layout = std::ptr::null_mut();
             // SAFETY: out-pointer to a local.
@@ -153,7 +159,8 @@ impl Lt {
             check_lt("cublasLtMatrixLayoutCreate", status).map(|()| layout)
         };
         // Column-major as the library sees it: w is [k, n] transposed, x is [k, m], y is [n, m].
-        let (w, x, y) = (layout(bf16, key.k, key.n)?, layout(bf16, key.k, key.m)?, layout(result_type, key.n, key.m)?);
+        let (w, x, y) =
+            (layout(element, key.k, key.n)?, layout(element, key.k, key.m)?, layout(result_type, key.n, key.m)?);
         let mut results: Vec<lt::cublasLtMatmulHeuristicResult_t> = Vec::with_capacity(count);
         let mut found = 0;
         // SAFETY: there is room for `count` results, and `found` of them are written.
@@ -260,7 +267,7 @@ impl Lt {
         out: DevicePointer,
     ) -> Result<(), CudaError> {
         let one = 1f32;
-        let beta = if key.kind == LtKind::Bf16Add { 1f32 } else { 0f32 };
+        let beta = if key.kind == LtKind::ElementAdd { 1f32 } else { 0f32 };
         // SAFETY: the pointers are device buffers of the layouts' sizes; scalars are f32 as the description says.
         let status = unsafe {
             lt::cublasLtMatmul(

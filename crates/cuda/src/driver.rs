@@ -231,8 +231,13 @@ impl Buffer {
 
     /// Zeroes all of it.
     pub(crate) fn clear(&self, stream: &Stream) -> Result<(), CudaError> {
+        self.fill(stream, 0)
+    }
+
+    /// Sets all of its bytes.
+    pub(crate) fn fill(&self, stream: &Stream, byte: u8) -> Result<(), CudaError> {
         // SAFETY: the whole of our own allocation.
-        unsafe { driver!(cuMemsetD8Async(self.pointer, 0, self.bytes, stream.0)) }
+        unsafe { driver!(cuMemsetD8Async(self.pointer, byte, self.bytes, stream.0)) }
     }
 }
 

@@ -5,7 +5,7 @@
 //! memory. Only rows that need the host's sampler make the next launch wait.
 
 use crate::{
-    CudaError, CudaOptions,
+    CudaError, CudaOptions, Element,
     decode::FAR_POSITIONS,
     driver::{Buffer, Context, Event, Pinned, Stream},
     forward::{Forward, Pass, Workspace, qkv_width},
@@ -107,10 +107,11 @@ impl CudaExecutor {
     pub(crate) fn load(model: &Model, limits: &StepLimits, options: &CudaOptions) -> Result<Self, CudaError> {
         let spec = model.spec();
         check_settings(limits, options)?;
-        check_spec(spec)?;
+        let element = options.element.unwrap_or_else(|| Element::of(model));
+        check_spec(spec, element)?;
         let context = Context::open(options.ordinal)?;
         let (free_before, _) = context.memory()?;
-        let kernels = Kernels::load(&context)?;
+        let kernels = Kernels::load(&context, element)?;
         let stream = Stream::create()?;
         let (sequences, tokens) = (limits.max_num_seqs as usize, limits.max_num_batched_tokens as usize);
         let tokens = padded_tokens(tokens.max(bucket(sequences)));
@@ -118,8 +119,9 @@ impl CudaExecutor {
         let workspace = Workspace::allocate(&context, &stream, spec, tokens, samples, samples)?;
         let widest_output = spec.layers.iter().map(|l| (2 * l.feed_forward.hidden_size).max(qkv_width(l))).max();
         let widest_output = widest_output.unwrap_or(0).max(spec.hidden_size);
-        let mut matmul = Matmul::new(&context, tokens, spec.hidden_size, widest_output)?;
+        let mut matmul = Matmul::new(&context, element, tokens, spec.hidden_size, widest_output)?;
         matmul.deterministic = options.deterministic;
+        matmul.fill_scratch(&stream, 0)?;
         let arena = Arena::new(limits);
         let state = Buffer::allocate(&context, arena.words() * 4, "the token and block tables")?;
         state.clear(&stream)?;
@@ -134,7 +136,7 @@ impl CudaExecutor {
         let weights_bytes = DeviceWeights::expected_bytes(spec);
         demand(&context, free_before, weights_bytes, sampling_bytes(spec, limits), block_bytes(spec, limits))?
             .kv_blocks(wish(limits, options))?;
-        let weights = DeviceWeights::load(&context, &kernels, &stream, model)?;
+        let weights = DeviceWeights::load(&context, &kernels, &stream, model, element)?;
         // Until the largest steps have shown what is left: the idle row's block alone.
         let cache = Buffer::allocate(&context, block_bytes(spec, limits), "the KV cache")?;
         cache.clear(&stream)?;
@@ -154,7 +156,7 @@ impl CudaExecutor {
             weights_bytes: weights.bytes(),
             kv_cache_bytes: 0,
             kv_bytes_per_token: position_bytes as u64,
-            kv_dtype: "bf16",
+            kv_dtype: element.name(),
             kv_blocks: 0,
             depth: DEPTH as u32,
             device_memory: None,

@@ -3,6 +3,7 @@
 use crate::{
     decode::DecodeKernel,
     driver::{Context, DevicePointer, Function, Module, Shape, Stream},
+    element::Element,
     error::CudaError,
 };
 use std::ffi::c_void;
@@ -157,15 +158,25 @@ pub(crate) struct Kernels {
     _modules: [Module; 8],
 }
 
+/// The code of `kernels/NAME.cu` for a type of elements.
+macro_rules! cubin {
+    ($element:expr, $name:literal) => {
+        match $element {
+            Element::Bf16 => include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".cubin")).as_slice(),
+            Element::F16 => include_bytes!(concat!(env!("OUT_DIR"), "/", $name, "-f16.cubin")).as_slice(),
+        }
+    };
+}
+
 impl Kernels {
-    pub(crate) fn load(context: &Context) -> Result<Self, CudaError> {
-        let step = Module::load(include_bytes!(concat!(env!("OUT_DIR"), "/step.cubin")))?;
-        let gemv = Module::load(include_bytes!(concat!(env!("OUT_DIR"), "/gemv.cubin")))?;
-        let gated = Module::load(include_bytes!(concat!(env!("OUT_DIR"), "/gated.cubin")))?;
-        let skinny_module = Module::load(include_bytes!(concat!(env!("OUT_DIR"), "/skinny.cubin")))?;
-        let attention = Module::load(include_bytes!(concat!(env!("OUT_DIR"), "/attention.cubin")))?;
-        let rope = Module::load(include_bytes!(concat!(env!("OUT_DIR"), "/rope.cubin")))?;
-        let flash = Module::load(include_bytes!(concat!(env!("OUT_DIR"), "/flash.cubin")))?;
+    pub(crate) fn load(context: &Context, element: Element) -> Result<Self, CudaError> {
+        let step = Module::load(cubin!(element, "step"))?;
+        let gemv = Module::load(cubin!(element, "gemv"))?;
+        let gated = Module::load(cubin!(element, "gated"))?;
+        let skinny_module = Module::load(cubin!(element, "skinny"))?;
+        let attention = Module::load(cubin!(element, "attention"))?;
+        let rope = Module::load(cubin!(element, "rope"))?;
+        let flash = Module::load(cubin!(element, "flash"))?;
         let sample = Module::load(include_bytes!(concat!(env!("OUT_DIR"), "/sample.cubin")))?;
         let mut skinny = Vec::new();
         for columns in SKINNY_COLUMNS {
@@ -250,7 +261,7 @@ const _: () = {
     assert!(size_of::<*mut c_void>() == size_of::<DevicePointer>());
 };
 
-/// Puts random bf16 weights of the given half width into memory.
+/// Puts random weights of the given half width into memory.
 pub(crate) fn fill_random(
     kernels: &Kernels,
     stream: &Stream,

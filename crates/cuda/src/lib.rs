@@ -6,6 +6,7 @@
 //! - [`probe`] says whether one could be built; [`load`] builds an executor for a model.
 #![cfg_attr(not(feature = "cuda"), forbid(unsafe_code))]
 
+mod element;
 mod error;
 #[cfg(any(feature = "cuda", test))]
 mod memory;
@@ -48,6 +49,7 @@ mod weights;
 #[cfg(feature = "cuda")]
 pub mod check;
 
+pub use element::Element;
 pub use error::CudaError;
 
 use powertrain_model::Model;
@@ -63,6 +65,8 @@ pub struct CudaOptions {
     pub gpu_memory_utilization: f32,
     /// Bytes of KV cache instead of what that share leaves (`--kv-cache-memory`).
     pub kv_cache_bytes: Option<u64>,
+    /// What to compute with (`--dtype`); `None`: what the model's weights are stored in, as [`Element::of`] has it.
+    pub element: Option<Element>,
     /// Launch every kernel of every step (`--enforce-eager`): slower, easier to debug.
     pub enforce_eager: bool,
     /// One algorithm per weight matrix and one attention kernel for all steps (`--deterministic`), so that what a request gets does not depend
@@ -80,6 +84,7 @@ impl Default for CudaOptions {
             ordinal: 0,
             gpu_memory_utilization: 0.9,
             kv_cache_bytes: None,
+            element: None,
             enforce_eager: false,
             deterministic: false,
             kernel_choices: None,
@@ -95,7 +100,7 @@ impl Default for CudaOptions {
 #[cfg(feature = "cuda")]
 pub fn probe(ordinal: u32) -> Result<(), CudaError> {
     let context = driver::Context::open(ordinal)?;
-    kernels::Kernels::load(&context).map(|_| ())
+    kernels::Kernels::load(&context, Element::Bf16).map(|_| ())
 }
 
 /// Whether an executor could be built on a device: not in this build.

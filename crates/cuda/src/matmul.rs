@@ -7,6 +7,7 @@
 use crate::{
     cublaslt::{Lt, LtKey, LtKind},
     driver::{Buffer, Context, DevicePointer, Event, Shape, Stream},
+    element::Element,
     error::CudaError,
     kernels::{
         GATED_SHARED_BYTES, GATED_TILE, GEMV_STAGE_BYTES, GEMV_STAGES_MAX, GEMV_STATIC_BYTES, Gemv, Kernels,
@@ -38,7 +39,7 @@ const FACTOR_ROWS: usize = 8;
 /// Blocks of the activation kernel aimed at.
 const ACTIVATION_BLOCKS: u32 = 1056;
 
-/// A weight matrix, `[rows, columns]` in bf16.
+/// A weight matrix, `[rows, columns]` of elements.
 #[derive(Debug)]
 pub(crate) struct Matrix {
     pub(crate) buffer: Buffer,
@@ -49,11 +50,11 @@ pub(crate) struct Matrix {
 /// Where a product goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Output {
-    /// bf16 `[m, rows]`.
+    /// Elements `[m, rows]`.
     Store,
-    /// Added to bf16 `[m, rows]`.
+    /// Added to elements `[m, rows]`.
     Residual,
-    /// The matrix alternates eight gate rows and eight up rows; `activation(gate) * up` as bf16 `[m, rows / 2]`.
+    /// The matrix alternates eight gate rows and eight up rows; `activation(gate) * up` as elements `[m, rows / 2]`.
     Gated {
         /// GELU (tanh) instead of SiLU.
         gelu: bool,
@@ -116,9 +117,10 @@ pub(crate) enum Way {
 /// The products' kernels and scratch memory.
 pub(crate) struct Matmul {
     lt: Option<Lt>,
-    /// bf16 `[tokens, widest input]`: normalised inputs.
+    pub(crate) element: Element,
+    /// Elements `[tokens, widest input]`: normalised inputs.
     normed: Buffer,
-    /// bf16 `[tokens, widest output]`: gate and up before the activation, and whatever tuning writes.
+    /// Elements `[tokens, widest output]`: gate and up before the activation, and whatever tuning writes.
     gate_up: Buffer,
     multiprocessors: u32,
     shared_memory_max: usize,
@@ -139,24 +141,27 @@ pub(crate) struct Matmul {
 impl Matmul {
     pub(crate) fn new(
         context: &Context,
+        element: Element,
         tokens: usize,
         hidden_size: usize,
         widest_output: usize,
     ) -> Result<Self, CudaError> {
-        let alone = Self::without_library(context, tokens, hidden_size, widest_output)?;
-        let lt = if crate::libraries::cublaslt_present() { Some(Lt::new(context)?) } else { None };
+        let alone = Self::without_library(context, element, tokens, hidden_size, widest_output)?;
+        let lt = if crate::libraries::cublaslt_present() { Some(Lt::new(context, element)?) } else { None };
         Ok(Self { lt, ..alone })
     }
 
     /// As where there is no cuBLASLt.
     pub(crate) fn without_library(
         context: &Context,
+        element: Element,
         tokens: usize,
         hidden_size: usize,
         widest_output: usize,
     ) -> Result<Self, CudaError> {
         Ok(Self {
             lt: None,
+            element,
             normed: Buffer::allocate(context, tokens * hidden_size * 2, "workspace")?,
             gate_up: Buffer::allocate(context, tokens * widest_output * 2, "workspace")?,
             multiprocessors: context.multiprocessors,
@@ -168,6 +173,12 @@ impl Matmul {
             kept: RefCell::default(),
             timed: Cell::new(0),
         })
+    }
+
+    /// Sets all bytes of the memory for what stands between kernels. Nothing depends on them: checks put NaN there (0xff) to show it.
+    pub(crate) fn fill_scratch(&self, stream: &Stream, byte: u8) -> Result<(), CudaError> {
+        self.normed.fill(stream, byte)?;
+        self.gate_up.fill(stream, byte)
     }
 
     /// `cuBLASLt 13.1.0`, or what stands in for it.
@@ -185,6 +196,9 @@ impl Matmul {
 
     /// Whether [`run`](Self::run) leaves the norm's factor for the reader of the result to apply: `out = x . matrix^T` of the raw x.
     pub(crate) fn leaves_norm(&self, p: &Product<'_>) -> bool {
+        if !self.element.holds_unnormalised() {
+            return false;
+        }
         match self.way(p) {
             Way::Streaming | Way::Fused => false,
             Way::Skinny(_) => skinny::leaves_norm(p),
@@ -216,7 +230,7 @@ impl Matmul {
     fn run_as(&self, way: Way, kernels: &Kernels, stream: &Stream, p: &Product<'_>) -> Result<(), CudaError> {
         match (way, p.output, &self.lt) {
             (Way::Streaming, ..) => self.gemv(kernels, stream, p),
-            (Way::Skinny(tiling), ..) => self.skinny(kernels, stream, p, tiling, skinny::leaves_norm(p)),
+            (Way::Skinny(tiling), ..) => self.skinny(kernels, stream, p, tiling, self.skinny_leaves_norm(p)),
             (Way::Fused, Output::Gated { gelu }, _) => self.gated(kernels, stream, p, gelu),
             (_, _, Some(lt)) => self.with_library(lt, kernels, stream, p),
             (_, _, None) => self.in_groups(kernels, stream, p),
@@ -247,7 +261,7 @@ impl Matmul {
             }
             let out = match key.kind {
                 LtKind::F32 => same[0].out,
-                LtKind::Bf16 | LtKind::Bf16Add => self.gate_up.pointer(),
+                LtKind::Element | LtKind::ElementAdd => self.gate_up.pointer(),
             };
             let operands: Vec<_> = same.iter().map(|p| (p.matrix.buffer.pointer(), p.x)).collect();
             lt.tune(stream, key, &operands, out)?;
@@ -408,6 +422,10 @@ impl Matmul {
         skinny::run(kernels, stream, p, x, epsilon, tiling, self.shared_memory_max)
     }
 
+    fn skinny_leaves_norm(&self, p: &Product<'_>) -> bool {
+        self.element.holds_unnormalised() && skinny::leaves_norm(p)
+    }
+
     /// The ways to divide a matrix among skinny.cu's blocks, best guess first.
     pub(crate) fn tilings(&self, p: &Product<'_>) -> Vec<Tiling> {
         Tiling::candidates(self.multiprocessors as usize, p.matrix.rows, p.matrix.columns)
@@ -432,7 +450,7 @@ impl Matmul {
                 ..*p
             };
             match skinny {
-                true => self.skinny(kernels, stream, &part, self.tilings(p)[0], skinny::leaves_norm(p))?,
+                true => self.skinny(kernels, stream, &part, self.tilings(p)[0], self.skinny_leaves_norm(p))?,
                 false => self.gemv(kernels, stream, &part)?,
             }
         }
@@ -485,7 +503,7 @@ impl Matmul {
         let (n, m) = (p.matrix.rows, p.m as u32);
         // A norm whose weights are in the matrix is a factor per row: who reads the result next can apply it.
         let later = match p.output {
-            Output::Store | Output::Gated { .. } => p.folded_norm(),
+            Output::Store | Output::Gated { .. } => p.folded_norm().filter(|_| self.element.holds_unnormalised()),
             Output::Residual | Output::Logits => None,
         };
         let x = if later.is_some() { p.x } else { self.normalised(kernels, stream, p)? };
@@ -539,8 +557,8 @@ impl Product<'_> {
 
     fn key(&self) -> LtKey {
         let kind = match self.output {
-            Output::Store | Output::Gated { .. } => LtKind::Bf16,
-            Output::Residual => LtKind::Bf16Add,
+            Output::Store | Output::Gated { .. } => LtKind::Element,
+            Output::Residual => LtKind::ElementAdd,
             Output::Logits => LtKind::F32,
         };
         LtKey { m: self.m, n: self.matrix.rows, k: self.matrix.columns, kind }

@@ -1,6 +1,6 @@
 //! Which shapes the executor takes: what it refuses of a model and of the settings, and to which sizes it rounds a step.
 
-use crate::{CudaError, CudaOptions};
+use crate::{CudaError, CudaOptions, Element};
 use powertrain_model::spec::DecoderSpec;
 use powertrain_step::StepLimits;
 
@@ -43,8 +43,14 @@ pub(crate) fn check_settings(limits: &StepLimits, options: &CudaOptions) -> Resu
 }
 
 /// What the kernels need of a model's shape.
-pub(crate) fn check_spec(spec: &DecoderSpec) -> Result<(), CudaError> {
+pub(crate) fn check_spec(spec: &DecoderSpec, element: Element) -> Result<(), CudaError> {
     let refuse = |what: String| Err(CudaError::Unsupported(what));
+    if element == Element::F16 && !Element::F16.holds_residuals(spec) {
+        return refuse(
+            "models that scale their embedding (Gemma) have residuals beyond float16's 65504: use --dtype bfloat16"
+                .into(),
+        );
+    }
     if !spec.hidden_size.is_multiple_of(8) || spec.hidden_size > 16384 {
         return refuse(format!("hidden size {} is no multiple of 8 up to 16384", spec.hidden_size));
     }

@@ -124,7 +124,7 @@ mod tests {
 
     fn filled(folder: &Folder) -> Tuned {
         let mut tuned = Tuned::open(&folder.0, "a GPU");
-        tuned.set("1 2 3 Bf16 Store".into(), "Library 0f".into());
+        tuned.set("1 2 3 Element Store".into(), "Library 0f".into());
         tuned.set("4 5 6 F32 Logits".into(), "Streaming".into());
         tuned.save();
         tuned
@@ -133,17 +133,17 @@ mod tests {
     #[test]
     fn what_was_saved_is_found_by_the_same_identity_alone() {
         let folder = Folder::new("found");
-        assert_eq!(Tuned::open(&folder.0, "a GPU").get("1 2 3 Bf16 Store"), None, "nothing is there yet");
+        assert_eq!(Tuned::open(&folder.0, "a GPU").get("1 2 3 Element Store"), None, "nothing is there yet");
         filled(&folder);
         let tuned = Tuned::open(&folder.0, "a GPU");
-        assert_eq!(tuned.get("1 2 3 Bf16 Store"), Some("Library 0f"));
+        assert_eq!(tuned.get("1 2 3 Element Store"), Some("Library 0f"));
         assert_eq!(tuned.get("4 5 6 F32 Logits"), Some("Streaming"));
         assert_eq!(tuned.get("4 5 7 F32 Logits"), None);
-        assert_eq!(Tuned::open(&folder.0, "another GPU").get("1 2 3 Bf16 Store"), None);
+        assert_eq!(Tuned::open(&folder.0, "another GPU").get("1 2 3 Element Store"), None);
         // As when two identities had the same hash.
         let own = Tuned::open(&folder.0, "another GPU").path.expect("one");
         fs::rename(folder.file(), &own).expect("renamed");
-        assert_eq!(Tuned::open(&folder.0, "another GPU").get("1 2 3 Bf16 Store"), None);
+        assert_eq!(Tuned::open(&folder.0, "another GPU").get("1 2 3 Element Store"), None);
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! A model's weights on the device, as its kernels like them.
 //!
-//! Matrices are bf16; norms and biases f32, norm offsets added. The weights of a norm in front of a matrix are multiplied into its
+//! Matrices are bf16 or f16 ([`Element`]); norms and biases f32, norm offsets added. The weights of a norm in front of a matrix are multiplied into its
 //! columns before they are rounded (but for a tied head, whose matrix is also the embedding). Q, K and V are one matrix, gate and up another, alternating by eight
 //! rows so that a tile of sixteen holds both halves of eight outputs. Where rope pairs neighbours (GGUF of the llama architecture),
 //! the rows of Q and K are reordered once so that the device rotates halves only.
 
 use crate::{
     driver::{Buffer, Context, Stream},
+    element::Element,
     error::CudaError,
     kernels::{Kernels, fill_random},
     matmul::Matrix,
@@ -52,9 +53,10 @@ impl DeviceWeights {
         kernels: &Kernels,
         stream: &Stream,
         model: &Model,
+        element: Element,
     ) -> Result<Self, CudaError> {
         let spec = model.spec();
-        let mut loader = Loader { context, kernels, stream, spec, model, seed: 0 };
+        let mut loader = Loader { context, kernels, stream, spec, model, element, seed: 0 };
         let embedding = loader.matrix(&[Part::all(Slot::Embedding)], Order::Stacked, None)?;
         let final_norm = loader.norm_values(Slot::FinalNorm, &spec.final_norm, None)?;
         let (head, final_norm) = match spec.tied_head {
@@ -116,6 +118,7 @@ struct Loader<'a> {
     stream: &'a Stream,
     spec: &'a DecoderSpec,
     model: &'a Model,
+    element: Element,
     seed: u32,
 }
 
@@ -210,7 +213,7 @@ impl Loader<'_> {
                 .iter()
                 .map(|part| self.tensor(part.slot).map(|view| view.expect("stored weights have views")))
                 .collect::<Result<Vec<_>, _>>()?;
-            buffer.write(0, &to_bf16(&views, &sources, columns, column_factors))?;
+            buffer.write(0, &to_elements(&views, &sources, columns, column_factors, self.element))?;
         }
         Ok(Matrix { buffer, rows, columns })
     }
@@ -266,12 +269,13 @@ fn row_order(attention: &AttentionSpec, heads: usize) -> Option<Vec<usize>> {
     Some((0..heads * size).map(|row| row / size * size + within(row % size)).collect())
 }
 
-/// The chosen rows in bf16, on all cores.
-fn to_bf16(
+/// The chosen rows as elements, on all cores.
+fn to_elements(
     views: &[TensorView<'_>],
     sources: &[(usize, usize)],
     columns: usize,
     column_factors: Option<&[f32]>,
+    element: Element,
 ) -> Vec<u16> {
     let mut out = vec![0u16; sources.len() * columns];
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
@@ -288,20 +292,11 @@ fn to_bf16(
                         row.iter_mut().zip(factors).for_each(|(value, factor)| *value *= factor);
                     }
                     for (out, &value) in out.iter_mut().zip(&row) {
-                        *out = bf16_bits(value);
+                        *out = element.bits(value);
                     }
                 }
             });
         }
     });
     out
-}
-
-/// Rounds to the nearest bf16, ties to even; NaN stays NaN.
-pub(crate) fn bf16_bits(value: f32) -> u16 {
-    let bits = value.to_bits();
-    if value.is_nan() {
-        return (bits >> 16) as u16 | 0x40;
-    }
-    ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
 }

@@ -71,6 +71,11 @@ pub(crate) struct EngineFlags {
     #[arg(long, default_value = "auto", help_heading = "Device")]
     pub(crate) device: Device,
 
+    /// What a GPU computes with and keeps its KV cache in; `auto` takes float16 for weights stored in it and bfloat16 for all others. CPUs
+    /// compute with weights as they are stored
+    #[arg(long, value_enum, default_value_t = Dtype::Auto, help_heading = "Device")]
+    pub(crate) dtype: Dtype,
+
     /// Share of the GPU's memory to use for weights, KV cache and all else
     #[arg(long, value_name = "SHARE", default_value_t = 0.9, help_heading = "Device")]
     pub(crate) gpu_memory_utilization: f32,
@@ -109,6 +114,18 @@ pub(crate) enum LoadFormat {
     Auto,
     /// Made up
     Dummy,
+}
+
+/// What a GPU computes with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Dtype {
+    /// By what the weights are stored in
+    Auto,
+    /// The range of f32
+    Bfloat16,
+    /// Three bits more, values up to 65504
+    #[value(alias = "half")]
+    Float16,
 }
 
 /// No time is longer: a sum with the clock's must not overflow.

@@ -2,12 +2,12 @@
 
 use crate::{
     capacity::{self, Given, Wanted},
-    engine_flags::{Device, EngineFlags, LoadFormat},
+    engine_flags::{Device, Dtype, EngineFlags, LoadFormat},
     memory,
     text_side::TextSide,
 };
 use powertrain_cpu::{CpuConfig, CpuExecutor, KvDtype};
-use powertrain_cuda::{CudaError, CudaOptions};
+use powertrain_cuda::{CudaError, CudaOptions, Element};
 use powertrain_engine::{Engine, EngineConfig};
 use powertrain_hub::{Hub, ModelReference, Settings};
 use powertrain_model::{Model, reference::Reference, summary::Summary};
@@ -128,6 +128,11 @@ impl EngineFlags {
         if let Some(ordinal) = self.gpu(notes)? {
             return self.cuda_executor(model, ordinal, cache.join("kernels"));
         }
+        if self.dtype != Dtype::Auto {
+            anyhow::bail!(
+                "--dtype is for GPUs, and this runs on the CPU, which computes with weights as they are stored; leave it out, or give --device cuda"
+            );
+        }
         let is_reference = self.device == Device::Reference;
         let max_num_seqs = self.max_num_seqs.unwrap_or(64);
         let max_num_batched_tokens = self.max_num_batched_tokens.unwrap_or(max_num_seqs.max(512));
@@ -214,6 +219,11 @@ impl EngineFlags {
             ordinal,
             gpu_memory_utilization: self.gpu_memory_utilization,
             kv_cache_bytes: self.kv_cache_memory.map(|bytes| bytes.0),
+            element: match self.dtype {
+                Dtype::Auto => None,
+                Dtype::Bfloat16 => Some(Element::Bf16),
+                Dtype::Float16 => Some(Element::F16),
+            },
             enforce_eager: self.enforce_eager,
             deterministic: self.deterministic,
             kernel_choices: Some(kernel_choices),

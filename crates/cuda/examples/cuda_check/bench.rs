@@ -26,7 +26,7 @@ pub(crate) fn mixed_all(paths: &[String]) -> usize {
 }
 
 fn mixed(path: &str) -> Result<(), String> {
-    let mut bench = Bench::load(path, CudaOptions::default())?;
+    let mut bench = Bench::load(path, crate::options())?;
     for decodes in [0, 50, 100, 240] {
         let mut words = Vec::new();
         for prompts in [0, 1, 2, 3, 4, 8, 15].into_iter().filter(|prompts| decodes + prompts > 0) {
@@ -49,7 +49,7 @@ fn sampling(path: &str) -> Result<(), String> {
     let logprobs = SamplingParams { logprobs: Some(20), ..greedy.clone() };
     let both = SamplingParams { logprobs: Some(5), ..penalties.clone() };
     let on_host = SamplingParams { logprobs: Some(21), ..penalties.clone() };
-    let mut bench = Bench::load(path, CudaOptions::default())?;
+    let mut bench = Bench::load(path, crate::options())?;
     for (name, sampling) in [("plain", &greedy), ("penalties", &penalties), ("logprobs 20", &logprobs), ("both", &both)]
     {
         for batch in [1, 256] {
@@ -59,12 +59,12 @@ fn sampling(path: &str) -> Result<(), String> {
     bench.decode("on the host", 16, 32, 12, &on_host)?;
     bench.decode("both", 16, 32, 12, &both)?;
     drop(bench);
-    let mut bench = Bench::load(path, CudaOptions { deterministic: true, ..CudaOptions::default() })?;
+    let mut bench = Bench::load(path, CudaOptions { deterministic: true, ..crate::options() })?;
     for (batch, prompt) in [(1, 32), (1, 1024), (16, 512), (64, 256), (256, 32)] {
         bench.decode("--deterministic", batch, prompt, 40, &greedy)?;
     }
     for (batch, prompt) in [(1, 1024), (8, 1024)] {
-        bench.prefill(batch, prompt)?;
+        bench.prefill(batch, prompt, Duration::ZERO)?;
     }
     Ok(())
 }
@@ -95,7 +95,7 @@ fn profile_case(argument: &str) -> Result<ProfileCase, String> {
 fn profile(path: &str, prefills: bool, wanted: &[ProfileCase]) -> Result<(), String> {
     let model = Model::dummy(Path::new(path)).map_err(|error| error.to_string())?;
     // What a case needs is timed with it.
-    let options = CudaOptions { prepare_at_start: Duration::ZERO, ..CudaOptions::default() };
+    let options = CudaOptions { prepare_at_start: Duration::ZERO, ..crate::options() };
     let mut profiler = Profiler::load(&model, &LIMITS, &options).map_err(|error| error.to_string())?;
     let decodes = [
         (1, 1, 100, true),
@@ -172,6 +172,10 @@ fn profile(path: &str, prefills: bool, wanted: &[ProfileCase]) -> Result<(), Str
     Ok(())
 }
 
+/// So long that a device at its power limit has its clocks back: one H100 at 700 W ran prompts at 1,545 to 1,590 MHz one after another, at 1,935
+/// to 1,980 this long apart.
+const RESTED: Duration = Duration::from_millis(40);
+
 const LIMITS: StepLimits =
     StepLimits { max_num_seqs: ROWS, max_num_batched_tokens: 8192, max_model_len: LENGTH, block_size: BLOCK };
 const BLOCK: u32 = 16;
@@ -185,7 +189,7 @@ struct Bench {
 }
 
 fn bench(path: &str) -> Result<(), String> {
-    let mut bench = Bench::load(path, CudaOptions::default())?;
+    let mut bench = Bench::load(path, crate::options())?;
     let facts = bench.executor.executor().facts().clone();
     for (batch, prompt, steps) in [
         (1, 32, 128),
@@ -205,7 +209,10 @@ fn bench(path: &str) -> Result<(), String> {
     bench.decode("temperature 0.8", 1, 32, 60, &with_temperature(0.8))?;
     bench.decode("temperature 0.8", 256, 32, 60, &with_temperature(0.8))?;
     for (batch, prompt) in [(1, 512), (1, 1024), (1, 4096), (8, 1024)] {
-        bench.prefill(batch, prompt)?;
+        bench.prefill(batch, prompt, Duration::ZERO)?;
+    }
+    for prompt in [512, 1024] {
+        bench.prefill(1, prompt, RESTED)?;
     }
     Ok(())
 }
@@ -375,10 +382,12 @@ impl Bench {
         Ok(at(&sorted(&times[before + 2..]), 0.5) * 1e3)
     }
 
-    fn prefill(&mut self, batch: u32, prompt: usize) -> Result<(), String> {
+    /// Prompts one step after another, `pause` between them.
+    fn prefill(&mut self, batch: u32, prompt: usize, pause: Duration) -> Result<(), String> {
         let mut times = Vec::new();
         // The first is not counted. One step takes up to a sixth longer than another: five gave a median that moved by 3 %.
         for _ in 0..22 {
+            std::thread::sleep(pause);
             let mut plan = self.start(batch, prompt, &with_temperature(0.0), prompt as u32 + 1);
             plan.work =
                 (0..batch).map(|row| RowWork { row: RowId(row), start: 0, len: prompt as u32, sample: true }).collect();
@@ -389,7 +398,8 @@ impl Bench {
         }
         let times = sorted(&times[1..]);
         println!(
-            "prefill {batch} x {prompt}: median {:.2} ms (min {:.2}, max {:.2})",
+            "prefill {batch} x {prompt}{}: median {:.2} ms (min {:.2}, max {:.2})",
+            if pause.is_zero() { String::new() } else { format!(", {} ms after the last", pause.as_millis()) },
             at(&times, 0.5) * 1e3,
             at(&times, 0.0) * 1e3,
             at(&times, 1.0) * 1e3

@@ -1,6 +1,5 @@
 //! The executor under the real engine: scheduler, prefix cache, two steps in flight. Clients are threads; there is no HTTP.
 
-use powertrain_cuda::CudaOptions;
 use powertrain_engine::{Engine, EngineConfig, Event, Handle, Request, StopConditions};
 use powertrain_model::Model;
 use powertrain_step::{SamplingParams, StepLimits};
@@ -20,8 +19,7 @@ fn measure(path: &str) -> Result<(), String> {
     let model = Model::dummy(Path::new(path)).map_err(|error| error.to_string())?;
     let limits = StepLimits { max_num_seqs: 512, max_num_batched_tokens: 8192, max_model_len: 2048, block_size: 16 };
     let begin = Instant::now();
-    let executor =
-        powertrain_cuda::load(&model, &limits, &CudaOptions::default()).map_err(|error| error.to_string())?;
+    let executor = powertrain_cuda::load(&model, &limits, &crate::options()).map_err(|error| error.to_string())?;
     let config = EngineConfig {
         limits,
         max_queue: 4096,

@@ -68,8 +68,7 @@ struct Heard {
 fn provoke(how: Spoil) -> Result<Heard, String> {
     let model = synthetic(SYNTHETIC[0].1)?;
     // Graphs are captured when decodes come: after the fault.
-    let options =
-        CudaOptions { kv_cache_bytes: Some(64 << 20), prepare_at_start: Duration::ZERO, ..CudaOptions::default() };
+    let options = CudaOptions { kv_cache_bytes: Some(64 << 20), prepare_at_start: Duration::ZERO, ..crate::options() };
     let executor = Spoiled::load(&model, &LIMITS, &options, 20, how).map_err(|error| error.to_string())?;
     let config = EngineConfig {
         limits: LIMITS,

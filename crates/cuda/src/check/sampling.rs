@@ -66,7 +66,7 @@ impl Random {
 /// When the device cannot be used.
 pub fn sampling(seed: u64, rounds: usize) -> Result<SamplingFindings, CudaError> {
     let context = Context::open(0)?;
-    let kernels = Kernels::load(&context)?;
+    let kernels = Kernels::load(&context, crate::Element::Bf16)?;
     let stream = Stream::create()?;
     let mut findings = SamplingFindings::default();
     let mut random = Random(seed);

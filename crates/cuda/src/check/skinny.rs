@@ -1,13 +1,12 @@
 //! skinny.cu against f64, and its times beside cuBLASLt's.
 
-use super::{Finding, widen};
+use super::{Finding, tolerance, widen};
 use crate::{
-    CudaError,
+    CudaError, Element,
     driver::{Buffer, Context, DevicePointer, Stream},
     kernels::{Kernels, fill_random},
     matmul::{Matmul, Matrix, Norm, Output, Product, Way, time},
     skinny::Tiling,
-    weights::bf16_bits,
 };
 
 /// Rows of x in a comparison: all that skinny.cu takes, and what stands past the end.
@@ -35,7 +34,14 @@ struct Case {
 }
 
 impl Case {
-    fn new(context: &Context, kernels: &Kernels, stream: &Stream, n: usize, k: usize) -> Result<Self, CudaError> {
+    fn new(
+        context: &Context,
+        kernels: &Kernels,
+        stream: &Stream,
+        element: Element,
+        n: usize,
+        k: usize,
+    ) -> Result<Self, CudaError> {
         let matrix = Matrix { buffer: Buffer::allocate(context, n * k * 2, "check")?, rows: n, columns: k };
         let seed = (n * 31 + k) as u32;
         fill_random(kernels, stream, matrix.buffer.pointer(), (n * k) as u64, (3.0 / k as f32).sqrt(), seed)?;
@@ -43,8 +49,8 @@ impl Case {
         fill_random(kernels, stream, x.pointer(), (ROWS * k) as u64, 2.0, seed + 1)?;
         stream.wait()?;
         let bias_values: Vec<f32> = (0..n).map(|i| (i % 5) as f32 * 0.3 - 0.6).collect();
-        let weights: Vec<f64> = matrix.buffer.read::<u16>(0, n * k)?.into_iter().map(widen).collect();
-        let rows: Vec<f64> = x.read::<u16>(0, ROWS * k)?.into_iter().map(widen).collect();
+        let weights: Vec<f64> = matrix.buffer.read::<u16>(0, n * k)?.into_iter().map(widen(element)).collect();
+        let rows: Vec<f64> = x.read::<u16>(0, ROWS * k)?.into_iter().map(widen(element)).collect();
         let dot = |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(a, b)| a * b).sum() };
         let mut dots = vec![0.0; ROWS * n];
         std::thread::scope(|scope| {
@@ -105,7 +111,7 @@ impl Case {
 ///
 /// # Errors
 /// When the device cannot be used.
-pub fn skinny() -> Result<Vec<Finding>, CudaError> {
+pub fn skinny(element: Element) -> Result<Vec<Finding>, CudaError> {
     let plain = Mode { output: Output::Store, norm: false, bias: false, softcap: 0.0 };
     let modes = [
         plain,
@@ -117,14 +123,14 @@ pub fn skinny() -> Result<Vec<Finding>, CudaError> {
         Mode { output: Output::Logits, ..plain },
     ];
     let context = Context::open(0)?;
-    let kernels = Kernels::load(&context)?;
+    let kernels = Kernels::load(&context, element)?;
     let stream = Stream::create()?;
-    let mut matmul = Matmul::without_library(&context, ROWS, 16384, 8192)?;
+    let mut matmul = Matmul::without_library(&context, element, ROWS, 16384, 8192)?;
     let mut findings = Vec::new();
     for (n, k) in
         [(16, 8), (48, 48), (100, 72), (208, 520), (960, 576), (576, 1536), (272, 8960), (1536, 200), (4096, 1024)]
     {
-        let case = Case::new(&context, &kernels, &stream, n, k)?;
+        let case = Case::new(&context, &kernels, &stream, element, n, k)?;
         let out = Buffer::allocate(&context, ROWS * n * 4, "check")?;
         let steps = k.div_ceil(64);
         let tilings = [(1, 1), (2, 1), (1, 2), (2, 2), (1, 4), (2, 4), (1, 8), (2, 8)]
@@ -146,7 +152,7 @@ pub fn skinny() -> Result<Vec<Finding>, CudaError> {
                             mode.output, mode.norm, mode.bias
                         ),
                         relative_error,
-                        allowed: 6e-3,
+                        allowed: tolerance(element),
                     });
                 }
             }
@@ -165,11 +171,13 @@ fn compare(
     m: usize,
     out: &Buffer,
 ) -> Result<f64, CudaError> {
+    let element = matmul.element;
     let product = case.product(mode, out.pointer(), m);
     let want = case.reference(mode, m, matmul.leaves_norm(&product));
-    let (poison, words) = (bf16_bits(0.75), out.bytes() / 2);
+    let (poison, words) = (element.bits(0.75), out.bytes() / 2);
     let run = || -> Result<Vec<u16>, CudaError> {
         out.write(0, &vec![poison; words])?;
+        matmul.fill_scratch(stream, 0xff)?;
         matmul.run(kernels, stream, &product)?;
         stream.wait()?;
         out.read::<u16>(0, words)
@@ -185,7 +193,7 @@ fn compare(
             let pairs = written.chunks_exact(2);
             pairs.map(|pair| f64::from(f32::from_bits(u32::from(pair[0]) | u32::from(pair[1]) << 16))).collect()
         }
-        _ => written.iter().map(|&bits| widen(bits)).collect(),
+        _ => written.iter().copied().map(widen(element)).collect(),
     };
     let difference: f64 = got.iter().zip(&want).map(|(a, b)| (a - b).powi(2)).sum();
     let size: f64 = want.iter().map(|b| b.powi(2)).sum();
@@ -208,13 +216,19 @@ pub enum Timed {
 ///
 /// # Errors
 /// When the device cannot be used.
-pub fn skinny_times(m: usize, n: usize, k: usize, timed: Timed) -> Result<Vec<(String, f32)>, CudaError> {
+pub fn skinny_times(
+    element: Element,
+    m: usize,
+    n: usize,
+    k: usize,
+    timed: Timed,
+) -> Result<Vec<(String, f32)>, CudaError> {
     /// More than the cache holds.
     const BYTES: usize = 400 << 20;
     let context = Context::open(0)?;
-    let kernels = Kernels::load(&context)?;
+    let kernels = Kernels::load(&context, element)?;
     let stream = Stream::create()?;
-    let mut matmul = Matmul::new(&context, m, k, n)?;
+    let mut matmul = Matmul::new(&context, element, m, k, n)?;
     matmul.skinny = false;
     let copies = (BYTES / (n * k * 2)).clamp(2, 32);
     let mut matrices = Vec::new();

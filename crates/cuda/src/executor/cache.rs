@@ -66,11 +66,12 @@ impl CudaExecutor {
     pub(super) fn keep_kernel_choices(&mut self, options: &CudaOptions) {
         let Some(folder) = &options.kernel_choices else { return };
         let identity = format!(
-            "{} ({} multiprocessors), {}, {}, powertrain {}, kernels {}",
+            "{} ({} multiprocessors), {}, {}, {}, powertrain {}, kernels {}",
             self.context.name,
             self.context.multiprocessors,
             self.context.driver(),
             self.forward.matmul.library(),
+            self.forward.matmul.element.name(),
             env!("CARGO_PKG_VERSION"),
             env!("POWERTRAIN_KERNELS")
         );

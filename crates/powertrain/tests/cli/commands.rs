@@ -54,6 +54,7 @@ fn what_does_not_fit_names_the_number_to_change() {
         &["--max-num-batched-tokens 8", "set it to at least 64"],
     );
     refused(&["--block-size", "0"], &["--block-size is 0"]);
+    refused(&["--dtype", "float16"], &["--dtype is for GPUs", "leave it out, or give --device cuda"]);
 }
 
 #[test]
