@@ -38,7 +38,8 @@ fn measure(path: &str) -> Result<(), String> {
     for (clients, requests) in [(1, 4), (10, 60), (50, 250), (100, 400), (256, 768)] {
         run(&handle, path, clients, requests, 128)?;
     }
-    run(&handle, path, 512, 1000, 256)?;
+    // As many as vllm_offline.py is given for models of these sizes.
+    run(&handle, path, 512, if model.spec().hidden_size < 4096 { 2000 } else { 1000 }, 256)?;
     drop(engine);
     Ok(())
 }
