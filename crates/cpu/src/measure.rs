@@ -192,7 +192,7 @@ fn filled(bytes: usize) -> Buffer<u8> {
 fn integer_matrix(kernels: &Kernels, ceilings: &Ceilings, format: WeightFormat, rows: usize) -> Measured {
     let kind = PanelKind::for_int8(format);
     let panels = STREAM_BYTES / PackedMatrix::describe(kind, LANES, COLUMNS, Encoding::Int8).panel_bytes();
-    let panels = if rows > 8 { panels / 16 } else { panels };
+    let panels = if rows > 32 { panels / 16 } else { panels };
     let mut matrix = PackedMatrix::describe(kind, panels * LANES, COLUMNS, Encoding::Int8);
     let memory = filled(matrix.bytes());
     matrix.data = memory.as_mut_ptr();
@@ -228,7 +228,7 @@ fn float_matrix(kernels: &Kernels, ceilings: &Ceilings, format: WeightFormat, ro
     let kind = PanelKind::of(format);
     let encoding = if kind == PanelKind::Bf16 && kernels.has_bf16_dot { Encoding::Bf16 } else { Encoding::F32 };
     let panels = STREAM_BYTES / PackedMatrix::describe(kind, LANES, COLUMNS, encoding).panel_bytes();
-    let panels = if rows > 8 { panels / 16 } else { panels };
+    let panels = if rows > 32 { panels / 16 } else { panels };
     let mut matrix = PackedMatrix::describe(kind, panels * LANES, COLUMNS, encoding);
     let memory = filled(matrix.bytes());
     matrix.data = memory.as_mut_ptr();

@@ -2,6 +2,9 @@
 
 use crate::simd::Lanes;
 
+/// Where `e^x` is taken for 0.
+const LOWEST: f32 = -87.3;
+
 /// `e^x` within 2 units in the last place; exactly 1 at 0, exactly 0 below -87.3, and at most e^88.
 ///
 /// Cephes' `expf`: split off the power of two, then a polynomial on [-ln 2 / 2, ln 2 / 2].
@@ -23,13 +26,28 @@ pub(crate) unsafe fn exp<S: Lanes>(x: S::F) -> S::F {
 unsafe fn exp_of<S: Lanes, const N: usize>(x: [S::F; N]) -> [S::F; N] {
     // SAFETY: the caller has the level's instructions.
     unsafe {
-        let (lowest, highest) = (S::splat(-87.3), S::splat(88.0));
+        let mut p = exp_clamped_of::<S, N>(x);
+        for i in 0..N {
+            p[i] = S::select_less(x[i], S::splat(LOWEST), S::splat(0.0), p[i]);
+        }
+        p
+    }
+}
+
+/// As [`exp_of`], but below -87.3 what it is there, 1.2e-38.
+///
+/// # Safety
+/// The level's instructions.
+#[inline(always)]
+unsafe fn exp_clamped_of<S: Lanes, const N: usize>(x: [S::F; N]) -> [S::F; N] {
+    // SAFETY: the caller has the level's instructions.
+    unsafe {
+        let (lowest, highest) = (S::splat(LOWEST), S::splat(88.0));
         let (mut n, mut r) = (x, x);
         let mut p = [S::splat(1.987_569_1e-4); N];
         for i in 0..N {
-            // Compared in the order that lets NaN through.
-            let clamped = S::select_less(highest, x[i], highest, x[i]);
-            r[i] = S::select_less(clamped, lowest, lowest, clamped);
+            // In the order that lets NaN through.
+            r[i] = S::max(lowest, S::min(highest, x[i]));
         }
         for i in 0..N {
             n[i] = S::round(S::mul(r[i], S::splat(std::f32::consts::LOG2_E)));
@@ -46,7 +64,7 @@ unsafe fn exp_of<S: Lanes, const N: usize>(x: [S::F; N]) -> [S::F; N] {
         }
         for i in 0..N {
             p[i] = S::add(S::fma(S::mul(r[i], r[i]), p[i], r[i]), S::splat(1.0));
-            p[i] = S::select_less(x[i], lowest, S::splat(0.0), S::times_power_of_two(p[i], n[i]));
+            p[i] = S::times_power_of_two(p[i], n[i]);
         }
         p
     }
@@ -123,7 +141,8 @@ pub(crate) unsafe fn silu_of<S: Lanes, const N: usize>(x: [S::F; N]) -> [S::F; N
         for i in 0..N {
             e[i] = S::sub(S::splat(0.0), x[i]);
         }
-        e = exp_of::<S, N>(e);
+        // Beside 1 the least of them is nothing.
+        e = exp_clamped_of::<S, N>(e);
         for i in 0..N {
             e[i] = S::div(x[i], S::add(S::splat(1.0), e[i]));
         }

@@ -11,7 +11,7 @@
 //! dots alone, times 8/10 = 187; with a scale and a minimum of f16, as [`integer`](super::integer) has them, 8/11 = 170. The order
 //! of instructions decides how near it comes, see the comments inside. With one row the memory decides.
 
-use super::{Epilogue, Tiles, each_tile, integer::PREFETCH_BYTES};
+use super::{Ahead, Epilogue, Tiles, each_tile};
 use crate::{
     activations::{BLOCK, QuantBlock, TILE_ROWS},
     packed::fixed_point::{BLOCK_BYTES, QUANT_BYTES, UNIT_BYTES},
@@ -33,6 +33,7 @@ pub(crate) struct FixedPointPanel {
 struct Product {
     panel: FixedPointPanel,
     x: *const QuantBlock,
+    ahead: Ahead,
 }
 
 /// Multiplies `panel` with `rows` rows of `x`, giving 16 columns of `out`.
@@ -49,8 +50,9 @@ pub(crate) unsafe fn multiply<S: Lanes>(
     stride: usize,
     epilogue: Epilogue,
 ) {
+    let ahead = Ahead::of(rows, UNIT_BYTES + panel.blocks * BLOCK_BYTES);
     // SAFETY: the caller's promises.
-    unsafe { each_tile::<S>(Product { panel, x }, rows, out, stride, epilogue) }
+    unsafe { each_tile::<S>(Product { panel, x, ahead }, rows, out, stride, epilogue) }
 }
 
 impl<S: Lanes> Tiles<S> for Product {
@@ -65,10 +67,9 @@ impl<S: Lanes> Tiles<S> for Product {
             let mut data = self.panel.data.add(UNIT_BYTES);
             let mut sums = [S::splat(0.0); M];
             for block in 0..blocks {
-                // With one or two rows the machine's own prefetchers do better; with more there is time to ask.
-                if M >= 4 && row == 0 {
+                if self.ahead.asks(row, M, block) {
                     for line in 0..BLOCK_BYTES / 64 {
-                        S::prefetch(data.wrapping_add(PREFETCH_BYTES + 64 * line));
+                        S::prefetch(data.wrapping_add(self.ahead.bytes + 64 * line));
                     }
                 }
                 add_block::<S, M>(&mut sums, data, x.add(block), first);

@@ -12,7 +12,7 @@
 //! = 170; measured 163 (Q5_1), 178 without minima (Q4_0, of 187). With one row the memory decides: 30 GB/s on one core and 37 on two. A panel is therefore one unbroken stream, scales between the quants:
 //! read as two streams, each starting anew with every panel, the machine's prefetchers gave 12 GB/s of 30.
 
-use super::{Epilogue, Tiles, each_tile};
+use super::{Ahead, Epilogue, Tiles, each_tile};
 use crate::{
     activations::{QuantBlock, TILE_ROWS},
     packed::{FACTOR_BLOCKS, FACTOR_BYTES, IntegerLayout},
@@ -45,11 +45,12 @@ pub(crate) unsafe fn multiply<S: Lanes>(
     epilogue: Epilogue,
 ) {
     let IntegerLayout { bits, group, minima, factored } = panel.layout;
+    let ahead = Ahead::of(rows, panel.layout.panel_bytes(panel.blocks * 32));
     macro_rules! layout {
         ($bits:literal, $group:literal, $minima:literal, $factored:literal) => {
             // SAFETY: the caller's promises are passed on.
             unsafe {
-                let product = Product::<$bits, $group, $minima, $factored> { panel, x };
+                let product = Product::<$bits, $group, $minima, $factored> { panel, x, ahead };
                 each_tile::<S>(product, rows, out, stride, epilogue)
             }
         };
@@ -73,6 +74,7 @@ pub(crate) unsafe fn multiply<S: Lanes>(
 struct Product<const BITS: u32, const GROUP: usize, const MINIMA: bool, const FACTORED: bool> {
     panel: IntegerPanel,
     x: *const QuantBlock,
+    ahead: Ahead,
 }
 
 impl<S: Lanes, const BITS: u32, const GROUP: usize, const MINIMA: bool, const FACTORED: bool> Tiles<S>
@@ -80,17 +82,16 @@ impl<S: Lanes, const BITS: u32, const GROUP: usize, const MINIMA: bool, const FA
 {
     #[inline(always)]
     unsafe fn tile<const M: usize>(self, row: usize) -> [S::F; M] {
-        // SAFETY: the caller's promises; the panel is read for the first time in this step with the first row.
+        // SAFETY: the caller's promises.
         unsafe {
             let x = self.x.add(row / TILE_ROWS * self.panel.blocks);
-            tile::<S, BITS, GROUP, MINIMA, FACTORED, M>(self.panel, x, row % TILE_ROWS, row == 0)
+            tile::<S, BITS, GROUP, MINIMA, FACTORED, M>(self.panel, x, row, self.ahead)
         }
     }
 }
 
 /// # Safety
-/// As [`multiply`], for rows `first..first + M` of the tile at `x`; `first + M <= 8`. `from_memory`: the panel is read for the
-/// first time in this step.
+/// As [`multiply`], for rows `row..row + M`, of the tile at `x`.
 #[inline(always)]
 unsafe fn tile<
     S: Lanes,
@@ -102,10 +103,10 @@ unsafe fn tile<
 >(
     panel: IntegerPanel,
     x: *const QuantBlock,
-    first: usize,
-    from_memory: bool,
+    row: usize,
+    ahead: Ahead,
 ) -> [S::F; M] {
-    let groups = 32 / GROUP;
+    let (groups, first) = (32 / GROUP, row % TILE_ROWS);
     // SAFETY: all offsets stay inside the panel and the tile.
     unsafe {
         let mut sums = [S::splat(0.0); M];
@@ -118,10 +119,9 @@ unsafe fn tile<
             }
             let x = &*x.add(block);
             let mut scales = quants.add(64 * BITS as usize);
-            // With one or two rows the machine's own prefetchers do better; with more there is time to ask.
-            if M >= 4 && from_memory {
+            if ahead.asks(row, M, block) {
                 for line in 0..=BITS as usize {
-                    S::prefetch(quants.wrapping_add(PREFETCH_BYTES + 64 * line));
+                    S::prefetch(quants.wrapping_add(ahead.bytes + 64 * line));
                 }
             }
             for group in 0..groups {
@@ -225,10 +225,6 @@ unsafe fn above_fourth<S: Lanes, const BITS: u32>(line: S::I, quad: usize) -> S:
         }
     }
 }
-
-/// How far ahead of the first rows of a larger batch the weights are asked for: memory answers after the time of 4 KB at 8 rows, and
-/// of 8 KB at 4. Asked 2 KB ahead, a fifth is lost with 4 rows, a twelfth with 8.
-pub(super) const PREFETCH_BYTES: usize = 8192;
 
 /// The 16 scales (or minima) at `from`, which is moved past them.
 ///

@@ -79,6 +79,10 @@ impl Lanes for Avx2 {
         both!(_mm256_max_ps(a, b))
     }
     #[inline(always)]
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_min_ps(a, b))
+    }
+    #[inline(always)]
     unsafe fn select_less(a: Self::F, b: Self::F, yes: Self::F, no: Self::F) -> Self::F {
         // SAFETY: the trait's contract.
         unsafe { [0, 1].map(|i| _mm256_blendv_ps(no[i], yes[i], _mm256_cmp_ps::<_CMP_LT_OQ>(a[i], b[i]))) }
@@ -270,5 +274,10 @@ impl Lanes for Avx2 {
     unsafe fn prefetch(from: *const u8) {
         // SAFETY: prefetching never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch_to_write(to: *mut f32) {
+        // SAFETY: prefetching never faults, and where there is no such instruction it does nothing.
+        unsafe { std::arch::asm!("prefetchw [{}]", in(reg) to, options(nostack, preserves_flags, readonly)) };
     }
 }

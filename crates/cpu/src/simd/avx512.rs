@@ -75,6 +75,11 @@ impl<const BF16: bool> Lanes for Avx512<BF16> {
         unsafe { _mm512_max_ps(a, b) }
     }
     #[inline(always)]
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: the trait's contract.
+        unsafe { _mm512_min_ps(a, b) }
+    }
+    #[inline(always)]
     unsafe fn select_less(a: Self::F, b: Self::F, yes: Self::F, no: Self::F) -> Self::F {
         // SAFETY: the trait's contract.
         unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), no, yes) }
@@ -87,10 +92,7 @@ impl<const BF16: bool> Lanes for Avx512<BF16> {
     #[inline(always)]
     unsafe fn times_power_of_two(x: Self::F, n: Self::F) -> Self::F {
         // SAFETY: the trait's contract.
-        unsafe {
-            let exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
-            _mm512_mul_ps(x, _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent)))
-        }
+        unsafe { _mm512_scalef_ps(x, n) }
     }
     #[inline(always)]
     unsafe fn add_exponent(x: Self::F, by: Self::F) -> Self::F {
@@ -232,5 +234,10 @@ impl<const BF16: bool> Lanes for Avx512<BF16> {
     unsafe fn prefetch(from: *const u8) {
         // SAFETY: prefetching never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch_to_write(to: *mut f32) {
+        // SAFETY: prefetching never faults, and where there is no such instruction it does nothing.
+        unsafe { std::arch::asm!("prefetchw [{}]", in(reg) to, options(nostack, preserves_flags, readonly)) };
     }
 }

@@ -56,6 +56,8 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// `a > b ? a : b` per lane: b where one is NaN.
     unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
+    /// `a < b ? a : b` per lane: b where one is NaN.
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F;
     /// `a < b ? yes : no` per lane.
     unsafe fn select_less(a: Self::F, b: Self::F, yes: Self::F, no: Self::F) -> Self::F;
     /// To the nearest integer, halves to even.
@@ -113,4 +115,10 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// Hints that the cache line at `from`, which need not exist, will be read; brings it into the second cache.
     #[inline(always)]
     unsafe fn prefetch(_from: *const u8) {}
+    /// Asks for the line at `to`, which will be written.
+    ///
+    /// # Safety
+    /// The level's instructions. (The memory need not exist.)
+    #[inline(always)]
+    unsafe fn prefetch_to_write(_to: *mut f32) {}
 }
