@@ -1,6 +1,6 @@
 //! Prefill and decode speed of a model file: `speed MODEL [threads] [key=value...]`, for comparison with llama-bench.
 //!
-//! Keys: `kv=f16|bf16|f32`, `simd=LEVEL`, `activations=int8|f32`, `only=prefill|prompts|decode|batch|long`, `rows=N` (of `batch`), `repeat=N`, `pin`, `cpu` (count CPU
+//! Keys: `kv=f16|bf16|f32`, `simd=LEVEL`, `activations=int8|f32`, `only=prefill|prompts|mixed|decode|batch|long`, `rows=N` (of `batch`), `repeat=N`, `pin`, `cpu` (count CPU
 //! seconds instead of the wall's), `profile` (say which phase of a step takes how long on which thread; means over all steps, not the best).
 #![expect(clippy::print_stdout, reason = "a measuring program")]
 
@@ -114,8 +114,8 @@ impl Bench {
         seconds
     }
 
-    /// Seconds a step of `rows` sequences takes at `context` positions, the best of `steps`.
-    fn decode(&mut self, rows: u32, context: u32, steps: u32) -> f64 {
+    /// Computes `context` positions of `rows` sequences that are to run `steps` steps more.
+    fn fill(&mut self, rows: u32, context: u32, steps: u32) {
         for row in 0..rows {
             let mut at = 0;
             while at < context {
@@ -129,6 +129,33 @@ impl Bench {
                 at += len;
             }
         }
+    }
+
+    /// Seconds a step takes that computes a token of each of `rows` sequences at 128 positions, and of prompts of 128 what makes it
+    /// 512; the best of `steps`.
+    fn mixed(&mut self, rows: u32, steps: u32) -> f64 {
+        self.fill(rows, 128, steps);
+        let (mut seconds, blocks) = (f64::INFINITY, self.next_block);
+        for step in 0..steps {
+            let work = |row| RowWork { row: RowId(row), start: 128 + step, len: 1, sample: true };
+            let mut plan = StepPlan { work: (0..rows).map(work).collect(), ..StepPlan::default() };
+            let prompts = (512 - rows).div_ceil(128);
+            for (prompt, row) in (rows..rows + prompts).enumerate() {
+                let len = (512 - rows - prompt as u32 * 128).min(128);
+                self.start(&mut plan, row, 128, 128);
+                plan.work.push(RowWork { row: RowId(row), start: 0, len, sample: len == 128 });
+            }
+            seconds = seconds.min(self.time(plan));
+            self.run(StepPlan { released: (rows..rows + prompts).map(RowId).collect(), ..StepPlan::default() });
+            self.next_block = blocks;
+        }
+        self.release(rows);
+        seconds
+    }
+
+    /// Seconds a step of `rows` sequences takes at `context` positions, the best of `steps`.
+    fn decode(&mut self, rows: u32, context: u32, steps: u32) -> f64 {
+        self.fill(rows, context, steps);
         // The least disturbed step of all: others use this machine too.
         let mut seconds = f64::INFINITY;
         for step in 0..steps {
@@ -212,6 +239,17 @@ fn main() {
             let seconds = best(repeat, || bench.prefill(prompts, 128));
             let tokens = f64::from(prompts * 128);
             bench.report(&format!("prefill {prompts} x 128: {:.1} tok/s ({:.1} ms)", tokens / seconds, seconds * 1e3));
+        }
+    }
+    if wanted("mixed") {
+        for rows in [0, 8, 16, 28] {
+            let seconds = best(repeat, || bench.mixed(rows, 4));
+            let rate = 512.0 / seconds;
+            bench.report(&format!(
+                "{} of prompts and {rows} decoded: {rate:.1} tok/s ({:.1} ms)",
+                512 - rows,
+                seconds * 1e3
+            ));
         }
     }
     if wanted("decode") {

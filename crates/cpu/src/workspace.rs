@@ -71,6 +71,8 @@ pub(crate) struct ThreadScratch {
     pub(crate) queries: Buffer<f32>,
     pub(crate) part: Buffer<f32>,
     pub(crate) total: Buffer<f32>,
+    /// A tile's attention output of one group of heads.
+    pub(crate) attended: Buffer<f32>,
 }
 
 impl Workspace {
@@ -124,6 +126,7 @@ impl Workspace {
             queries: Buffer::zeroed(query_elements(vectors, head_dim)),
             part: Buffer::zeroed(Partial::elements(vectors, value_width)),
             total: Buffer::zeroed(Partial::elements(vectors, value_width)),
+            attended: Buffer::zeroed(vectors * head_dim),
         };
         Self {
             residual: Buffer::zeroed(tokens * hidden_stride),
@@ -152,8 +155,8 @@ impl Workspace {
     /// Bytes held.
     pub(crate) fn bytes(&self) -> usize {
         let scratch = |thread: &ThreadScratch| {
-            let ThreadScratch { row, input, panel, gates, ups, queries, part, total } = thread;
-            let floats = [row, panel, gates, ups, queries, part, total];
+            let ThreadScratch { row, input, panel, gates, ups, queries, part, total, attended } = thread;
+            let floats = [row, panel, gates, ups, queries, part, total, attended];
             floats.map(Buffer::bytes).iter().sum::<usize>() + input.bytes()
         };
         let shared = [&self.residual, &self.branch, &self.query, &self.key, &self.value, &self.attended]

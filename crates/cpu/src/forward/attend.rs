@@ -122,13 +122,19 @@ impl Forward<'_> {
         let columns = group * attention.head_dim;
         let encoded =
             encoded.filter(|to| to.encodings == Encodings::of([Encoding::Int8]) && columns.is_multiple_of(BLOCK));
-        let encode = |to: Activations, item: usize| {
+        // Writes a tile's heads to the rows, or, where they are encoded, to memory that stays in the L1 cache and from there.
+        let finish = |item: usize, work: &AttentionWork, total: Partial| {
             let (tile, kv_head) = (tiles[item / kv_heads], item % kv_heads);
             let (first, blocks) = (kv_head * columns / BLOCK, columns / BLOCK);
-            for token in 0..tile.tokens {
-                // SAFETY: this item alone writes these blocks of the tile's rows, and finished them before.
-                unsafe {
-                    let from = out(item).add(token * workspace.query_stride);
+            // SAFETY: this item alone writes these columns of the tile's rows; the scratch is this thread's and holds the largest tile's.
+            unsafe {
+                let Some(to) = encoded else {
+                    return (self.kernels.finish)(work, total, out(item), workspace.query_stride);
+                };
+                let heads = scratch.attended.as_mut_ptr();
+                (self.kernels.finish)(work, total, heads, columns);
+                for token in 0..tile.tokens {
+                    let from = heads.add(token * columns);
                     (self.kernels.encode_blocks)(to, tile.first + token, first..first + blocks, from);
                 }
             }
@@ -180,10 +186,7 @@ impl Forward<'_> {
                             (self.kernels.merge)(&work, total, part);
                         }
                     }
-                    (self.kernels.finish)(&work, total, out(item), workspace.query_stride);
-                    if let Some(encoded) = encoded {
-                        encode(encoded, item);
-                    }
+                    finish(item, &work, total);
                 }
             };
             // Whole rows, which stand together in the cache; four of them where there are enough, which share lines once encoded.
@@ -193,7 +196,12 @@ impl Forward<'_> {
                     team.share_ahead(items, TILE_ROWS / 2 * kv_heads, attend)
                 }
                 _ if fused => team.share_ahead(items, kv_heads, attend),
-                tokens if tokens >= OWNED_ROWS * threads => team.share_owned(items, |item| attend(item, None)),
+                tokens if tokens >= OWNED_ROWS * threads => {
+                    // Those that decode stand first; what they read is asked for, as above.
+                    let alone = tiles.iter().take_while(|tile| tile.tokens == 1).count() * kv_heads;
+                    team.share_ahead(alone, kv_heads, attend);
+                    team.share_owned(items - alone, |item| attend(alone + item, None));
+                }
                 _ => team.share_ahead(items, 1, attend),
             }
             return encoded.is_some();

@@ -201,6 +201,26 @@ unsafe fn tiles_at(
     tiles
 }
 
+/// Which lines of the next tiles are asked for with which part of the work, so that memory has always some to bring and never more
+/// at a time than a core may ask for: 24.
+#[derive(Clone, Copy)]
+struct Asked {
+    /// Those before with scores.
+    with_scores: usize,
+    /// Those from there to here with softmax weights, the rest with values.
+    with_weights: usize,
+    /// Lines of a tile.
+    lines: usize,
+}
+
+impl Asked {
+    #[inline(always)]
+    fn of(kv: &KvLayout) -> Self {
+        let lines = kv.value_scales() / 64 + 1;
+        Self { with_scores: lines * 3 / 10, with_weights: lines * 7 / 10, lines }
+    }
+}
+
 /// Six query vectors or fewer meet a span of positions.
 #[derive(Clone, Copy)]
 struct Group<'a> {
@@ -351,6 +371,7 @@ unsafe fn scores<S: Lanes, const M: usize, const P: usize>(
     unsafe {
         let header = group.queries.cast::<f32>();
         let starts = header.cast::<i32>().add(STARTS);
+        let asked = Asked::of(kv);
         let mut dots = [[S::splat_i32(0); P]; M];
         for m in 0..M {
             dots[m] = [S::start_i8(*starts.add(m)); P];
@@ -360,7 +381,9 @@ unsafe fn scores<S: Lanes, const M: usize, const P: usize>(
             let mut line = [S::splat_i32(0); P];
             for p in 0..P {
                 line[p] = S::load_line(group.tiles[tile + p].add(quad * 64));
-                if let Some(next) = group.next {
+                if let Some(next) = group.next
+                    && quad < asked.with_scores
+                {
                     S::prefetch(next[tile + p].add(quad * 64));
                 }
             }
@@ -375,10 +398,6 @@ unsafe fn scores<S: Lanes, const M: usize, const P: usize>(
         let mut scales = [S::splat(0.0); P];
         for p in 0..P {
             scales[p] = S::load(group.tiles[tile + p].add(kv.key_scales()).cast());
-            if let Some(next) = group.next {
-                S::prefetch(next[tile + p].add(kv.key_scales()));
-                S::prefetch(next[tile + p].add(kv.value_scales()));
-            }
         }
         // No more than this: a longer body is not unrolled, and the sums go through memory.
         for m in 0..M {
@@ -405,6 +424,7 @@ unsafe fn soften<S: Lanes, const M: usize>(
 ) {
     let mut scales = ValueScales { seen: Seen::NOTHING, of: [0.0; SPAN] };
     let blocks = group.live.div_ceil(BLOCK);
+    let asked = Asked::of(&work.kv);
     // SAFETY: the caller's promises.
     unsafe {
         for m in 0..group.count {
@@ -431,6 +451,13 @@ unsafe fn soften<S: Lanes, const M: usize>(
             let mut largest = [S::splat_i32(0); TILES / BLOCK];
             for block in 0..blocks {
                 let at = block * BLOCK * LANES;
+                if let Some(next) = group.next {
+                    for tile in &next[block * BLOCK..(block + 1) * BLOCK] {
+                        for line in (asked.with_scores + m..asked.with_weights).step_by(M) {
+                            S::prefetch(tile.wrapping_add(line * 64));
+                        }
+                    }
+                }
                 largest[block] = weigh_values::<S>(scores.add(at), scales.of.as_ptr().add(at), highest, &mut added);
             }
             (*max, *sum) = (highest, S::reduce_add(S::add(added[0], added[1])));
@@ -534,7 +561,7 @@ unsafe fn weigh<S: Lanes, const M: usize, const D: usize>(
     weights: &Weights<M>,
     out: Partial,
 ) {
-    let width = work.kv.value_width();
+    let (width, asked) = (work.kv.value_width(), Asked::of(&work.kv));
     // SAFETY: the caller's promises.
     unsafe {
         let mut sums = [[S::splat(0.0); D]; M];
@@ -546,8 +573,11 @@ unsafe fn weigh<S: Lanes, const M: usize, const D: usize>(
                     let mut line = [S::splat_i32(0); D];
                     for i in 0..D {
                         line[i] = S::load_line(values.add(four * width * 4 + i * 64));
-                        if let Some(next) = group.next {
-                            S::prefetch(next[tile].add(work.kv.values() + four * width * 4 + d * 4 + i * 64));
+                        let asks = asked.with_weights + d / LANES * 4 + four * D + i;
+                        if let Some(next) = group.next
+                            && asks < asked.lines
+                        {
+                            S::prefetch(next[tile].add(asks * 64));
                         }
                     }
                     let at = (block * LANES + four * BLOCK + tile % BLOCK) * 4;
