@@ -123,8 +123,10 @@ impl Lt {
                 ),
             )?;
         }
-        let preference = self::preference(LT_WORKSPACE_BYTES as u64, None)?;
         let none = lt::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_NONE as u32;
+        // Parts of a sum may be beyond f16 where the whole is not: they stay in f32.
+        let in_f32 = lt::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+        let preference = self::preference(LT_WORKSPACE_BYTES as u64, (element == Element::F16).then_some(in_f32))?;
         let whole_sums = self::preference(0, Some(none))?;
         let workspace = Buffer::allocate(context, LT_WORKSPACE_BYTES, "cuBLASLt workspace")?;
         Ok(Self {

@@ -2,13 +2,9 @@
 
 #[cfg(any(feature = "cuda", test))]
 use half::{bf16, f16};
-use powertrain_model::{
-    Model,
-    spec::DecoderSpec,
-    weights::{LayerSlot, Slot, WeightFormat},
-};
+use powertrain_model::{Model, spec::DecoderSpec, weights::WeightFormat};
 
-/// Which type the kernels compute with; sums are f32 in either.
+/// Which type the kernels compute with. Sums are f32 in either, but for parts of one product's that cuBLASLt may leave in bf16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Element {
     /// 8 bits of exponent, 7 of fraction.
@@ -18,14 +14,15 @@ pub enum Element {
 }
 
 impl Element {
-    /// f16 for a model whose matrices are stored in it and whose residuals it holds, so that none of their bits is lost; else bf16, which has
-    /// the range of f32.
+    /// f16 for a model whose matrices are all stored in it and whose residuals it holds: bf16 would round them to three bits less. Else bf16,
+    /// which has the range of f32.
     pub fn of(model: &Model) -> Self {
         if model.is_dummy() || !Self::F16.holds_residuals(model.spec()) {
             return Self::Bf16;
         }
-        let matrix = model.tensor(Slot::Layer(0, LayerSlot::Query));
-        if matrix.is_some_and(|view| view.format == WeightFormat::F16) { Self::F16 } else { Self::Bf16 }
+        let spec = model.spec();
+        let is_stored = |slot| spec.shape(slot).0 == 1 || model.format(slot) == Some(WeightFormat::F16);
+        if spec.slots().all(is_stored) { Self::F16 } else { Self::Bf16 }
     }
 
     /// Whether a model's residuals fit: those of models that scale their embedding by the root of its width (Gemma) grow beyond 65,504.

@@ -146,9 +146,10 @@ impl CudaExecutor {
         let facts = ExecutorFacts {
             executor: NAME,
             device: format!(
-                "{}, {}{}",
+                "{}, {}, {}{}",
                 context.name,
                 matmul.library(),
+                element.name(),
                 if options.deterministic { ", deterministic" } else { "" }
             ),
             threads: 1,

@@ -213,7 +213,13 @@ impl Loader<'_> {
                 .iter()
                 .map(|part| self.tensor(part.slot).map(|view| view.expect("stored weights have views")))
                 .collect::<Result<Vec<_>, _>>()?;
-            buffer.write(0, &to_elements(&views, &sources, columns, column_factors, self.element))?;
+            let Some(elements) = to_elements(&views, &sources, columns, column_factors, self.element) else {
+                return Err(CudaError::Unsupported(format!(
+                    "{:?} holds a weight beyond float16's 65504: use --dtype bfloat16",
+                    parts[0].slot
+                )));
+            };
+            buffer.write(0, &elements)?;
         }
         Ok(Matrix { buffer, rows, columns })
     }
@@ -269,21 +275,22 @@ fn row_order(attention: &AttentionSpec, heads: usize) -> Option<Vec<usize>> {
     Some((0..heads * size).map(|row| row / size * size + within(row % size)).collect())
 }
 
-/// The chosen rows as elements, on all cores.
+/// The chosen rows as elements, on all cores; `None` when a finite weight, with its norm's factor, is more than f16 holds.
 fn to_elements(
     views: &[TensorView<'_>],
     sources: &[(usize, usize)],
     columns: usize,
     column_factors: Option<&[f32]>,
     element: Element,
-) -> Vec<u16> {
+) -> Option<Vec<u16>> {
     let mut out = vec![0u16; sources.len() * columns];
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     let rows_each = sources.len().div_ceil(workers).max(1);
-    std::thread::scope(|scope| {
+    let fits = std::thread::scope(|scope| {
+        let mut threads = Vec::with_capacity(workers);
         for (sources, out) in sources.chunks(rows_each).zip(out.chunks_mut(rows_each * columns)) {
-            scope.spawn(move || {
-                let mut row = vec![0.0f32; columns];
+            threads.push(scope.spawn(move || {
+                let (mut row, mut fits) = (vec![0.0f32; columns], true);
                 for (&(view, index), out) in sources.iter().zip(out.chunks_mut(columns)) {
                     let view = &views[view];
                     let bytes = view.data.len() / view.rows;
@@ -293,10 +300,13 @@ fn to_elements(
                     }
                     for (out, &value) in out.iter_mut().zip(&row) {
                         *out = element.bits(value);
+                        fits &= element.value(*out).is_finite() || !value.is_finite();
                     }
                 }
-            });
+                fits
+            }));
         }
+        threads.into_iter().all(|thread| thread.join().expect("rounding weights does not panic"))
     });
-    out
+    fits.then_some(out)
 }

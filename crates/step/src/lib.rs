@@ -100,7 +100,7 @@ pub struct StepResult {
 pub enum RowError {
     /// The model produced a NaN or infinite logit for this row.
     #[error(
-        "the model produced non-finite logits at position {position}: the weights or the KV cache of this sequence are damaged, or activations overflowed; try a wider --dtype"
+        "the model produced non-finite logits at position {position}: the weights or the KV cache of this sequence are damaged, or activations overflowed (on a GPU in float16: use --dtype bfloat16)"
     )]
     NonFiniteLogits {
         /// Position whose logits they were.

@@ -80,7 +80,7 @@ impl Forward<'_> {
     }
 
     /// Rotation of every token and attention of those in `tiles`, rows of the heads' outputs. When few sequences decode, the
-    /// spans of long ones are shared out among the threads; otherwise whole tiles. Returns whether the rows are in `encoded` too, as
+    /// spans of long ones are shared out among the threads; otherwise whole tiles. Returns whether the rows are in `encoded` instead, as
     /// the output projection reads them: 8 bits are made where a head is finished, while it is in the L1 cache.
     #[expect(clippy::too_many_arguments, reason = "a layer, what is attended and where it goes")]
     pub(super) fn attend(

@@ -70,22 +70,24 @@ struct Ahead {
 /// How far ahead a single tile asks: memory answers after the time of 4 KB at 8 rows, and of 8 KB at 4. Asked 2 KB ahead, a fifth
 /// is lost with 4 rows, a twelfth with 8.
 const AHEAD_BYTES: usize = 8192;
+/// Rows from which a tile asks for weights ahead. With one or two rows the machine's own prefetchers do better; with more there is time to ask.
+const ASKING_ROWS: usize = 4;
 
 impl Ahead {
     /// For `rows` rows, each multiplied with panels of so many bytes.
     fn of(rows: usize, panel_bytes: usize) -> Self {
-        match rows.div_ceil(TILE_ROWS) {
+        // Tiles of few rows do not ask: see `asks`.
+        match rows / TILE_ROWS + usize::from(rows % TILE_ROWS >= ASKING_ROWS) {
             0 | 1 => Self { turns: 1, bytes: AHEAD_BYTES },
             2 | 3 => Self { turns: 2, bytes: panel_bytes },
             _ => Self { turns: 4, bytes: panel_bytes },
         }
     }
 
-    /// Whether a tile of `count` rows from `row` on asks while it multiplies a block. With one or two rows the machine's own
-    /// prefetchers do better; with more there is time to ask.
+    /// Whether a tile of `count` rows from `row` on asks while it multiplies a block.
     #[inline(always)]
     fn asks(self, row: usize, count: usize, block: usize) -> bool {
-        count >= 4 && row.is_multiple_of(TILE_ROWS) && row / TILE_ROWS == block & (self.turns - 1)
+        count >= ASKING_ROWS && row.is_multiple_of(TILE_ROWS) && row / TILE_ROWS == block & (self.turns - 1)
     }
 }
 

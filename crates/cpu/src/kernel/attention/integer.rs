@@ -453,7 +453,7 @@ unsafe fn soften<S: Lanes, const M: usize>(
                 let at = block * BLOCK * LANES;
                 if let Some(next) = group.next {
                     for tile in &next[block * BLOCK..(block + 1) * BLOCK] {
-                        for line in (asked.with_scores + m..asked.with_weights).step_by(M) {
+                        for line in (asked.with_scores + m..asked.with_weights).step_by(group.count) {
                             S::prefetch(tile.wrapping_add(line * 64));
                         }
                     }
