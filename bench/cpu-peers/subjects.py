@@ -13,7 +13,6 @@ SEQUENCE_TOKENS = 768
 LONG_TOKENS = 4096
 KV_CACHE_GIB = 1
 ALL = (1, 4, 8, 16, 32)
-FEW = (1, 8, 32)
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Subject:
 
 
 def powertrain(
-    name: str, weights: str, group: str, model: str, kv_cache: str, prompts: str = "smollm2", levels: tuple[int, ...] = ALL
+    name: str, weights: str, group: str, model: str, kv_cache: str, prompts: str = "smollm2"
 ) -> Subject:
     def command(scratch: Scratch, binary: Path, port: int) -> list[str]:
         return [
@@ -54,11 +53,11 @@ def powertrain(
         ]
 
     shared = Subject(name, "Powertrain", weights, group, model, command, measures_long_context=True, starts=3)
-    return replace(shared, prompts=prompts, levels=levels)
+    return replace(shared, prompts=prompts)
 
 
 def llama_cpp(
-    name: str, weights: str, group: str, model: str, prompts: str = "smollm2", levels: tuple[int, ...] = ALL
+    name: str, weights: str, group: str, model: str, prompts: str = "smollm2"
 ) -> Subject:
     def command(sequences: int, tokens: int) -> Callable[[Scratch, Path, int], list[str]]:
         return lambda scratch, binary, port: [
@@ -70,10 +69,10 @@ def llama_cpp(
     # Its context is cut in equal slots, so a long prompt needs a server of one slot.
     served, long = command(SEQUENCES, SEQUENCES * SEQUENCE_TOKENS), command(1, LONG_TOKENS + 512)
     shared = Subject(name, "llama.cpp", weights, group, model, served, long, measures_long_context=True, starts=3)
-    return replace(shared, prompts=prompts, levels=levels)
+    return replace(shared, prompts=prompts)
 
 
-def openvino(name: str, weights: str, group: str, model: str, prompts: str = "smollm2", levels: tuple[int, ...] = ALL) -> Subject:
+def openvino(name: str, weights: str, group: str, model: str, prompts: str = "smollm2") -> Subject:
     def command(scratch: Scratch, binary: Path, port: int) -> list[str]:
         return [
             *(str(scratch.python("openvino")), str(HERE / "thin" / "openvino_server.py"), str(port), str(scratch.models / model)),
@@ -82,7 +81,7 @@ def openvino(name: str, weights: str, group: str, model: str, prompts: str = "sm
 
     note = "no server in the package: thin one of ours"
     return Subject(
-        name, "OpenVINO GenAI", weights, group, model, command, venv="openvino", note=note, prompts=prompts, levels=levels
+        name, "OpenVINO GenAI", weights, group, model, command, venv="openvino", note=note, prompts=prompts
     )
 
 
@@ -161,13 +160,13 @@ SUBJECTS: list[Subject] = [
         start_timeout_s=120.0,
         note="thin server of ours, static batches",
     ),
-    powertrain("powertrain-q8_0", "Q8_0", "q8_0", "q8_0.gguf", SMOLLM2_KV, levels=FEW),
-    llama_cpp("llama.cpp-q8_0", "Q8_0", "q8_0", "q8_0.gguf", levels=FEW),
-    openvino("openvino-q8_0", "Q8_0", "q8_0", "q8_0.gguf", levels=FEW),
+    powertrain("powertrain-q8_0", "Q8_0", "q8_0", "q8_0.gguf", SMOLLM2_KV),
+    llama_cpp("llama.cpp-q8_0", "Q8_0", "q8_0", "q8_0.gguf"),
+    openvino("openvino-q8_0", "Q8_0", "q8_0", "q8_0.gguf"),
     powertrain("powertrain-bf16", "BF16 safetensors", "bf16", "hf", SMOLLM2_KV),
-    powertrain("powertrain-gemma3", "Q4_K_M", "gemma3", "gemma3.gguf", GEMMA3_KV, prompts="gemma3", levels=FEW),
-    llama_cpp("llama.cpp-gemma3", "Q4_K_M", "gemma3", "gemma3.gguf", prompts="gemma3", levels=FEW),
-    openvino("openvino-gemma3", "Q4_K_M", "gemma3", "gemma3.gguf", prompts="gemma3", levels=FEW),
+    powertrain("powertrain-gemma3", "Q4_K_M", "gemma3", "gemma3.gguf", GEMMA3_KV, prompts="gemma3"),
+    llama_cpp("llama.cpp-gemma3", "Q4_K_M", "gemma3", "gemma3.gguf", prompts="gemma3"),
+    openvino("openvino-gemma3", "Q4_K_M", "gemma3", "gemma3.gguf", prompts="gemma3"),
 ]
 
 
