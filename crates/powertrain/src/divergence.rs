@@ -2,7 +2,7 @@
 
 use crate::{
     endpoint_divergence,
-    engine_flags::EngineFlags,
+    engine_flags::{Device, Dtype, EngineFlags},
     eval::{Progress, ServerFlags, TextFlags, file_name},
     load::Loaded,
     perplexity::{request, scored, windows},
@@ -22,7 +22,7 @@ const WINDOW_BYTES_MAX: u64 = 4 << 30;
 /// How far a model's predictions are from another's on a text: top-1 agreement, KL divergence, both perplexities.
 ///
 /// In our own engine, over the whole vocabulary, for another format or quantisation of the same model, or other arithmetic; the
-/// baseline computes in f32 (activations and KV cache) unless told otherwise. With --url and --baseline-url, of any two servers,
+/// baseline computes in f32 (activations and KV cache), on the CPU, unless told otherwise. With --url and --baseline-url, of any two servers,
 /// by the most probable tokens that they tell: then bounds. The two must have the same vocabulary.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -67,6 +67,10 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     flags.model.clone_from(baseline);
     if !arguments.baseline_as_served {
         (flags.cpu_activations, flags.kv_cache_dtype) = (Activations::F32, KvDtype::F32);
+        // The GPU engine computes in 16 bits alone.
+        if flags.device != Device::Reference {
+            (flags.device, flags.dtype) = (Device::Cpu, Dtype::Auto);
+        }
     }
     let reference = flags.load(&flags.model.parse()?)?;
     let other = arguments.engine.load(&arguments.engine.model.parse()?)?;
