@@ -49,6 +49,13 @@ impl Element {
         }
     }
 
+    /// Whether no finite one of these becomes infinite when it is rounded.
+    pub(crate) fn holds(self, values: &[f32]) -> bool {
+        // From half way between the largest f16 and the next power of two on.
+        const OVERFLOWS: f32 = 65_520.0;
+        self == Self::Bf16 || values.iter().all(|value| value.abs() < OVERFLOWS || !value.is_finite())
+    }
+
     /// The value of these bits.
     pub(crate) fn value(self, bits: u16) -> f32 {
         match self {
@@ -83,6 +90,15 @@ mod tests {
         }
         assert_eq!(Element::F16.value(Element::F16.bits(70_000.0)), f32::INFINITY);
         assert!(Element::Bf16.value(Element::Bf16.bits(70_000.0)).is_finite());
+        for (value, fits) in [(65_519.0, true), (-65_520.0, false), (70_000.0, false), (f32::INFINITY, true)] {
+            assert_eq!(Element::F16.holds(&[1.0, value]), fits, "{value}");
+            assert_eq!(
+                Element::F16.value(Element::F16.bits(value)).is_finite() || value.is_infinite(),
+                fits,
+                "{value}"
+            );
+            assert!(Element::Bf16.holds(&[1.0, value]));
+        }
         for element in [Element::Bf16, Element::F16] {
             let sum = element.value(element.bits(1e6));
             assert_eq!(element.holds_unnormalised(), sum.is_finite(), "{element:?} and a sum of 1e6");

@@ -300,8 +300,8 @@ fn to_elements(
                     }
                     for (out, &value) in out.iter_mut().zip(&row) {
                         *out = element.bits(value);
-                        fits &= element.value(*out).is_finite() || !value.is_finite();
                     }
+                    fits &= element.holds(&row);
                 }
                 fits
             }));

@@ -71,7 +71,7 @@ pub(crate) struct EngineFlags {
     #[arg(long, default_value = "auto", help_heading = "Device")]
     pub(crate) device: Device,
 
-    /// What a GPU computes with and keeps its KV cache in; `auto` takes float16 for weights stored in it and bfloat16 for all others. CPUs
+    /// What a GPU computes with and keeps its KV cache in; `auto` takes float16 where all matrices are stored in it, else bfloat16. CPUs
     /// compute with weights as they are stored
     #[arg(long, value_enum, default_value_t = Dtype::Auto, help_heading = "Device")]
     pub(crate) dtype: Dtype,
