@@ -7,6 +7,7 @@
 //! cuda_check gated                 gate and up of many rows against cuBLASLt and a kernel for the activation, in time
 //! cuda_check skinny                products of 1 to 128 rows: cuBLASLt, the streaming kernel and skinny.cu, in time
 //! cuda_check models [only:TEXT...] [FOLDER...]   whole models against the reference: synthetic shapes (those named), and checkpoints given
+//! cuda_check damaged               keys that are NaN: who attends to them is refused, nobody else
 //! cuda_check faults                no memory for graphs, a freed cache, a stream that hangs: what the engine makes of it
 //! cuda_check profile [case:ROWSxLENGTH@BEFORE...] SHAPE...      where the time of a step goes, of all cases or of these
 //! cuda_check decode SHAPE...       the same, of decodes alone
@@ -19,6 +20,8 @@
 
 #[path = "cuda_check/bench.rs"]
 mod bench;
+#[path = "cuda_check/damaged.rs"]
+mod damaged;
 #[path = "cuda_check/deterministic.rs"]
 mod deterministic;
 #[path = "cuda_check/engine.rs"]
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Some("gated") => gated(),
         Some("skinny") => skinny(&arguments[1..]),
         Some("models") => models::check_all(&arguments[1..]),
+        Some("damaged") => damaged::check_all(),
         Some("faults") => faults::check_all(&arguments[1..]),
         Some("engine") => engine::measure_all(&arguments[1..]),
         Some("profile") => bench::profile_all(&arguments[1..], true),
@@ -65,7 +69,7 @@ fn main() -> ExitCode {
         Some("bench-sampling") => bench::sampling_all(&arguments[1..]),
         _ => {
             println!(
-                "usage: cuda_check [f16] products [skinny | general | gated] | sampling | deterministic [CONFIG_FOLDER...] | gated | skinny [ROWS...] | models [only:TEXT...] [FOLDER...] | faults | profile [case:ROWSxLENGTH@BEFORE...] CONFIG_FOLDER... | decode CONFIG_FOLDER... | engine CONFIG_FOLDER... | bench CONFIG_FOLDER... | mixed CONFIG_FOLDER... | bench-sampling CONFIG_FOLDER..."
+                "usage: cuda_check [f16] products [skinny | general | gated] | sampling | deterministic [CONFIG_FOLDER...] | gated | skinny [ROWS...] | models [only:TEXT...] [FOLDER...] | damaged | faults | profile [case:ROWSxLENGTH@BEFORE...] CONFIG_FOLDER... | decode CONFIG_FOLDER... | engine CONFIG_FOLDER... | bench CONFIG_FOLDER... | mixed CONFIG_FOLDER... | bench-sampling CONFIG_FOLDER..."
             );
             return ExitCode::from(2);
         }

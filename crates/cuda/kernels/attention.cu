@@ -176,11 +176,11 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
     }
     const float n0 = fmaxf(m0, x0), n1 = fmaxf(m1, x1), r0 = exp2_fast(m0 - n0), r1 = exp2_fast(m1 - n1);
     m0 = n0; m1 = n1;
-    // A tile wholly outside the window leaves n at -1e30: its weights must be 0, not exp2(0).
-    s[0] = s[0] > -1e29f ? exp2_fast(s[0] - n0) : 0.f;
-    s[1] = s[1] > -1e29f ? exp2_fast(s[1] - n1) : 0.f;
-    s[2] = s[2] > -1e29f ? exp2_fast(s[2] - n0) : 0.f;
-    s[3] = s[3] > -1e29f ? exp2_fast(s[3] - n1) : 0.f;
+    // A tile wholly outside the window leaves n at -1e30: its weights must be 0, not exp2(0). A score that is NaN must stay NaN: its row is damaged.
+    s[0] = s[0] <= -1e29f ? 0.f : exp2_fast(s[0] - n0);
+    s[1] = s[1] <= -1e29f ? 0.f : exp2_fast(s[1] - n1);
+    s[2] = s[2] <= -1e29f ? 0.f : exp2_fast(s[2] - n0);
+    s[3] = s[3] <= -1e29f ? 0.f : exp2_fast(s[3] - n1);
     l0 = l0 * r0 + s[0] + s[2];
     l1 = l1 * r1 + s[1] + s[3];
     u32 pa = pack_pair(s[0], s[1]), pb = pack_pair(s[2], s[3]);  // [position][head] -> [head][position]

@@ -13,7 +13,7 @@ use crate::{
     matmul::{Matmul, Matrix, Norm, Output, Product, Way, time},
 };
 use powertrain_model::Model;
-use powertrain_step::{Executor, ExecutorFacts, StepError, StepLimits, StepPlan, StepResult};
+use powertrain_step::{BlockId, Executor, ExecutorFacts, StepError, StepLimits, StepPlan, StepResult};
 
 mod skinny;
 
@@ -47,6 +47,14 @@ impl Profiler {
     /// Seconds of the last launch: staging, copy, kernels, the rest.
     pub fn launch_seconds(&self) -> [f64; 4] {
         self.0.launch_seconds
+    }
+
+    /// Makes all of the first layer's key at `offset` of a block of KV cache NaN. No step may be in flight.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub fn damage_key(&mut self, block: BlockId, offset: u32) -> Result<(), CudaError> {
+        self.0.damage_key(block, offset)
     }
 
     /// Runs steps one after another, then profiles the last.

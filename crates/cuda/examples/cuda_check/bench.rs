@@ -25,15 +25,24 @@ pub(crate) fn mixed_all(paths: &[String]) -> usize {
     paths.iter().filter(|path| mixed(path).map_err(|error| println!("FAILED {path}: {error}")).is_err()).count()
 }
 
+/// Rows of steps that prompts fill up: whole tiles of 128, the sizes of a budget.
+const FILLED: [u32; 15] = [256, 384, 512, 640, 768, 896, 1024, 1280, 1408, 1664, 1792, 2048, 2816, 4096, 8192];
+
 fn mixed(path: &str) -> Result<(), String> {
     let mut bench = Bench::load(path, crate::options())?;
     for decodes in [0, 50, 100, 240] {
         let mut words = Vec::new();
         for prompts in [0, 1, 2, 3, 4, 8, 15].into_iter().filter(|prompts| decodes + prompts > 0) {
-            let milliseconds = bench.beside(decodes, prompts)?;
+            let milliseconds = bench.beside(decodes, 512 * prompts)?;
             words.push(format!("{prompts} prompts {milliseconds:.3}"));
         }
         println!("{path}, {decodes} decodes at 512, median ms/step: {}", words.join(" | "));
+        let mut words = Vec::new();
+        for rows in FILLED.into_iter().filter(|&rows| rows > decodes) {
+            let milliseconds = bench.beside(decodes, rows - decodes)?;
+            words.push(format!("{rows} rows {milliseconds:.3}"));
+        }
+        println!("{path}, {decodes} decodes at 512 and prompts, median ms/step: {}", words.join(" | "));
     }
     Ok(())
 }
@@ -333,10 +342,11 @@ impl Bench {
         Ok(())
     }
 
-    /// Median milliseconds of a step of `decodes` rows at some 512 positions and `prompts` new prompts of 512, two steps in flight.
-    fn beside(&mut self, decodes: u32, prompts: u32) -> Result<f64, String> {
+    /// Median milliseconds of a step of `decodes` rows at some 512 positions and `tokens` of new prompts of 512, the last one cut, two steps in flight.
+    fn beside(&mut self, decodes: u32, tokens: u32) -> Result<f64, String> {
         const STEPS: usize = 12;
         let prompt = 512;
+        let prompts = tokens.div_ceil(prompt as u32);
         let first = self.start(decodes + prompts, prompt, &with_temperature(0.0), (prompt + STEPS) as u32);
         let decoding = StepPlan {
             started: first.started[..decodes as usize].to_vec(),
@@ -352,16 +362,18 @@ impl Bench {
         let whole = |rows: std::ops::Range<u32>| {
             rows.map(|row| RowWork { row: RowId(row), start: 0, len: prompt as u32, sample: true })
         };
+        let cut = |row: u32| (tokens - (row - decodes) * prompt as u32).min(prompt as u32);
+        let begun = |row: u32| RowWork { row: RowId(row), start: 0, len: cut(row), sample: cut(row) == prompt as u32 };
         let mut plans = vec![decoding];
         for begin in (0..decodes).step_by(16) {
             plans.push(StepPlan { work: whole(begin..decodes.min(begin + 16)).collect(), ..StepPlan::default() });
         }
-        let (before, decodes_end) = (plans.len(), decodes);
+        let (before, rows) = (plans.len(), decodes..decodes + prompts);
         for step in 0..STEPS as u32 {
             let decodes =
                 (0..decodes).map(|row| RowWork { row: RowId(row), start: prompt as u32 + step, len: 1, sample: true });
             plans.push(StepPlan {
-                work: decodes.chain(whole(decodes_end..decodes_end + prompts)).collect(),
+                work: decodes.chain(rows.clone().map(begun)).collect(),
                 ..fresh.clone()
             });
         }

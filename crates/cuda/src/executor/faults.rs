@@ -2,7 +2,7 @@
 
 use super::{CudaExecutor, NAME};
 use crate::{CudaError, check::Spoil, driver::Buffer};
-use powertrain_step::{ExecutorLost, StepError};
+use powertrain_step::{BlockId, ExecutorLost, StepError};
 
 impl CudaExecutor {
     /// What a failure means for the engine: where the context still answers, only the step failed.
@@ -20,6 +20,17 @@ impl CudaExecutor {
             _ => format!("{error}; then {}", self.stream.wait().err()?),
         };
         Some(ExecutorLost { executor: NAME, reason })
+    }
+
+    /// Makes all of the first layer's key at `offset` of a block NaN, for checks on a device.
+    pub(crate) fn damage_key(&mut self, block: BlockId, offset: u32) -> Result<(), CudaError> {
+        self.context.enter()?;
+        self.stream.wait()?;
+        let attention = &self.forward.spec.layers[0].attention;
+        let elements = attention.kv_heads * attention.head_dim;
+        let slot = block.0 as usize * self.forward.block_size + offset as usize;
+        // NaN in bf16 and in f16.
+        self.forward.cache.write(slot * elements * 2, &vec![u16::MAX; elements])
     }
 
     /// Does what `how` says, for checks on a device.
