@@ -97,7 +97,7 @@ __device__ __forceinline__ float activate(float x, int gelu) {
   return __fdividef(x, 1.f + __expf(-x));
 }
 
-// What becomes of a product (`Output` of src/matmul.rs): stored, added to the residual, activation(gate) * up, f32 logits.
+// What becomes of a product (`Output` of src/product.rs): stored, added to the residual, activation(gate) * up, f32 logits.
 enum { OUT_STORE = 0, OUT_RESIDUAL = 1, OUT_GATED = 2, OUT_LOGITS = 3 };
 
 // The device's memory of the running sequences, one array of words (src/state.rs lays it out): the token table

@@ -10,7 +10,8 @@ use crate::{
     driver::{Buffer, Context, Stream},
     executor::CudaExecutor,
     kernels::{Kernels, fill_random},
-    matmul::{Matmul, Matrix, Norm, Output, Product, Way, time},
+    matmul::{Matmul, Way, time},
+    product::{Matrix, Norm, Output, Product},
 };
 use powertrain_model::Model;
 use powertrain_step::{BlockId, Executor, ExecutorFacts, StepError, StepLimits, StepPlan, StepResult};

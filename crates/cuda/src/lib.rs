@@ -32,6 +32,8 @@ mod libraries;
 #[cfg(feature = "cuda")]
 mod matmul;
 #[cfg(feature = "cuda")]
+mod product;
+#[cfg(feature = "cuda")]
 mod results;
 #[cfg(feature = "cuda")]
 mod row_sampling;

@@ -4,7 +4,7 @@ use crate::{
     driver::{DevicePointer, Shape, Stream},
     error::CudaError,
     kernels::{Kernels, SKINNY_COLUMNS, SKINNY_DEPTH, SKINNY_STAGES_MAX, SKINNY_STATIC_BYTES, Skinny, launch},
-    matmul::{Output, Product},
+    product::{Output, Product},
     tensor_map::TensorMap,
 };
 

@@ -10,7 +10,7 @@ use crate::{
     element::Element,
     error::CudaError,
     kernels::{Kernels, fill_random},
-    matmul::Matrix,
+    product::Matrix,
 };
 use powertrain_model::{
     Model,

@@ -5,7 +5,8 @@ use crate::{
     CudaError, Element,
     driver::{Buffer, Context, DevicePointer, Stream},
     kernels::{Kernels, fill_random},
-    matmul::{Matmul, Matrix, Norm, Output, Product, Way, time},
+    matmul::{Matmul, Way, time},
+    product::{Matrix, Norm, Output, Product},
     skinny::Tiling,
 };
 
