@@ -3,16 +3,25 @@
 #
 #   bench/gpu/run.sh OUT [MODEL.gguf]
 #
-# Builds first, unless CUDA_CHECK and POWERTRAIN name built binaries. With a model (SmolLM2-135M is meant): checked on the ids in MODEL.gguf.tokens if there is such a
-# file, greedy texts and perplexity (of the file WIKITEXT, if there is one) against this binary on the CPU, faults under a serving process,
-# and a minute of mixed load. STAGES picks some: products models f16 memcheck faults texts perplexity failure soak speed. Each stage has a limit; all
-# of them take under 9 minutes on an H100 beside 16 cores. Ends with 1 if a stage failed; speed only measures.
+# Builds first, unless CUDA_CHECK and POWERTRAIN name built binaries. With a model (SmolLM2-135M is meant): checked on the ids in MODEL.gguf.tokens
+# if there is such a file, greedy texts and perplexity (of the file WIKITEXT, if there is one) against this binary on the CPU, both again of the same
+# model stored in f16 (f16.py, which needs numpy), faults under a serving process, and a minute of mixed load.
+# STAGES picks some, in this order: products models f16 memcheck damaged texts perplexity f16model faults failure soak speed. Those up to f16model run
+# beside each other, which changes no result but their times; the others alone. Each stage has a limit, and all it started ends with it.
+# report.txt has a line for each, also when this script is ended by a signal. Ends with 1 if a stage failed; speed only measures.
 set -u
 out=$1 model=${2:-}
 root=$(cd "$(dirname "$0")/../.." && pwd)
 here=$root/bench/gpu
 fixtures=$root/crates/model/tests/fixtures
-stages=${STAGES:-products models f16 memcheck faults texts perplexity failure soak speed}
+WIKITEXT=${WIKITEXT:-}
+stages=
+for name in products models f16 memcheck damaged texts perplexity f16model faults failure soak speed; do
+    case " ${STAGES:-$name} " in *" $name "*) ;; *) continue ;; esac
+    case $name in texts | f16model | failure | soak) [ -n "$model" ] || continue ;; perplexity) [ -n "$model" ] && [ -n "$WIKITEXT" ] || continue ;; esac
+    stages+=" $name "
+done
+[ -n "$stages" ] || { echo "no stage to run: STAGES is '${STAGES-}', the model '$model', WIKITEXT '$WIKITEXT'" >&2; exit 1; }
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 if [ -z "${CUDA_CHECK:-}" ] || [ -z "${POWERTRAIN:-}" ]; then
@@ -20,93 +29,103 @@ if [ -z "${CUDA_CHECK:-}" ] || [ -z "${POWERTRAIN:-}" ]; then
     CUDA_CHECK=$root/target/release/examples/cuda_check
     POWERTRAIN=$root/target/release/powertrain
 fi
-export CUDA_CHECK POWERTRAIN
-# Kernel choices are measured here, not taken from an earlier build's run.
-POWERTRAIN_CACHE=$(mktemp -d)
-export POWERTRAIN_CACHE
-servers=()
-end_servers() {
-    [ ${#servers[@]} = 0 ] || kill -KILL "${servers[@]}" 2>/dev/null
-    servers=()
-}
-trap 'end_servers; rm -rf "$POWERTRAIN_CACHE"' EXIT
-nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,power.limit --format=csv >"$out/machine.txt"
 report=$out/report.txt
 : >"$report"
-failed=0
+rm -f "$out"/perplexity-*.json
+temporary=$(mktemp -d)
+running='' shells=()
+
+# Ends the stage that runs in this shell, and the shells that run others.
+stop() {
+    [ -z "$running" ] || kill -KILL -- "-$running"
+    [ ${#shells[@]} = 0 ] || { kill "${shells[@]}"; wait "${shells[@]}"; }
+} 2>/dev/null
+
+# Puts the report in order and ends with what it says.
+conclude() {
+    local name lines failed=0
+    trap '' TERM INT HUP
+    stop
+    rm -rf "$temporary"
+    lines=$(cat "$report")
+    for name in $stages; do
+        grep "^$name " <<<"$lines" || printf '%-10s FAILED: ended before it was done\n' "$name"
+    done >"$report"
+    grep -Eqv '^[a-z0-9]+ +ok in ' "$report" && failed=1
+    [ $failed = 0 ] && echo "all passed, $SECONDS s in all" | tee -a "$report"
+    exit $failed
+}
+trap conclude EXIT
+trap exit TERM INT HUP
+nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,power.limit --format=csv >"$out/machine.txt"
 
 # stage NAME SECONDS COMMAND...: its output goes to NAME.txt, its last line and its time to the report.
 stage() {
     local name=$1 limit=$2 begin=$SECONDS code
     shift 2
-    case " $stages " in *" $name "*) ;; *) return ;; esac
-    timeout -k 5 "$limit" "$@" >"$out/$name.txt" 2>&1
+    case $stages in *" $name "*) ;; *) return ;; esac
+    # Kernel choices are measured by each stage itself, not taken from an earlier build's run or from one that was slowed by its neighbours.
+    POWERTRAIN_CACHE=$temporary/$name timeout -k 5 "$limit" "$@" >"$out/$name.txt" 2>&1 &
+    running=$!
+    wait "$running"
     code=$?
-    [ $code = 0 ] || failed=1
+    # timeout leads a process group: whatever the stage left behind.
+    kill -KILL -- "-$running" 2>/dev/null
+    running=
     printf '%-10s %s in %s s: %s\n' "$name" "$([ $code = 0 ] && echo ok || echo "FAILED ($code)")" $((SECONDS - begin)) \
         "$(tail -n 1 "$out/$name.txt" | cut -c1-160)" | tee -a "$report"
 }
 
-# serve NAME PORT FLAG...: returns when it is healthy.
-serve() {
-    local name=$1 port=$2
-    shift 2
-    "$POWERTRAIN" serve "$model" --port "$port" "$@" >"$out/$name.server.txt" 2>&1 &
-    servers+=($!)
-    until curl -sf "http://127.0.0.1:$port/health" >/dev/null; do
-        kill -0 ${servers[-1]} 2>/dev/null || { tail -n 3 "$out/$name.server.txt"; return 1; }
-        sleep 0.1
-    done
+# beside COMMAND...: runs it in a shell of its own.
+beside() {
+    alone "$@" &
+    shells+=($!)
 }
-
-texts() {
-    # A prompt whose beginning is cached is computed in other pieces, which rounds otherwise.
-    serve texts-gpu 8021 --device cuda --no-enable-prefix-caching && serve texts-cpu 8022 --device cpu --cpu-activations f32 --kv-cache-dtype f32 &&
-        python3 "$here/texts.py" http://127.0.0.1:8021 http://127.0.0.1:8022 --out "$out/texts.json"
-    local code=$?
-    end_servers
-    return $code
-}
-
-perplexity() {
-    local windows=${WINDOWS:-24}
-    for dtype in bfloat16 float16; do
-        "$POWERTRAIN" eval perplexity --file "$WIKITEXT" --windows "$windows" "$model" --device cuda --dtype $dtype -o "$out/perplexity-$dtype.json" || return
-    done
-    "$POWERTRAIN" eval perplexity --file "$WIKITEXT" --windows "$windows" "$model" --device cpu --cpu-activations f32 --kv-cache-dtype f32 \
-            -o "$out/perplexity-cpu.json" &&
-        python3 - "$out" <<'END'
-import json, sys
-bf16, f16, cpu = (json.load(open(f"{sys.argv[1]}/perplexity-{name}.json")) for name in ("bfloat16", "float16", "cpu"))
-assert bf16["tokens_scored"] == f16["tokens_scored"] == cpu["tokens_scored"] > 0
-off = [gpu["perplexity"] / cpu["perplexity"] - 1 for gpu in (bf16, f16)]
-print(f"CPU in f32 {cpu['perplexity']:.4f}, GPU in bf16 {bf16['perplexity']:.4f} ({off[0]:+.3%}), in f16 {f16['perplexity']:.4f} ({off[1]:+.3%}), {cpu['tokens_scored']} tokens; allowed 0.5 %")
-sys.exit(max(map(abs, off)) > 0.005)
-END
+alone() {
+    shells=()
+    trap 'stop; exit' TERM
+    "$@"
 }
 
 speed() {
-    cd "$here" || return
-    "$CUDA_CHECK" bench shapes/A shapes/B shapes/C | tee "$out/bench.txt"
-    "$CUDA_CHECK" engine shapes/A shapes/B | tee "$out/engine.txt"
-    "$CUDA_CHECK" profile shapes/A shapes/B shapes/C >"$out/profile.txt"
+    cd "$here" && set -o pipefail || return
+    local code=0
+    "$CUDA_CHECK" bench shapes/A shapes/B shapes/C | tee "$out/bench.txt" || code=1
+    "$CUDA_CHECK" engine shapes/A shapes/B | tee "$out/engine.txt" || code=1
+    "$CUDA_CHECK" profile shapes/A shapes/B shapes/C >"$out/profile.txt" || code=1
+    return $code
 }
-export -f texts perplexity speed serve end_servers
-export out model here WIKITEXT
 
-checkpoints=()
+# What most of the processors' time goes to: one after another.
+products_and_f16() {
+    stage products 150 "$CUDA_CHECK" products
+    stage f16 250 bash -c '"$CUDA_CHECK" f16 products && "$CUDA_CHECK" f16 models "$@"' f16 "${checkpoints[@]}"
+}
+
+models_and_damaged() {
+    stage models 200 "$CUDA_CHECK" models "${checkpoints[@]}" ${model:+"$model"}
+    stage damaged 60 bash -c '"$CUDA_CHECK" damaged && "$CUDA_CHECK" f16 damaged'
+}
+
+against_the_cpu() {
+    for name in texts perplexity f16model; do
+        stage $name 150 "$here/against_cpu.sh" $name "$out" "$model"
+    done
+}
+
+# What a stage leaves in the folder for temporary files goes with it.
+export CUDA_CHECK POWERTRAIN WIKITEXT out here TMPDIR=$temporary PYTHONUNBUFFERED=1
+export -f speed
+checkpoints=("$fixtures"/*.gguf)
 for config in "$fixtures"/*/config.json; do checkpoints+=("$(dirname "$config")"); done
-stage products 60 "$CUDA_CHECK" products
-stage models 150 "$CUDA_CHECK" models "${checkpoints[@]}" "$fixtures"/*.gguf ${model:+"$model"}
-stage f16 90 "$CUDA_CHECK" f16 models "${checkpoints[@]}" "$fixtures"/*.gguf
-stage memcheck 150 compute-sanitizer --tool memcheck --error-exitcode 3 "$CUDA_CHECK" models
+memcheck='compute-sanitizer --tool memcheck --error-exitcode 3 "$CUDA_CHECK"'
+beside stage memcheck 250 bash -c "$memcheck f16 models 'only:llama, head 128' only:qwen2 && $memcheck models"
+beside products_and_f16
+beside models_and_damaged
+beside against_the_cpu
+wait "${shells[@]}"
+shells=()
 stage faults 60 "$CUDA_CHECK" faults
-if [ -n "$model" ]; then
-    stage texts 90 bash -c 'servers=(); trap end_servers EXIT TERM; texts'
-    [ -z "${WIKITEXT:-}" ] || stage perplexity 90 bash -c 'perplexity'
-    stage failure 90 "$here/failure.sh" "$out/failure" "$model" --device cuda
-    stage soak 120 "$here/soak.sh" "$out/soak" 2 25 "$model" --device cuda
-fi
-stage speed 240 bash -c 'speed'
-[ $failed = 0 ] && echo "all passed" | tee -a "$report"
-exit $failed
+stage failure 90 "$here/failure.sh" "$out/failure" "$model" --device cuda --kv-cache-memory 4GiB
+stage soak 120 "$here/soak.sh" "$out/soak" 2 25 "$model" --device cuda --kv-cache-memory 4GiB
+stage speed 240 bash -c speed
