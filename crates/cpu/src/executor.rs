@@ -126,6 +126,7 @@ impl CpuExecutor {
             depth: 1,
             device_memory: None,
             graphs: None,
+            step_costs: None,
         };
         Ok(Self {
             rows: (0..limits.max_num_seqs).map(|_| None).collect(),

@@ -27,6 +27,7 @@ use std::{
 };
 
 mod cache;
+mod costs;
 mod faults;
 mod graphs;
 mod host;
@@ -162,6 +163,7 @@ impl CudaExecutor {
             depth: DEPTH as u32,
             device_memory: None,
             graphs: Some(Arc::default()),
+            step_costs: None,
         };
         let forward = Forward {
             spec: spec.clone(),
@@ -207,7 +209,12 @@ impl CudaExecutor {
         };
         executor.keep_kernel_choices(options);
         executor.make_cache(free_before, options)?;
-        executor.prepare_at_start(options.prepare_at_start)?;
+        let begin = Instant::now();
+        if !options.prepare_at_start.is_zero() {
+            executor.measure_prompts()?;
+        }
+        executor.prepare_at_start(options.prepare_at_start.saturating_sub(begin.elapsed()))?;
+        executor.measure_decodes()?;
         Ok(executor)
     }
 

@@ -16,6 +16,9 @@ pub struct EngineConfig {
     /// Whether the next step is launched before the last one's tokens are read, where the executor can (depth 2).
     /// Changes speed, never tokens.
     pub async_scheduling: bool,
+    /// Whether prompts are spread over steps by what steps cost, where the executor has measured that; else each step takes all that
+    /// `max_num_batched_tokens` leaves. Changes speed, never tokens beyond rounding.
+    pub pace_prompts: bool,
     /// Token ids are below this.
     pub vocab_size: u32,
     /// With work to do and no step completed for this long, the engine no longer counts as live.

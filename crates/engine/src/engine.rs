@@ -51,7 +51,8 @@ impl Engine {
     /// # Errors
     /// When the limits cannot work together, or there is no thread.
     pub fn start(config: EngineConfig, executor: Box<dyn Executor>) -> Result<Self, StartError> {
-        let facts = executor.facts().clone();
+        let mut facts = executor.facts().clone();
+        facts.step_costs = facts.step_costs.filter(|_| config.pace_prompts);
         let scheduler = Scheduler::new(SchedulerConfig {
             limits: config.limits,
             kv_blocks: facts.kv_blocks,
@@ -59,6 +60,7 @@ impl Engine {
             prefix_caching: config.prefix_caching,
             depth: if config.async_scheduling { facts.depth } else { 1 },
             hash_key: random_key(),
+            step_costs: facts.step_costs.clone(),
         })?;
         let (commands, receiver) = unbounded_channel();
         let shared = Arc::new(Shared {

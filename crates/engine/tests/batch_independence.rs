@@ -50,6 +50,7 @@ impl Bench<'_> {
             max_queue: 64,
             prefix_caching: way.prefix_caching,
             async_scheduling: true,
+            pace_prompts: true,
             vocab_size: self.vocab_size,
             stall_timeout: Duration::from_secs(3600),
             step_timeout: None,

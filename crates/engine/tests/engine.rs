@@ -6,7 +6,8 @@ use powertrain_engine::{
     StartError, StopConditions, SubmitError,
 };
 use powertrain_step::{
-    Executor, ExecutorFacts, ExecutorLost, SamplingParams, StepError, StepLimits, StepPlan, StepResult, TokenId,
+    Executor, ExecutorFacts, ExecutorLost, SamplingParams, StepCost, StepCosts, StepError, StepLimits, StepPlan,
+    StepResult, TokenId,
     mock::{Fault, Gate, MockExecutor, expected_tokens},
 };
 use std::{
@@ -28,6 +29,7 @@ fn config() -> EngineConfig {
         max_queue: 100,
         prefix_caching: true,
         async_scheduling: true,
+        pace_prompts: true,
         vocab_size: VOCAB,
         stall_timeout: FAR,
         step_timeout: None,
@@ -505,6 +507,27 @@ fn a_step_ahead_or_not_the_tokens_are_the_same() {
     let ahead = run(true);
     assert_eq!(ahead, run(false));
     assert_eq!(ahead, asked.iter().map(expected).collect::<Vec<_>>());
+}
+
+#[test]
+fn prompts_spread_over_steps_or_not_the_tokens_are_the_same() {
+    let asked: Vec<Request> = (0..40).map(|name| request(name, 1 + name * 5 % 200, 1 + name * 3 % 41)).collect();
+    let cost = |positions, seconds| StepCost { positions, seconds };
+    let costs = StepCosts { decodes: vec![cost(1, 1.0)], prompts: vec![cost(40, 1.1), cost(60, 1.6)] };
+    let limits = StepLimits { max_num_batched_tokens: 200, ..LIMITS };
+    let run = |pace_prompts: bool| {
+        let config = EngineConfig { pace_prompts, limits, ..config() };
+        let executor = MockExecutor::new(limits, 300, 2, VOCAB).with_step_costs(costs.clone());
+        let engine = Engine::start(config, Box::new(executor)).unwrap();
+        assert_eq!(engine.handle().facts().step_costs.is_some(), pace_prompts);
+        let streams = engine.handle().blocking_submit(asked.clone()).expect("there is room");
+        let tokens: Vec<Vec<TokenId>> = streams.into_iter().map(|stream| read(stream).0).collect();
+        (tokens, drain(engine).steps)
+    };
+    let (spread, whole) = (run(true), run(false));
+    assert_eq!(spread.0, asked.iter().map(expected).collect::<Vec<_>>());
+    assert_eq!(whole.0, spread.0);
+    assert!(spread.1 > whole.1, "{} steps spread, {} whole", spread.1, whole.1);
 }
 
 #[test]

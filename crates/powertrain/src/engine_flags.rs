@@ -32,6 +32,11 @@ pub(crate) struct EngineFlags {
     #[arg(long, value_name = "TOKENS", help_heading = "Scheduling")]
     pub(crate) max_num_batched_tokens: Option<u32>,
 
+    /// How many of those tokens may be prompts' while other sequences generate. On a GPU `auto` spreads prompts over steps by what steps of
+    /// several sizes took at start, more a step the more come; on CPUs it is `full`
+    #[arg(long, value_enum, default_value_t = PrefillPace::Auto, help_heading = "Scheduling")]
+    pub(crate) prefill_pace: PrefillPace,
+
     /// Requests that may wait; past it the answer is 429 with Retry-After
     #[arg(long, value_name = "COUNT", default_value_t = 1024, help_heading = "Scheduling")]
     pub(crate) max_queue: u32,
@@ -126,6 +131,15 @@ pub(crate) enum Dtype {
     /// Three bits more, values up to 65504
     #[value(alias = "half")]
     Float16,
+}
+
+/// How prompts share steps with sequences that generate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum PrefillPace {
+    /// Spread over steps: throughput, and short waits for a first token
+    Auto,
+    /// As many a step as --max-num-batched-tokens leaves: fewer, longer steps
+    Full,
 }
 
 /// No time is longer: a sum with the clock's must not overflow.

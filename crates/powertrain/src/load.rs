@@ -2,7 +2,7 @@
 
 use crate::{
     capacity::{self, Given, Wanted},
-    engine_flags::{Device, Dtype, EngineFlags, LoadFormat},
+    engine_flags::{Device, Dtype, EngineFlags, LoadFormat, PrefillPace},
     memory,
     text_side::TextSide,
 };
@@ -98,6 +98,7 @@ impl EngineFlags {
                 max_queue: self.max_queue,
                 prefix_caching: !self.no_enable_prefix_caching,
                 async_scheduling: true,
+                pace_prompts: self.prefill_pace == PrefillPace::Auto,
                 vocab_size,
                 stall_timeout: Duration::from_secs(u64::from(self.stall_timeout.max(1))),
                 step_timeout: Some(self.step_timeout.unwrap_or(step_timeout)).filter(|limit| !limit.is_zero()),

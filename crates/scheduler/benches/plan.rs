@@ -31,6 +31,7 @@ fn measure(rows: u32, waiting: u32, depth: u32) -> (String, String) {
         prefix_caching: true,
         depth,
         hash_key: [1; 16],
+        step_costs: None,
     })
     .expect("limits that work together");
     for index in 0..rows + waiting {

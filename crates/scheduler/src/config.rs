@@ -1,6 +1,6 @@
 //! The sizes a scheduler works within.
 
-use powertrain_step::StepLimits;
+use powertrain_step::{StepCosts, StepLimits};
 
 /// What bounds a scheduler; fixed for its life.
 #[derive(Clone, Debug)]
@@ -18,6 +18,9 @@ pub struct SchedulerConfig {
     /// Key of the block hashes. Secret and random where clients do not trust each other: who knows it could construct
     /// two prompts with the same hash and so read through another's cache.
     pub hash_key: [u8; 16],
+    /// What steps cost, by which prompts are spread over them; `None`: each step takes all positions of prompts that
+    /// `--max-num-batched-tokens` leaves.
+    pub step_costs: Option<StepCosts>,
 }
 
 /// Limits that cannot work together.

@@ -22,7 +22,8 @@
 //! chunked prefill and decode are that; so is a prefix-cache hit (planned starts higher) and the return after preemption
 //! (known starts higher). [`Scheduler::plan`] deals out one budget: first one position to each running sequence that
 //! lacks one, then chunks to those that lack more, then rows to waiting ones, each in order of (priority, arrival). Only a
-//! waiting sequence more urgent than the running prefills starts before those go on.
+//! waiting sequence more urgent than the running prefills starts before those go on. Where it is known what steps cost
+//! (`pace.rs`), chunks are no larger than is good for all.
 //!
 //! **Two steps in flight.** With depth 2 the next step is planned while the tokens of the last are still to come: they
 //! count as known (`tokens_in_flight`), their ids are the executor's business. A sequence whose tokens in flight reach its
@@ -46,6 +47,7 @@ mod complete;
 mod config;
 mod hash;
 mod output;
+mod pace;
 mod plan;
 mod pool;
 mod scheduler;

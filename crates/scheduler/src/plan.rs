@@ -2,6 +2,7 @@
 
 use crate::{
     Scheduler,
+    pace::Backlog,
     scheduler::Promise,
     sequence::{State, Turn},
 };
@@ -39,6 +40,7 @@ impl Scheduler {
 
         let mut budget = self.config.limits.max_num_batched_tokens;
         let mut short_of_blocks = self.plan_running(&mut budget, |missing| missing == 1);
+        budget = budget.min(self.prompt_positions());
         if !short_of_blocks && let Some(priority) = self.priority_of_first_prefill() {
             self.plan_waiting(&mut budget, |turn| turn.priority < priority);
         }
@@ -57,6 +59,29 @@ impl Scheduler {
         self.plan.released.clear();
         std::mem::swap(&mut self.plan.released, &mut self.released);
         Some(&self.plan)
+    }
+
+    /// How many positions of prompts this step takes at most, beside the decodes that it holds already.
+    fn prompt_positions(&mut self) -> u32 {
+        let arrived = std::mem::take(&mut self.arrived_tokens);
+        if self.pace.is_none() {
+            return u32::MAX;
+        }
+        let backlog = self.backlog();
+        let decodes = self.plan.work.len() as u32;
+        self.pace.as_mut().map_or(u32::MAX, |pace| pace.next(decodes, backlog, arrived))
+    }
+
+    /// What running sequences lack of their prompts, and those that wait for a row as far as there are rows.
+    fn backlog(&self) -> Backlog {
+        let lacking = |&(_, slot): &(Turn, u32)| Some(self.sequence(slot).missing()).filter(|&missing| missing > 1);
+        let (rows, waiting) = (self.vacant_rows.len() as u64, self.waiting.len() as u64);
+        let startable = self.waiting_tokens * rows.min(waiting) / waiting.max(1);
+        let first_waiting = || self.waiting.values().next().map(|&slot| self.sequence(slot).known());
+        Backlog {
+            positions: self.running.iter().filter_map(lacking).map(u64::from).sum::<u64>() + startable,
+            first: self.running.iter().find_map(lacking).or_else(first_waiting).unwrap_or(0),
+        }
     }
 
     /// Gives running sequences that lack the right number of positions what budget and blocks allow. Whether blocks ran out.
@@ -186,7 +211,7 @@ impl Scheduler {
 
         let turn = sequence.turn;
         let row = self.vacant_rows.pop().expect("a row is vacant");
-        self.waiting.remove(&turn);
+        self.stop_waiting(slot);
         let place = self.running.partition_point(|&(other, _)| other < turn);
         self.running.insert(place, (turn, slot));
         self.start_row(slot, row, cached);

@@ -3,6 +3,7 @@
 use crate::{
     ConfigError, NewSequence, Refusal, SchedulerConfig, SequenceId, Stats, Summary,
     hash::{BlockHash, ByContents},
+    pace::Pace,
     pool::BlockPool,
     sequence::{Sequence, State, Then, Turn},
 };
@@ -22,6 +23,8 @@ pub struct Scheduler {
 
     // Every sequence is in exactly one of: waiting, parked, running, leaving.
     pub(crate) waiting: BTreeMap<Turn, u32>,
+    /// Tokens known of all of them.
+    pub(crate) waiting_tokens: u64,
     parked: u32,
     pub(crate) running: Vec<(Turn, u32)>,
     pub(crate) leaving: u32,
@@ -38,6 +41,9 @@ pub struct Scheduler {
     pub(crate) spare_flights: Vec<Flight>,
     pub(crate) first_scheduled: Vec<SequenceId>,
     pub(crate) counters: Stats,
+    pub(crate) pace: Option<Pace>,
+    /// Tokens of the prompts submitted since the last plan.
+    pub(crate) arrived_tokens: u64,
 }
 
 struct Slot {
@@ -72,6 +78,7 @@ impl Scheduler {
             vacant_slots: Vec::new(),
             arrivals: 0,
             waiting: BTreeMap::new(),
+            waiting_tokens: 0,
             parked: 0,
             running: Vec::with_capacity(rows as usize),
             leaving: 0,
@@ -84,6 +91,8 @@ impl Scheduler {
             spare_flights: Vec::new(),
             first_scheduled: Vec::new(),
             counters: Stats::default(),
+            pace: config.step_costs.clone().map(Pace::new),
+            arrived_tokens: 0,
             config,
         })
     }
@@ -188,17 +197,33 @@ impl Scheduler {
             self.slots.push(Slot { generation: 0, sequence: None });
             self.slots.len() as u32 - 1
         });
+        self.arrived_tokens += u64::from(sequence.prompt_len());
         self.slots[slot as usize].sequence = Some(sequence);
-        self.waiting.insert(turn, slot);
+        self.wait(slot);
         self.id(slot)
+    }
+
+    /// Puts a sequence into the waiting queue, at its turn.
+    fn wait(&mut self, slot: u32) {
+        let sequence = self.sequence_mut(slot);
+        sequence.state = State::Waiting;
+        let (turn, known) = (sequence.turn, sequence.known());
+        self.waiting.insert(turn, slot);
+        self.waiting_tokens += u64::from(known);
+    }
+
+    /// Takes a sequence out of the waiting queue.
+    pub(crate) fn stop_waiting(&mut self, slot: u32) {
+        let (turn, known) = (self.sequence(slot).turn, self.sequence(slot).known());
+        self.waiting.remove(&turn);
+        self.waiting_tokens -= u64::from(known);
     }
 
     /// Ends a sequence wherever it stands.
     pub(crate) fn end(&mut self, slot: u32) {
         match self.sequence(slot).state {
             State::Waiting => {
-                let turn = self.sequence(slot).turn;
-                self.waiting.remove(&turn);
+                self.stop_waiting(slot);
                 self.vacate_slot(slot);
             }
             State::Parked(_) => {
@@ -243,8 +268,7 @@ impl Scheduler {
         sequence.row = RowId(u32::MAX);
         (sequence.planned, sequence.computed, sequence.published) = (0, 0, 0);
         if sequence.state == State::Leaving(Then::Wait) {
-            sequence.state = State::Waiting;
-            self.waiting.insert(sequence.turn, slot);
+            self.wait(slot);
         } else {
             self.vacate_slot(slot);
         }
@@ -258,10 +282,8 @@ impl Scheduler {
     /// Parks a waiting sequence until `contents` are published or no longer promised.
     pub(crate) fn park(&mut self, slot: u32, contents: BlockHash) {
         let id = self.id(slot);
-        let sequence = self.sequence_mut(slot);
-        sequence.state = State::Parked(contents);
-        let turn = sequence.turn;
-        self.waiting.remove(&turn);
+        self.stop_waiting(slot);
+        self.sequence_mut(slot).state = State::Parked(contents);
         self.parked += 1;
         self.promised.get_mut(&contents).expect("parked only on a promise").parked.push(id);
     }
@@ -274,10 +296,7 @@ impl Scheduler {
             let parked = self.get(id).is_some_and(|sequence| sequence.state == State::Parked(contents));
             if parked {
                 self.parked -= 1;
-                let sequence = self.sequence_mut(id.slot);
-                sequence.state = State::Waiting;
-                let turn = sequence.turn;
-                self.waiting.insert(turn, id.slot);
+                self.wait(id.slot);
             }
         }
     }
@@ -330,6 +349,8 @@ impl Scheduler {
         self.pool.assert_consistent(alive().map(|sequence| sequence.blocks.as_slice()));
         let count = |wanted: fn(&State) -> bool| alive().filter(|sequence| wanted(&sequence.state)).count();
         assert_eq!(count(|state| *state == State::Waiting), self.waiting.len(), "waiting");
+        let known = self.waiting.values().map(|&slot| u64::from(self.sequence(slot).known())).sum::<u64>();
+        assert_eq!(known, self.waiting_tokens, "tokens that wait");
         assert_eq!(count(|state| matches!(state, State::Parked(_))), self.parked as usize, "parked");
         assert_eq!(count(|state| *state == State::Running), self.running.len(), "running");
         assert_eq!(count(|state| matches!(state, State::Leaving(_))), self.leaving as usize, "leaving");

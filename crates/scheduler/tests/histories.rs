@@ -9,7 +9,7 @@ mod harness;
 
 use harness::{Bench, Choices, seeded, sequence};
 use powertrain_scheduler::{NewSequence, Refusal, SchedulerConfig, SequenceId};
-use powertrain_step::{StepLimits, TokenId, mock::Fault};
+use powertrain_step::{StepCost, StepCosts, StepLimits, TokenId, mock::Fault};
 use std::sync::Arc;
 
 /// Prints the seed of the history that panics.
@@ -95,7 +95,21 @@ fn random_config(choices: &mut Choices) -> SchedulerConfig {
         prefix_caching: !choices.one_in(4),
         depth: choices.of(1..=2),
         hash_key: [choices.of(0..=255) as u8; 16],
+        step_costs: if choices.one_in(2) { None } else { Some(random_costs(choices)) },
     }
+}
+
+fn random_costs(choices: &mut Choices) -> StepCosts {
+    let mut list = |longest: u32| {
+        let mut positions = 0;
+        let count = choices.of(0..=5);
+        let costs = (0..count).map(|_| {
+            positions += choices.of(1..=longest);
+            StepCost { positions, seconds: f64::from(choices.of(0..=1000)) * 1e-5 }
+        });
+        costs.collect()
+    };
+    StepCosts { decodes: list(3), prompts: list(20) }
 }
 
 fn random_prefixes(choices: &mut Choices, config: &SchedulerConfig) -> Vec<Vec<TokenId>> {

@@ -4,7 +4,7 @@ mod harness;
 
 use harness::{Bench, End, config, seeded, sequence};
 use powertrain_scheduler::{ConfigError, FinishReason, NewSequence, Refusal, Scheduler, SchedulerConfig, SequenceId};
-use powertrain_step::{StepPlan, TokenId};
+use powertrain_step::{StepCost, StepCosts, StepPlan, TokenId};
 use std::sync::Arc;
 
 fn prompt(len: u32) -> Vec<TokenId> {
@@ -49,6 +49,32 @@ fn decodes_come_first_and_prefill_takes_the_rest_of_the_budget() {
     let steps: Vec<_> = bench.plans.iter().map(work).collect();
     assert_eq!(steps[1], [(0, 3, 1, true), (1, 4, 1, true), (2, 0, 6, false)]);
     assert_eq!(steps[2], [(0, 4, 1, true), (1, 5, 1, true), (2, 6, 6, false)]);
+}
+
+#[test]
+fn prompts_are_spread_over_steps_by_what_steps_cost() {
+    let cost = |positions, seconds| StepCost { positions, seconds };
+    // 40 positions are nearly free beside decodes; a step of 200 costs so much that it is taken only for who waits long.
+    let costs = StepCosts { decodes: vec![cost(1, 1.0), cost(8, 1.1)], prompts: vec![cost(40, 1.2), cost(200, 9.0)] };
+    let mut bench = Bench::new(SchedulerConfig { step_costs: Some(costs), ..config(8, 512, 4, 1000) });
+    bench.submit_one(sequence(prompt(300), 20));
+    bench.step();
+    bench.submit_one(sequence(vec![9; 100], 1));
+    for _ in 0..3 {
+        bench.step();
+    }
+    bench.submit((0..4).map(|token| sequence(vec![token; 1900], 1)).collect()).unwrap();
+    bench.step();
+    let steps: Vec<_> = bench.plans.iter().map(work).collect();
+    // Alone, a prompt is taken whole.
+    assert_eq!(steps[0], [(0, 0, 300, true)]);
+    assert_eq!(steps[1], [(0, 300, 1, true), (1, 0, 39, false)]);
+    assert_eq!(steps[2], [(0, 301, 1, true), (1, 39, 39, false)]);
+    assert_eq!(steps[3], [(0, 302, 1, true), (1, 78, 22, true)]);
+    // 7600 positions wait: more than 32 steps of 200 would take.
+    let lens = |plan: &[(u32, u32, u32, bool)]| plan.iter().map(|work| work.2).collect::<Vec<_>>();
+    assert_eq!(lens(&steps[4]), [1, 511]);
+    bench.run_to_idle();
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The model as HTTP sees it: its text side, its defaults, and what it says of itself.
 
 use powertrain_engine::Handle;
-use powertrain_step::TokenId;
+use powertrain_step::{StepCost, StepCosts, TokenId};
 use powertrain_text::{ChatTemplate, Tokenizer};
 use serde::Serialize;
 use std::sync::Arc;
@@ -121,10 +121,40 @@ pub struct EngineReport {
     pub kv_blocks: u32,
     /// How many sequences of `max_model_len` it holds.
     pub max_concurrency_at_max_model_len: f64,
+    /// What steps were measured to cost, by which prompts are spread over them; absent where they are not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step_costs: Option<StepCostsReport>,
     /// Seconds from the start of loading to ready.
     pub load_seconds: f64,
     /// What they went into.
     pub load_stages: Vec<LoadStage>,
+}
+
+/// What steps cost beside their attention, ascending in positions.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StepCostsReport {
+    /// Of decodes alone.
+    pub decodes: Vec<StepCostReport>,
+    /// With prompts.
+    pub prompts: Vec<StepCostReport>,
+}
+
+/// One size of step.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct StepCostReport {
+    /// Positions computed.
+    pub positions: u32,
+    /// How long that took.
+    pub seconds: f64,
+}
+
+impl From<&StepCosts> for StepCostsReport {
+    fn from(costs: &StepCosts) -> Self {
+        let report = |costs: &[StepCost]| {
+            costs.iter().map(|cost| StepCostReport { positions: cost.positions, seconds: cost.seconds }).collect()
+        };
+        Self { decodes: report(&costs.decodes), prompts: report(&costs.prompts) }
+    }
 }
 
 impl EngineReport {
@@ -159,6 +189,7 @@ impl EngineReport {
             kv_cache_tokens,
             kv_blocks: executor.kv_blocks,
             max_concurrency_at_max_model_len: kv_cache_tokens as f64 / f64::from(limits.max_model_len.max(1)),
+            step_costs: executor.step_costs.as_ref().map(StepCostsReport::from),
             load_seconds: facts.load_seconds,
             load_stages: facts.load_stages.clone(),
         }

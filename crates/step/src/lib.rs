@@ -177,6 +177,27 @@ pub struct ExecutorFacts {
     pub device_memory: Option<DeviceMemory>,
     /// What is captured as graphs, counted while it goes on.
     pub graphs: Option<Arc<Graphs>>,
+    /// What steps of some sizes cost. `None`: as much as they have positions.
+    pub step_costs: Option<StepCosts>,
+}
+
+/// What the products of steps cost by their number of positions, measured when the executor was loaded. What attention adds depends on the
+/// sequences, and costs the same however their positions are spread over steps.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepCosts {
+    /// Steps of decodes alone, ascending in positions.
+    pub decodes: Vec<StepCost>,
+    /// Steps with some decodes and prompts for the rest, ascending in positions.
+    pub prompts: Vec<StepCost>,
+}
+
+/// Measured: a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepCost {
+    /// Positions it computes.
+    pub positions: u32,
+    /// How long that takes.
+    pub seconds: f64,
 }
 
 /// Bytes of a device's memory, beside weights and KV cache.

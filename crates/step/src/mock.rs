@@ -7,7 +7,7 @@
 
 use crate::{
     BlockId, DeviceMemory, Executor, ExecutorFacts, ExecutorLost, Graphs, RowError, RowId, RowOutput, RowStart,
-    RowWork, SampledToken, StepError, StepLimits, StepPlan, StepResult, TokenId, TokenLogprobs,
+    RowWork, SampledToken, StepCosts, StepError, StepLimits, StepPlan, StepResult, TokenId, TokenLogprobs,
 };
 use std::{
     collections::{HashMap, VecDeque},
@@ -75,6 +75,7 @@ impl MockExecutor {
             depth,
             device_memory: None,
             graphs: None,
+            step_costs: None,
         };
         Self {
             facts,
@@ -102,6 +103,12 @@ impl MockExecutor {
             Graphs { planned: 40.into(), captured: 3.into(), microseconds: 1_500_000.into(), ..Graphs::default() };
         self.facts.device_memory = Some(memory);
         self.facts.graphs = Some(Arc::new(graphs));
+        self
+    }
+
+    /// Claims that steps were measured to cost this.
+    pub fn with_step_costs(mut self, costs: StepCosts) -> Self {
+        self.facts.step_costs = Some(costs);
         self
     }
 

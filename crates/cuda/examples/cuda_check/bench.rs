@@ -372,10 +372,7 @@ impl Bench {
         for step in 0..STEPS as u32 {
             let decodes =
                 (0..decodes).map(|row| RowWork { row: RowId(row), start: prompt as u32 + step, len: 1, sample: true });
-            plans.push(StepPlan {
-                work: decodes.chain(rows.clone().map(begun)).collect(),
-                ..fresh.clone()
-            });
+            plans.push(StepPlan { work: decodes.chain(rows.clone().map(begun)).collect(), ..fresh.clone() });
         }
         let mut times = Vec::new();
         let mut begin = Instant::now();

@@ -42,9 +42,8 @@ fn check(model: &Model) -> Result<String, String> {
         [(1, PROMPT), (2, PROMPT), (9, PROMPT), (17, PROMPT), (40, PROMPT), (ROWS, PROMPT), (1, 32), (ROWS, 40)]
     {
         for first in [0, 1] {
-            let works: Vec<_> = (first..ROWS.min(first + batch))
-                .map(|row| checked.work(row, start, (PROMPT - start).max(1)))
-                .collect();
+            let works: Vec<_> =
+                (first..ROWS.min(first + batch)).map(|row| checked.work(row, start, (PROMPT - start).max(1))).collect();
             let refused = checked.refused(&works)?;
             let expected: Vec<u32> = works.iter().map(|work| work.row.0).filter(|&row| damaged(row)).collect();
             if refused != expected {

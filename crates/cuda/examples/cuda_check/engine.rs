@@ -25,6 +25,7 @@ fn measure(path: &str) -> Result<(), String> {
         max_queue: 4096,
         prefix_caching: true,
         async_scheduling: true,
+        pace_prompts: true,
         vocab_size: model.spec().vocab_size as u32,
         stall_timeout: Duration::from_secs(60),
         step_timeout: Some(Duration::from_secs(60)),

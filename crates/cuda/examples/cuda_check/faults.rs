@@ -75,6 +75,7 @@ fn provoke(how: Spoil) -> Result<Heard, String> {
         max_queue: 64,
         prefix_caching: true,
         async_scheduling: true,
+        pace_prompts: true,
         vocab_size: model.spec().vocab_size as u32,
         stall_timeout: Duration::from_secs(60),
         step_timeout: Some(STEP_TIMEOUT),

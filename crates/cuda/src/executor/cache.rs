@@ -15,7 +15,7 @@ use crate::{
 };
 use powertrain_model::spec::DecoderSpec;
 use powertrain_step::{DeviceMemory, StepLimits};
-use std::sync::atomic::Ordering::Relaxed;
+use std::{ops::Range, sync::atomic::Ordering::Relaxed};
 
 /// Device memory left to the driver: kernels that cuBLASLt loads when a shape is tuned, fragmentation. Measured for Llama-3.1-8B's shape: 30 MiB, its 40
 /// graphs included.
@@ -109,7 +109,7 @@ impl CudaExecutor {
     fn rehearse(&mut self) -> Result<u64, CudaError> {
         let rows = self.limits.max_num_seqs as usize;
         let (idle, max_len) = (self.arena.idle_row(), self.limits.max_model_len);
-        let tiles: Vec<_> = prompt_tiles(idle, &self.limits).collect();
+        let tiles: Vec<_> = prompt_tiles(idle, 0..largest_tokens(&self.limits) as u32, max_len).collect();
         self.run_idle(&largest_prefill(&self.limits, tiles.len()), |at| at as u32 % max_len, &tiles)?;
         // Of the sizes, the largest is the least likely.
         let passes = decode_passes(rows, self.deterministic);
@@ -144,6 +144,18 @@ impl CudaExecutor {
         position_of: impl Fn(usize) -> u32,
         tiles: &[[u32; 4]],
     ) -> Result<(), CudaError> {
+        self.stage_idle(pass, position_of, tiles)?;
+        self.forward.run(&self.stream, pass)?;
+        self.stream.wait()
+    }
+
+    /// Brings the arrays of a pass to the device whose every position is the idle row's. Nothing may be running.
+    pub(super) fn stage_idle(
+        &mut self,
+        pass: &Pass,
+        position_of: impl Fn(usize) -> u32,
+        tiles: &[[u32; 4]],
+    ) -> Result<(), CudaError> {
         let (layout, idle) = (pass.layout, self.arena.idle_row());
         let results_at = self.slots[0].results.device_address();
         let addresses = [results_at, results_at + 4 * self.samples_max() as u64, 0];
@@ -164,7 +176,6 @@ impl CudaExecutor {
         self.changes.clear();
         let words = self.changes.write(&layout, addresses, staged);
         self.stream.copy_to_device(&self.forward.staged, &self.slots[0].staged, words)?;
-        self.forward.run(&self.stream, pass)?;
         self.stream.wait()
     }
 }
@@ -183,11 +194,10 @@ fn largest_tokens(limits: &StepLimits) -> usize {
     (limits.max_num_batched_tokens as usize).min(limits.max_num_seqs as usize * limits.max_model_len as usize)
 }
 
-/// Flash tiles of whole prompts of the model's length, one after another, as if all were the idle row's.
-fn prompt_tiles(idle: u32, limits: &StepLimits) -> impl Iterator<Item = [u32; 4]> + use<> {
-    let (tokens, max_len) = (largest_tokens(limits) as u32, limits.max_model_len);
-    (0..tokens).step_by(max_len as usize).flat_map(move |begin| {
-        let len = max_len.min(tokens - begin);
+/// Flash tiles of prompts of a length, one after another at these of a step's positions, as if all were the idle row's.
+pub(super) fn prompt_tiles(idle: u32, at: Range<u32>, length: u32) -> impl Iterator<Item = [u32; 4]> + use<> {
+    at.clone().step_by(length as usize).flat_map(move |begin| {
+        let len = length.min(at.end - begin);
         let tile = move |done: u32| [idle, begin + done, done, TILE_QUERIES.min(len - done)];
         (0..len).step_by(TILE_QUERIES as usize).map(tile)
     })

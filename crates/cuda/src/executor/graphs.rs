@@ -4,7 +4,13 @@
 //! few milliseconds, timing its kernels a fraction of a second.
 
 use super::CudaExecutor;
-use crate::{CudaError, driver::Graph, forward::Pass, shapes::bucket, staging::Layout};
+use crate::{
+    CudaError,
+    driver::{Graph, Stream},
+    forward::Pass,
+    shapes::bucket,
+    staging::Layout,
+};
 use std::{
     sync::atomic::Ordering::Relaxed,
     time::{Duration, Instant},
@@ -15,6 +21,12 @@ pub(super) struct DecodeGraph {
     graph: Graph,
     /// Whether the kernels of its products are those found fastest, not those expected to be.
     chosen: bool,
+}
+
+impl DecodeGraph {
+    pub(super) fn launch(&self, stream: &Stream) -> Result<(), CudaError> {
+        self.graph.launch(stream)
+    }
 }
 
 /// When the kernels of shapes that come for the first time are timed.
@@ -46,7 +58,7 @@ impl CudaExecutor {
                 self.to_capture.push(*pass);
             }
         }
-        self.graphs[pass].graph.launch(&self.stream)
+        self.graphs[pass].launch(&self.stream)
     }
 
     /// Chooses the kernels for a pure decode and records it. Nothing may be running.

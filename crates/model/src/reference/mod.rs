@@ -60,6 +60,7 @@ impl Reference {
             depth: 1,
             device_memory: None,
             graphs: None,
+            step_costs: None,
         };
         let rows = (0..limits.max_num_seqs).map(|_| None).collect();
         let sampler = Sampler::new(model.spec().vocab_size);

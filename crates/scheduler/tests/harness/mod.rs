@@ -43,6 +43,7 @@ pub fn config(rows: u32, budget: u32, block_size: u32, kv_blocks: u32) -> Schedu
         prefix_caching: true,
         depth: 1,
         hash_key: [3; 16],
+        step_costs: None,
     }
 }
 

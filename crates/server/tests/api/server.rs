@@ -86,6 +86,7 @@ impl Setup {
             max_queue: self.max_queue,
             prefix_caching: true,
             async_scheduling: true,
+            pace_prompts: true,
             vocab_size: VOCAB_SIZE,
             stall_timeout: Duration::from_secs(600),
             step_timeout: self.step_timeout,

@@ -1,0 +1,155 @@
+//! How many positions of prompts a step computes beside its decodes.
+//!
+//! A device reads its weights once a step, and its products come in tiles: some positions beside decodes cost next to nothing, more of them cost in
+//! jumps. The executor measures that when it is loaded ([`StepCosts`]); here it is weighed against those who wait. Prompts that come one by
+//! one are spread over the steps, so that each step has about as many positions of prompts as come in one: no step is long, the
+//! weights that decodes need anyway are used by prompts too, and sequences that began together do not stay together. Where more come, or many
+//! wait, a step takes more.
+
+use powertrain_step::StepCosts;
+
+/// A backlog is spread over so many steps, if nothing else asks for more.
+const BACKLOG_STEPS: u64 = 32;
+/// Steps over which the arrival of prompts is averaged. Outputs are some hundreds of tokens: shorter than the time after which clients that wait
+/// for their answers send the next prompt, and bursts of theirs would be taken for a change.
+const AVERAGED_STEPS: f64 = 128.0;
+/// Sizes whose positions cost up to this much more than the cheapest's are as good; the smallest of them is taken.
+const AS_CHEAP: f64 = 1.02;
+/// Fewer positions of prompts than this are not worth a step's kernels for prompts, nor fewer than an eighth of the decodes beside them.
+const FEWEST: u32 = 32;
+
+/// Prompts that could be computed now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Backlog {
+    /// Positions of all of them.
+    pub(crate) positions: u64,
+    /// Positions of the first.
+    pub(crate) first: u32,
+}
+
+pub(crate) struct Pace {
+    costs: StepCosts,
+    /// Positions of prompts that come while a step is computed, averaged.
+    arriving: f64,
+}
+
+impl Pace {
+    pub(crate) fn new(costs: StepCosts) -> Self {
+        debug_assert!(costs.prompts.is_sorted_by(|a, b| a.positions < b.positions));
+        debug_assert!(costs.decodes.is_sorted_by(|a, b| a.positions < b.positions));
+        Self { costs, arriving: 0.0 }
+    }
+
+    /// Positions of prompts for the next step at most, beside so many decodes. `arrived`: those of the prompts that came since the last step. At
+    /// least 1; all there is room for where more is wanted than the largest measured step holds.
+    pub(crate) fn next(&mut self, decodes: u32, backlog: Backlog, arrived: u64) -> u32 {
+        self.arriving += (arrived as f64 - self.arriving) / AVERAGED_STEPS;
+        let wanted = (backlog.positions.div_ceil(BACKLOG_STEPS) as f64).max(self.arriving);
+        let positions = match self.cheapest(decodes, 1.0) {
+            Some(at_ease) if f64::from(at_ease) >= wanted => at_ease,
+            _ => self.cheapest(decodes, wanted).unwrap_or(u32::MAX),
+        };
+        // While nothing decodes, the first prompt keeps nobody waiting.
+        if decodes == 0 { positions.max(backlog.first) } else { positions }
+    }
+
+    /// Of the measured sizes with at least so many positions of prompts beside the decodes, the smallest whose positions are cheap. `None` where
+    /// none is large enough.
+    fn cheapest(&self, decodes: u32, least: f64) -> Option<u32> {
+        let alone = if decodes == 0 { 0.0 } else { seconds(&self.costs.decodes, decodes) };
+        let fewest = f64::from(FEWEST.max(decodes / 8)).max(least);
+        let offers = || {
+            self.costs.prompts.iter().filter_map(|cost| {
+                let positions = cost.positions.checked_sub(decodes).filter(|&more| f64::from(more) >= fewest)?;
+                Some((positions, (cost.seconds - alone).max(0.0) / f64::from(positions)))
+            })
+        };
+        let price = offers().map(|(_, price)| price).reduce(f64::min)?;
+        offers().find(|&(_, offered)| offered <= price * AS_CHEAP).map(|(positions, _)| positions)
+    }
+}
+
+/// What so many positions cost, between measured ones on a straight line.
+fn seconds(costs: &[powertrain_step::StepCost], positions: u32) -> f64 {
+    let above = costs.partition_point(|cost| cost.positions < positions);
+    match (above.checked_sub(1).map(|below| costs[below]), costs.get(above)) {
+        (_, Some(cost)) if cost.positions == positions => cost.seconds,
+        (Some(below), Some(above)) => {
+            let share = f64::from(positions - below.positions) / f64::from(above.positions - below.positions);
+            below.seconds + share * (above.seconds - below.seconds)
+        }
+        (Some(last), None) => last.seconds,
+        (None, Some(first)) => first.seconds,
+        (None, None) => 0.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use powertrain_step::StepCost;
+
+    /// Llama-3.1-8B on an H100, ms: 256 rows are nearly free beside decodes; just past 1,024 rows a wave of tiles more is begun.
+    fn pace() -> Pace {
+        let costs = |list: &[(u32, f64)]| {
+            list.iter().map(|&(positions, ms)| StepCost { positions, seconds: ms * 1e-3 }).collect::<Vec<_>>()
+        };
+        Pace::new(StepCosts {
+            decodes: costs(&[(1, 5.15), (16, 5.9), (64, 6.9), (128, 7.7), (256, 8.6)]),
+            prompts: costs(&[(256, 7.46), (512, 12.71), (768, 18.24), (1024, 22.89), (1408, 34.02), (2048, 44.19)]),
+        })
+    }
+
+    fn waiting(positions: u64) -> Backlog {
+        Backlog { positions, first: 512 }
+    }
+
+    #[test]
+    fn the_cheapest_positions_are_taken_while_few_come() {
+        let mut pace = pace();
+        assert_eq!(pace.next(1, waiting(512), 512), 255);
+        assert_eq!(pace.next(50, waiting(512), 0), 206);
+        // 56 positions of 256 would cost least, and are less than what is worth a step of prompts only from 8 times as many decodes on.
+        assert_eq!(pace.next(200, waiting(512), 0), 56);
+        assert_eq!(pace.next(230, waiting(512), 0), 282);
+    }
+
+    #[test]
+    fn who_waits_long_gets_larger_steps() {
+        let mut pace = pace();
+        assert_eq!(pace.next(50, waiting(32 * 207), 0), 462);
+        // The size that is dear, 1408, is passed over.
+        assert_eq!(pace.next(50, waiting(32 * 975), 0), 1998);
+        assert_eq!(pace.next(50, waiting(32 * 1998), 0), 1998);
+        assert_eq!(pace.next(50, waiting(32 * 1999), 0), u32::MAX);
+    }
+
+    #[test]
+    fn as_many_as_come_are_computed() {
+        let mut pace = pace();
+        // 512 every step: the average rises to it, though nobody waits long.
+        let taken: Vec<u32> = (0..1000).map(|_| pace.next(100, waiting(512), 512)).collect();
+        assert_eq!((taken[0], taken[999]), (156, 668));
+        let taken: Vec<u32> = (0..1000).map(|_| pace.next(100, waiting(512), 0)).collect();
+        assert_eq!(taken[999], 156);
+    }
+
+    #[test]
+    fn a_prompt_alone_is_taken_whole() {
+        let mut pace = pace();
+        assert_eq!(pace.next(0, Backlog { positions: 5000, first: 5000 }, 5000), 5000);
+        assert_eq!(pace.next(0, Backlog { positions: 9000, first: 300 }, 4000), 2048);
+        assert_eq!(pace.next(0, Backlog { positions: 3_000_000, first: 300 }, 0), u32::MAX);
+    }
+
+    #[test]
+    fn there_is_always_a_position() {
+        let mut nothing = Pace::new(StepCosts::default());
+        for decodes in 0..400 {
+            for positions in [0, 1, 31, 32, 1000, u64::from(u32::MAX) * 1000] {
+                assert!(pace().next(decodes, waiting(positions), positions) > 0, "{decodes} {positions}");
+                assert!(nothing.next(decodes, waiting(positions), positions) > 0);
+            }
+        }
+    }
+}
