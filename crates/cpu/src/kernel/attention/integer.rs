@@ -9,13 +9,23 @@
 //! Work per position and KV head, for a group of g query heads of width d: 2 d + 8 bytes read once, 2 g d multiply-adds. Of 16
 //! positions that is for each query 16 dots for scores and 16 for values at d = 64, and on the same pipes 12 multiplications of softmax
 //! and scales: at one a cycle 12 ns on Zen 4, with g = 3 for 2,176 bytes 36 ns, 60 GB/s.
+//!
+//! Here: a group of queries and its way through a span. `integer/encode.rs`: how numbers become bytes. `integer/dots.rs`: both products.
+//! `integer/softmax.rs`: what is between them.
 
-use super::{AttentionWork, NOTHING, Partial, QUERIES, QueryRows, SPAN};
+mod dots;
+mod encode;
+mod softmax;
+
+pub(super) use encode::{load_queries, store};
+
+use super::{AttentionWork, Partial, QUERIES, SPAN};
 use crate::{
-    kernel::exponential::{exp_below_zero_of, tanh},
     kv::KvLayout,
     simd::{IOTA, LANES, Lanes},
 };
+use dots::{scores, weigh};
+use softmax::{Weights, soften};
 use std::{mem::MaybeUninit, ops::Range};
 
 /// Tiles of a span.
@@ -31,116 +41,6 @@ const COLUMNS: usize = 64;
 /// Bytes six vectors take.
 pub(super) fn group_bytes(head_dim: usize) -> usize {
     HEADER + head_dim.div_ceil(COLUMNS) * QUERIES * COLUMNS
-}
-
-/// Weights below are taken for 0: their inverse overflows.
-const SMALLEST: f32 = 1.0e-30;
-
-/// The largest magnitude's 127th and its inverse, which is 0 where nothing can be divided; NaN and infinity stay in the
-/// first.
-#[inline(always)]
-fn scales(largest: f32) -> (f32, f32) {
-    (largest / 127.0, if largest > f32::MIN_POSITIVE { 127.0 / largest } else { 0.0 })
-}
-
-/// Sixteen elements of a row from `at` on, zeros past its end.
-///
-/// # Safety
-/// The level's instructions; the row has `len` elements.
-#[inline(always)]
-unsafe fn load_padded<S: Lanes>(row: *const f32, at: usize, len: usize) -> S::F {
-    // SAFETY: the caller's promises.
-    unsafe {
-        if at + LANES <= len {
-            return S::load(row.add(at));
-        }
-        let mut padded = [0.0f32; LANES];
-        for (i, element) in padded.iter_mut().enumerate().take(len - at) {
-            *element = *row.add(at + i);
-        }
-        S::load(padded.as_ptr())
-    }
-}
-
-/// # Safety
-/// The level's instructions; the row has `len` elements.
-#[inline(always)]
-unsafe fn largest_magnitude<S: Lanes>(row: *const f32, len: usize) -> f32 {
-    // SAFETY: the caller's promises.
-    unsafe {
-        let mut bits = S::splat_i32(0);
-        for at in (0..len).step_by(LANES) {
-            bits = S::max_magnitude_bits(bits, load_padded::<S>(row, at, len));
-        }
-        f32::from_bits(S::reduce_max_i32(bits) as u32)
-    }
-}
-
-/// Quantises queries: per six vectors a header, then for each 64 columns those of each vector.
-///
-/// # Safety
-/// As [`load_queries`](super::load_queries).
-#[inline(always)]
-pub(super) unsafe fn load_queries<S: Lanes>(rows: QueryRows, to: *mut u8) {
-    let QueryRows { head_dim, .. } = rows;
-    for v in 0..rows.vectors() {
-        // SAFETY: the caller's promises; a group holds six vectors.
-        unsafe {
-            let from = rows.vector(v);
-            let group = to.add(v / QUERIES * group_bytes(head_dim));
-            let (header, bytes) = (group.cast::<f32>().add(v % QUERIES), group.add(HEADER + v % QUERIES * COLUMNS));
-            let (scale, inverse) = scales(largest_magnitude::<S>(from, head_dim));
-            let mut sum = 0;
-            for at in (0..head_dim).step_by(LANES) {
-                let x = S::mul(load_padded::<S>(from, at, head_dim), S::splat(inverse));
-                sum += S::quantize(x, bytes.add(at / COLUMNS * COLUMNS * QUERIES + at % COLUMNS).cast());
-            }
-            *header = scale;
-            *header.add(STARTS).cast::<i32>() = -8 * sum;
-        }
-    }
-}
-
-/// Sixteen elements of a row from `at` on as bytes.
-///
-/// # Safety
-/// The level's instructions; the row has `len` elements.
-#[inline(always)]
-unsafe fn quantize_padded<S: Lanes>(row: *const f32, at: usize, len: usize, inverse: f32) -> [i8; LANES] {
-    let mut bytes = [0i8; LANES];
-    // SAFETY: the caller's promises.
-    unsafe { S::quantize(S::mul(load_padded::<S>(row, at, len), S::splat(inverse)), bytes.as_mut_ptr()) };
-    bytes
-}
-
-/// Stores one position's key, 128 added to each byte, and value of one head.
-///
-/// # Safety
-/// As [`store`](super::store).
-#[inline(always)]
-pub(super) unsafe fn store<S: Lanes>(kv: &KvLayout, tile: *mut u8, in_tile: usize, key: *const f32, value: *const f32) {
-    // SAFETY: the caller's promises; all offsets stay inside the tile.
-    unsafe {
-        let scale_at = tile.add(kv.key_scales()).cast::<f32>().add(in_tile);
-        let (scale, inverse) = scales(largest_magnitude::<S>(key, kv.head_dim));
-        *scale_at = scale;
-        for at in (0..kv.head_dim).step_by(LANES) {
-            let bytes = quantize_padded::<S>(key, at, kv.head_dim, inverse);
-            for quad in 0..(kv.head_dim - at).div_ceil(4).min(LANES / 4) {
-                let word = bytes.as_ptr().add(quad * 4).cast::<u32>().read_unaligned() ^ 0x8080_8080;
-                tile.add((at / 4 + quad) * 64 + in_tile * 4).cast::<u32>().write_unaligned(word);
-            }
-        }
-        let (scale, inverse) = scales(largest_magnitude::<S>(value, kv.head_dim));
-        *scale_at.add(LANES) = scale;
-        let values = tile.add(kv.values() + in_tile / 4 * kv.value_width() * 4 + in_tile % 4);
-        for at in (0..kv.head_dim).step_by(LANES) {
-            let bytes = quantize_padded::<S>(value, at, kv.head_dim, inverse);
-            for i in 0..LANES {
-                *values.add((at + i) * 4) = bytes[i] as u8;
-            }
-        }
-    }
 }
 
 /// # Safety
@@ -305,15 +205,6 @@ impl<'a> Group<'a> {
     }
 }
 
-/// Softmax weights of a span.
-struct Weights<const M: usize> {
-    /// As [`Lanes::quantize_u7`] leaves them: for each block of tiles, of their four quads each, the bytes of the first tile, of the
-    /// second and so on.
-    bytes: [[u8; SPAN]; M],
-    /// What they count in each block.
-    units: [[f32; TILES / BLOCK]; M],
-}
-
 /// D times 16 columns of values at a time.
 ///
 /// # Safety
@@ -350,254 +241,6 @@ unsafe fn attend_group<S: Lanes, const M: usize, const D: usize>(work: &Attentio
             } else {
                 weigh::<S, M, 1>(work, group, d, &weights, out);
                 d += LANES;
-            }
-        }
-    }
-}
-
-/// Scores of M queries with P tiles of keys from `tile` on.
-///
-/// # Safety
-/// The level's instructions; the tiles are whole; the group's queries are there.
-#[inline(always)]
-unsafe fn scores<S: Lanes, const M: usize, const P: usize>(
-    work: &AttentionWork,
-    group: Group<'_>,
-    scores: *mut [f32; SPAN],
-    tile: usize,
-) {
-    let kv = &work.kv;
-    // SAFETY: the caller's promises.
-    unsafe {
-        let header = group.queries.cast::<f32>();
-        let starts = header.cast::<i32>().add(STARTS);
-        let asked = Asked::of(kv);
-        let mut dots = [[S::splat_i32(0); P]; M];
-        for m in 0..M {
-            dots[m] = [S::start_i8(*starts.add(m)); P];
-        }
-        let mut queries = group.queries.add(HEADER).cast::<i8>();
-        for quad in 0..kv.head_dim.div_ceil(4) {
-            let mut line = [S::splat_i32(0); P];
-            for p in 0..P {
-                line[p] = S::load_line(group.tiles[tile + p].add(quad * 64));
-                if let Some(next) = group.next
-                    && quad < asked.with_scores
-                {
-                    S::prefetch(next[tile + p].add(quad * 64));
-                }
-            }
-            for m in 0..M {
-                for p in 0..P {
-                    dots[m][p] = S::dot_i8(dots[m][p], line[p], queries.add(m * COLUMNS));
-                }
-            }
-            let is_last = quad % (COLUMNS / 4) == COLUMNS / 4 - 1;
-            queries = queries.wrapping_add(if is_last { 4 + COLUMNS * (QUERIES - 1) } else { 4 });
-        }
-        let mut scales = [S::splat(0.0); P];
-        for p in 0..P {
-            scales[p] = S::load(group.tiles[tile + p].add(kv.key_scales()).cast());
-        }
-        // No more than this: a longer body is not unrolled, and the sums go through memory.
-        for m in 0..M {
-            let scale = S::splat(*header.add(m) * work.scale);
-            for p in 0..P {
-                let score = S::mul(S::to_f32(dots[m][p]), S::mul(scales[p], scale));
-                S::store(scores.add(m).cast::<f32>().add((tile + p) * LANES), score);
-            }
-        }
-    }
-}
-
-/// Scores to weights: `e^(score - highest)`, their sum, and their products with the values' scales in 7 bits.
-///
-/// # Safety
-/// The level's instructions; the tiles are whole; `out` has the group's vectors.
-#[inline(always)]
-unsafe fn soften<S: Lanes, const M: usize>(
-    work: &AttentionWork,
-    group: Group<'_>,
-    scores: *mut [f32; SPAN],
-    weights: &mut Weights<M>,
-    out: Partial,
-) {
-    let mut scales = ValueScales { seen: Seen::NOTHING, of: [0.0; SPAN] };
-    let blocks = group.live.div_ceil(BLOCK);
-    let asked = Asked::of(&work.kv);
-    // SAFETY: the caller's promises.
-    unsafe {
-        for m in 0..group.count {
-            let seen = group.seen[m];
-            let (max, sum) = (out.max.add(group.first + m), out.sum.add(group.first + m));
-            if seen == Seen::NOTHING {
-                (*max, *sum) = (NOTHING, 0.0);
-                continue;
-            }
-            if scales.seen != seen {
-                scales.fill::<S>(work, group, seen);
-            }
-            let scores = scores.add(m).cast::<f32>();
-            if work.softcap.is_some() || !seen.has_all_of(blocks * BLOCK) {
-                hide::<S>(work, group.live, seen, scores);
-            }
-            let mut highest = [S::splat(NOTHING); 2];
-            for tile in 0..group.live {
-                highest[tile % 2] = S::max(highest[tile % 2], S::load(scores.add(tile * LANES)));
-            }
-            let highest = S::reduce_max(S::max(highest[0], highest[1]));
-            // All exponentials, then all units, then all bytes: a block's way through them is a chain, those of four go side by side.
-            let mut added = [S::splat(0.0); 2];
-            let mut largest = [S::splat_i32(0); TILES / BLOCK];
-            for block in 0..blocks {
-                let at = block * BLOCK * LANES;
-                if let Some(next) = group.next {
-                    for tile in &next[block * BLOCK..(block + 1) * BLOCK] {
-                        for line in (asked.with_scores + m..asked.with_weights).step_by(group.count) {
-                            S::prefetch(tile.wrapping_add(line * 64));
-                        }
-                    }
-                }
-                largest[block] = weigh_values::<S>(scores.add(at), scales.of.as_ptr().add(at), highest, &mut added);
-            }
-            (*max, *sum) = (highest, S::reduce_add(S::add(added[0], added[1])));
-            let mut inverses = [0.0; TILES / BLOCK];
-            for block in 0..blocks {
-                // NaN and infinity stay in the unit.
-                let largest = f32::from_bits(S::reduce_max_i32(largest[block]) as u32);
-                weights.units[m][block] = largest / 127.0;
-                inverses[block] = if largest > SMALLEST { 127.0 / largest } else { 0.0 };
-            }
-            for block in 0..blocks {
-                let mut x = [S::splat(0.0); BLOCK];
-                for i in 0..BLOCK {
-                    let weight = S::load(scores.add((block * BLOCK + i) * LANES));
-                    x[i] = S::mul(weight, S::splat(inverses[block]));
-                }
-                S::quantize_u7(x, weights.bytes[m].as_mut_ptr().add(block * BLOCK * LANES));
-            }
-        }
-    }
-}
-
-/// Scores of a block to `e^(score - highest)`, which are added up, times the values' scales. Returns the bits of the largest
-/// magnitude in each lane.
-///
-/// # Safety
-/// The level's instructions; a block of scores and of scales.
-#[inline(always)]
-unsafe fn weigh_values<S: Lanes>(scores: *mut f32, scales: *const f32, highest: f32, added: &mut [S::F; 2]) -> S::I {
-    // SAFETY: the caller's promises.
-    unsafe {
-        let mut x = [S::splat(0.0); BLOCK];
-        for i in 0..BLOCK {
-            x[i] = S::sub(S::load(scores.add(i * LANES)), S::splat(highest));
-        }
-        x = exp_below_zero_of::<S, BLOCK>(x);
-        let mut largest = S::splat_i32(0);
-        for i in 0..BLOCK {
-            added[i % 2] = S::add(added[i % 2], x[i]);
-            x[i] = S::mul(x[i], S::load(scales.add(i * LANES)));
-            S::store(scores.add(i * LANES), x[i]);
-            largest = S::max_magnitude_bits(largest, x[i]);
-        }
-        largest
-    }
-}
-
-/// Caps scores and sets those not seen, and the tiles that fill the last block, to minus infinity.
-///
-/// # Safety
-/// The level's instructions; `scores` are a span's.
-#[inline(always)]
-unsafe fn hide<S: Lanes>(work: &AttentionWork, live: usize, seen: Seen, scores: *mut f32) {
-    // SAFETY: the caller's promises.
-    unsafe {
-        for tile in live..live.next_multiple_of(BLOCK) {
-            S::store(scores.add(tile * LANES), S::splat(f32::NEG_INFINITY));
-        }
-        for tile in 0..live {
-            let at = scores.add(tile * LANES);
-            let mut score = S::load(at);
-            if let Some(cap) = work.softcap {
-                score = S::mul(S::splat(cap), tanh::<S>(S::mul(score, S::splat(1.0 / cap))));
-            }
-            S::store(at, seen.mask::<S>(tile, score, f32::NEG_INFINITY));
-        }
-    }
-}
-
-/// The scales of the values seen, 0 for others. (The scale of a position not seen may be anything.)
-struct ValueScales {
-    seen: Seen,
-    of: [f32; SPAN],
-}
-
-impl ValueScales {
-    /// # Safety
-    /// The level's instructions; the group's tiles are whole.
-    #[inline(always)]
-    unsafe fn fill<S: Lanes>(&mut self, work: &AttentionWork, group: Group<'_>, seen: Seen) {
-        // SAFETY: the caller's promises.
-        unsafe {
-            for tile in 0..group.live {
-                let scale = S::load(group.tiles[tile].add(work.kv.value_scales()).cast());
-                S::store(self.of.as_mut_ptr().add(tile * LANES), seen.mask::<S>(tile, scale, 0.0));
-            }
-        }
-        self.seen = seen;
-    }
-}
-
-/// `output = weights x values` for D times 16 columns from `d` on; 0 for vectors that see nothing.
-///
-/// # Safety
-/// The level's instructions; the tiles are whole; `out` has the group's vectors.
-#[inline(always)]
-unsafe fn weigh<S: Lanes, const M: usize, const D: usize>(
-    work: &AttentionWork,
-    group: Group<'_>,
-    d: usize,
-    weights: &Weights<M>,
-    out: Partial,
-) {
-    let (width, asked) = (work.kv.value_width(), Asked::of(&work.kv));
-    // SAFETY: the caller's promises.
-    unsafe {
-        let mut sums = [[S::splat(0.0); D]; M];
-        for block in 0..group.live.div_ceil(BLOCK) {
-            let mut dots = [[S::splat_i32(0); D]; M];
-            for tile in block * BLOCK..group.live.min((block + 1) * BLOCK) {
-                let values = group.tiles[tile].add(work.kv.values() + d * 4);
-                for four in 0..LANES / 4 {
-                    let mut line = [S::splat_i32(0); D];
-                    for i in 0..D {
-                        line[i] = S::load_line(values.add(four * width * 4 + i * 64));
-                        let asks = asked.with_weights + d / LANES * 4 + four * D + i;
-                        if let Some(next) = group.next
-                            && asks < asked.lines
-                        {
-                            S::prefetch(next[tile].add(asks * 64));
-                        }
-                    }
-                    let at = (block * LANES + four * BLOCK + tile % BLOCK) * 4;
-                    for m in 0..M {
-                        for i in 0..D {
-                            dots[m][i] = S::dot_u7(dots[m][i], line[i], weights.bytes[m].as_ptr().add(at));
-                        }
-                    }
-                }
-            }
-            for m in 0..M {
-                for i in 0..D {
-                    let unit = S::splat(weights.units[m][block]);
-                    sums[m][i] = S::fma(S::to_f32(dots[m][i]), unit, sums[m][i]);
-                }
-            }
-        }
-        for m in 0..group.count {
-            for i in 0..D {
-                S::store(out.output.add((group.first + m) * width + d + i * LANES), sums[m][i]);
             }
         }
     }
