@@ -50,6 +50,7 @@ enum Bound {
 struct Ceilings {
     read: f64,
     dots: f64,
+    /// 0 where the level has none: nothing is bound by them there.
     bf16_dots: f64,
     multiply_adds: f64,
 }
@@ -167,7 +168,7 @@ fn ceilings(kernels: &Kernels) -> Ceilings {
     let dots = best(|| unsafe { (kernels.dots)(bytes.as_ptr(), ROUNDS, out.as_mut_ptr()) });
     let halves = [0x3f80u16; 2 * CHAINS];
     // SAFETY: as above.
-    let bf16_dots = best(|| unsafe { (kernels.bf16_dots)(halves.as_ptr(), ROUNDS, out.as_mut_ptr()) });
+    let bf16_dots = || best(|| unsafe { (kernels.bf16_dots)(halves.as_ptr(), ROUNDS, out.as_mut_ptr()) });
     let floats = [0.5f32; CHAINS];
     // SAFETY: as above.
     let adds = best(|| unsafe { (kernels.multiply_adds)(floats.as_ptr(), ROUNDS, out.as_mut_ptr()) });
@@ -175,7 +176,7 @@ fn ceilings(kernels: &Kernels) -> Ceilings {
     Ceilings {
         read: STREAM_BYTES as f64 / 1e9 / read,
         dots: instructions * 128.0 / dots,
-        bf16_dots: instructions * 64.0 / bf16_dots,
+        bf16_dots: if kernels.has_bf16_dot { instructions * 64.0 / bf16_dots() } else { 0.0 },
         multiply_adds: instructions * 32.0 / adds,
     }
 }
