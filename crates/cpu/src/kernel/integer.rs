@@ -245,6 +245,37 @@ unsafe fn next_scales<S: Lanes, const FACTORED: bool>(from: &mut *const u8, fact
     }
 }
 
+/// [`next_scales`] of either kind.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+unsafe fn next_scales_of<S: Lanes>(from: &mut *const u8, factor: S::F, factored: bool) -> S::F {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match factored {
+            true => next_scales::<S, true>(from, factor),
+            false => next_scales::<S, false>(from, factor),
+        }
+    }
+}
+
+/// The lowest four bits of quad `quad` of a block.
+///
+/// # Safety
+/// The level's instructions; a block of them at `quants`.
+#[inline(always)]
+unsafe fn lowest_four<S: Lanes>(quants: *const u8, quad: usize) -> S::I {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let line = S::load_line(quants.add(quad / 2 * 64));
+        match quad % 2 {
+            0 => S::shift_right_and::<0>(line, 0x0f0f_0f0f),
+            _ => S::shift_right_and::<4>(line, 0x0f0f_0f0f),
+        }
+    }
+}
+
 /// Unpacks `panel` to f32, `[columns][16]`.
 ///
 /// # Safety
@@ -263,26 +294,20 @@ pub(crate) unsafe fn expand<S: Lanes>(panel: IntegerPanel, out: *mut f32) {
                 quants = quants.add(FACTOR_BYTES);
             }
             let mut scales = quants.add(panel.layout.quant_bytes());
-            let mut next = |factor: S::F| match factored {
-                true => next_scales::<S, true>(&mut scales, factor),
-                false => next_scales::<S, false>(&mut scales, factor),
-            };
             for first in (0..32).step_by(group) {
-                let scale = next(factors[0]);
-                let minimum = if minima { next(factors[1]) } else { S::splat(0.0) };
+                let scale = next_scales_of::<S>(&mut scales, factors[0], factored);
+                let minimum =
+                    if minima { next_scales_of::<S>(&mut scales, factors[1], factored) } else { S::splat(0.0) };
                 for quad in first / 4..(first + group) / 4 {
-                    let nibbles = || {
-                        let line = S::load_line(quants.add(quad / 2 * 64));
-                        match quad % 2 {
-                            0 => S::shift_right_and::<0>(line, 0x0f0f_0f0f),
-                            _ => S::shift_right_and::<4>(line, 0x0f0f_0f0f),
-                        }
-                    };
                     let q = match bits {
-                        4 => nibbles(),
-                        5 => S::or(nibbles(), above_fourth::<S, 5>(S::load_line(quants.add(4 * 64)), quad)),
+                        4 => lowest_four::<S>(quants, quad),
+                        5 => {
+                            let above = above_fourth::<S, 5>(S::load_line(quants.add(4 * 64)), quad);
+                            S::or(lowest_four::<S>(quants, quad), above)
+                        }
                         6 => {
-                            S::or(nibbles(), above_fourth::<S, 6>(S::load_line(quants.add((4 + quad / 4) * 64)), quad))
+                            let above = above_fourth::<S, 6>(S::load_line(quants.add((4 + quad / 4) * 64)), quad);
+                            S::or(lowest_four::<S>(quants, quad), above)
                         }
                         _ => S::load_line(quants.add(quad * 64)),
                     };

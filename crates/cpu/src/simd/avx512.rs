@@ -220,6 +220,7 @@ impl<const BF16: bool> Lanes for Avx512<BF16> {
 
     #[inline(always)]
     unsafe fn dot_bf16(sum: Self::F, line: Self::I, x: *const u16) -> Self::F {
+        assert!(BF16, "this level has no bf16 dot product");
         // SAFETY: the trait's contract; 4 bytes are read, and the vectors are only seen as other types of their size.
         unsafe {
             let x = _mm512_set1_epi32(x.cast::<i32>().read_unaligned());
