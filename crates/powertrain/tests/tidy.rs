@@ -85,6 +85,16 @@ fn crates_forbid_unsafe_code() {
     });
 }
 
+/// A closure lacks the features of the function around it, and calls take the place of instructions.
+#[test]
+fn lanes_are_written_out() {
+    check(|file| {
+        let is_lanes =
+            ["avx2", "avx512", "neon"].iter().any(|level| file.path == format!("crates/cpu/src/simd/{level}.rs"));
+        (is_lanes && file.text.contains(".map(|")).then(|| "a closure around intrinsics: use each!".to_owned())
+    });
+}
+
 #[test]
 fn nothing_forbidden_is_committed() {
     let forbidden = forbidden();

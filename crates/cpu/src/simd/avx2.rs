@@ -14,17 +14,6 @@ macro_rules! both {
     };
 }
 
-/// An array of what `$body` is for each `$i`. Not by `map`: its closure lacks the features, so that each intrinsic in it stays a call, which
-/// made dots ninety times slower.
-macro_rules! each {
-    ($($number:literal),+ => |$i:ident| $body:expr) => {
-        [$({
-            let $i = $number;
-            $body
-        }),+]
-    };
-}
-
 // SAFETY (all functions): the trait's contract gives the instructions and the pointers' validity; loads and stores are
 // the unaligned ones.
 #[allow(unused_unsafe, reason = "which intrinsics are safe inside a function with the feature differs by release")]

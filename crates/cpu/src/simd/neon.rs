@@ -29,7 +29,7 @@ impl Lanes for Neon {
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self::F {
         // SAFETY: the trait's contract.
-        unsafe { [0, 1, 2, 3].map(|i| vld1q_f32(from.add(4 * i))) }
+        unsafe { each!(0, 1, 2, 3 => |i| vld1q_f32(from.add(4 * i))) }
     }
     #[inline(always)]
     unsafe fn store(to: *mut f32, x: Self::F) {
@@ -51,7 +51,9 @@ impl Lanes for Neon {
     #[inline(always)]
     unsafe fn load_bf16(from: *const u16) -> Self::F {
         // SAFETY: the trait's contract.
-        unsafe { [0, 1, 2, 3].map(|i| vreinterpretq_f32_u32(vshlq_n_u32::<16>(vmovl_u16(vld1_u16(from.add(4 * i)))))) }
+        unsafe {
+            each!(0, 1, 2, 3 => |i| vreinterpretq_f32_u32(vshlq_n_u32::<16>(vmovl_u16(vld1_u16(from.add(4 * i))))))
+        }
     }
     #[inline(always)]
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
@@ -76,17 +78,17 @@ impl Lanes for Neon {
     #[inline(always)]
     unsafe fn max(a: Self::F, b: Self::F) -> Self::F {
         // SAFETY: the trait's contract.
-        unsafe { [0, 1, 2, 3].map(|i| vbslq_f32(vcgtq_f32(a[i], b[i]), a[i], b[i])) }
+        unsafe { each!(0, 1, 2, 3 => |i| vbslq_f32(vcgtq_f32(a[i], b[i]), a[i], b[i])) }
     }
     #[inline(always)]
     unsafe fn min(a: Self::F, b: Self::F) -> Self::F {
         // SAFETY: the trait's contract.
-        unsafe { [0, 1, 2, 3].map(|i| vbslq_f32(vcltq_f32(a[i], b[i]), a[i], b[i])) }
+        unsafe { each!(0, 1, 2, 3 => |i| vbslq_f32(vcltq_f32(a[i], b[i]), a[i], b[i])) }
     }
     #[inline(always)]
     unsafe fn select_less(a: Self::F, b: Self::F, yes: Self::F, no: Self::F) -> Self::F {
         // SAFETY: the trait's contract.
-        unsafe { [0, 1, 2, 3].map(|i| vbslq_f32(vcltq_f32(a[i], b[i]), yes[i], no[i])) }
+        unsafe { each!(0, 1, 2, 3 => |i| vbslq_f32(vcltq_f32(a[i], b[i]), yes[i], no[i])) }
     }
     #[inline(always)]
     unsafe fn round(x: Self::F) -> Self::F {
@@ -96,7 +98,7 @@ impl Lanes for Neon {
     unsafe fn times_power_of_two(x: Self::F, n: Self::F) -> Self::F {
         // SAFETY: the trait's contract.
         unsafe {
-            [0, 1, 2, 3].map(|i| {
+            each!(0, 1, 2, 3 => |i| {
                 let exponent = vaddq_s32(vcvtnq_s32_f32(n[i]), vdupq_n_s32(127));
                 vmulq_f32(x[i], vreinterpretq_f32_s32(vshlq_n_s32::<23>(exponent)))
             })
@@ -106,7 +108,7 @@ impl Lanes for Neon {
     unsafe fn add_exponent(x: Self::F, by: Self::F) -> Self::F {
         // SAFETY: the trait's contract.
         unsafe {
-            [0, 1, 2, 3].map(|i| {
+            each!(0, 1, 2, 3 => |i| {
                 let shifted = vshlq_n_s32::<23>(vreinterpretq_s32_f32(by[i]));
                 vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(x[i]), shifted))
             })
@@ -135,13 +137,13 @@ impl Lanes for Neon {
     #[inline(always)]
     unsafe fn load_line(from: *const u8) -> Self::I {
         // SAFETY: the trait's contract.
-        unsafe { [0, 1, 2, 3].map(|i| vreinterpretq_s32_u8(vld1q_u8(from.add(16 * i)))) }
+        unsafe { each!(0, 1, 2, 3 => |i| vreinterpretq_s32_u8(vld1q_u8(from.add(16 * i)))) }
     }
     #[inline(always)]
     unsafe fn load_i8(from: *const i8) -> Self::I {
         // SAFETY: the trait's contract.
         unsafe {
-            let [low, high] = [0, 8].map(|at| vmovl_s8(vld1_s8(from.add(at))));
+            let [low, high] = each!(0, 8 => |at| vmovl_s8(vld1_s8(from.add(at))));
             let wide = |half| vmovl_s16(half);
             [wide(vget_low_s16(low)), wide(vget_high_s16(low)), wide(vget_low_s16(high)), wide(vget_high_s16(high))]
         }
@@ -155,7 +157,7 @@ impl Lanes for Neon {
         // SAFETY: the trait's contract.
         unsafe {
             let (right, mask) = (vdupq_n_s32(-(SHIFT as i32)), vdupq_n_s32(mask));
-            [0, 1, 2, 3].map(|i| vandq_s32(vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(x[i]), right)), mask))
+            each!(0, 1, 2, 3 => |i| vandq_s32(vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(x[i]), right)), mask))
         }
     }
     #[inline(always)]
@@ -163,13 +165,13 @@ impl Lanes for Neon {
         // SAFETY: the trait's contract.
         unsafe {
             let (left, mask) = (vdupq_n_s32(SHIFT as i32), vdupq_n_s32(mask));
-            x.map(|part| vandq_s32(vshlq_s32(part, left), mask))
+            each!(0, 1, 2, 3 => |i| vandq_s32(vshlq_s32(x[i], left), mask))
         }
     }
     #[inline(always)]
     unsafe fn or(a: Self::I, b: Self::I) -> Self::I {
         // SAFETY: the trait's contract.
-        unsafe { [0, 1, 2, 3].map(|i| vorrq_s32(a[i], b[i])) }
+        unsafe { each!(0, 1, 2, 3 => |i| vorrq_s32(a[i], b[i])) }
     }
     #[inline(always)]
     unsafe fn bits_to_f32(x: Self::I) -> Self::F {
@@ -178,7 +180,7 @@ impl Lanes for Neon {
     #[inline(always)]
     unsafe fn max_magnitude_bits(so_far: Self::I, x: Self::F) -> Self::I {
         // SAFETY: the trait's contract.
-        unsafe { [0, 1, 2, 3].map(|i| vmaxq_s32(so_far[i], vreinterpretq_s32_f32(vabsq_f32(x[i])))) }
+        unsafe { each!(0, 1, 2, 3 => |i| vmaxq_s32(so_far[i], vreinterpretq_s32_f32(vabsq_f32(x[i])))) }
     }
     #[inline(always)]
     unsafe fn reduce_max_i32(x: Self::I) -> i32 {
@@ -189,7 +191,7 @@ impl Lanes for Neon {
     unsafe fn quantize(x: Self::F, to: *mut i8) -> i32 {
         // SAFETY: the trait's contract; 16 bytes are written.
         unsafe {
-            let narrow = x.map(|part| vqmovn_s32(vcvtnq_s32_f32(part)));
+            let narrow = each!(0, 1, 2, 3 => |i| vqmovn_s32(vcvtnq_s32_f32(x[i])));
             let low = vqmovn_s16(vcombine_s16(narrow[0], narrow[1]));
             let high = vqmovn_s16(vcombine_s16(narrow[2], narrow[3]));
             let bytes = vcombine_s8(low, high);
@@ -204,7 +206,8 @@ impl Lanes for Neon {
         unsafe {
             let [a, b, c, d] = x;
             for part in 0..4 {
-                let words = [a[part], b[part], c[part], d[part]].map(|x| vqmovun_s32(vcvtnq_s32_f32(x)));
+                let x = [a[part], b[part], c[part], d[part]];
+                let words = each!(0, 1, 2, 3 => |i| vqmovun_s32(vcvtnq_s32_f32(x[i])));
                 let (first, second) = (vcombine_u16(words[0], words[1]), vcombine_u16(words[2], words[3]));
                 vst1q_u8(to.add(16 * part), vcombine_u8(vmovn_u16(first), vmovn_u16(second)));
             }
@@ -216,7 +219,7 @@ impl Lanes for Neon {
         // SAFETY: the trait's contract; 4 bytes are read, and up to 127 they are the same signed.
         unsafe {
             let x = vreinterpretq_s8_s32(vdupq_n_s32(x.cast::<i32>().read_unaligned()));
-            [0, 1, 2, 3].map(|i| signed_dot(sum[i], vreinterpretq_s8_s32(line[i]), x))
+            each!(0, 1, 2, 3 => |i| signed_dot(sum[i], vreinterpretq_s8_s32(line[i]), x))
         }
     }
     #[inline(always)]
@@ -224,14 +227,14 @@ impl Lanes for Neon {
         // SAFETY: the trait's contract; 4 bytes are read.
         unsafe {
             let x = vreinterpretq_s8_s32(vdupq_n_s32(x.cast::<i32>().read_unaligned()));
-            [0, 1, 2, 3].map(|i| signed_dot(sum[i], vreinterpretq_s8_s32(line[i]), x))
+            each!(0, 1, 2, 3 => |i| signed_dot(sum[i], vreinterpretq_s8_s32(line[i]), x))
         }
     }
     #[inline(always)]
     unsafe fn products_i16(pairs: Self::I, x: Self::I) -> Self::I {
         // SAFETY: the trait's contract.
         unsafe {
-            [0, 1, 2, 3].map(|i| {
+            each!(0, 1, 2, 3 => |i| {
                 let (pairs, x) = (vreinterpretq_s16_s32(pairs[i]), vreinterpretq_s16_s32(x[i]));
                 let low = vmull_s16(vget_low_s16(pairs), vget_low_s16(x));
                 vpaddq_s32(low, vmull_high_s16(pairs, x))
@@ -249,7 +252,7 @@ impl Lanes for Neon {
         unsafe {
             let x = vreinterpretq_s8_s32(vdupq_n_s32(x.cast::<i32>().read_unaligned()));
             let flip = vdupq_n_s8(-128);
-            [0, 1, 2, 3].map(|i| signed_dot(sum[i], veorq_s8(vreinterpretq_s8_s32(line[i]), flip), x))
+            each!(0, 1, 2, 3 => |i| signed_dot(sum[i], veorq_s8(vreinterpretq_s8_s32(line[i]), flip), x))
         }
     }
 }
