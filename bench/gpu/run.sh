@@ -3,9 +3,9 @@
 #
 #   bench/gpu/run.sh OUT [MODEL.gguf]
 #
-# Builds first, unless CUDA_CHECK and POWERTRAIN name built binaries. With a model (SmolLM2-135M is meant): checked on the ids in MODEL.gguf.tokens
-# if there is such a file, greedy texts and perplexity (of the file WIKITEXT, if there is one) against this binary on the CPU, both again of the same
-# model stored in f16 (f16.py, which needs numpy), faults under a serving process, and a minute of mixed load.
+# Builds first, unless CUDA_CHECK and POWERTRAIN name built binaries. With a model (SmolLM2-135M is meant): its logits on a text against the
+# reference, greedy texts and perplexity (of the file WIKITEXT, if there is one) against this binary on the CPU, both again of the same model
+# stored in f16 (f16.py, which needs numpy), faults under a serving process, and a minute of mixed load.
 # STAGES picks some, in this order: products models f16 memcheck damaged texts perplexity f16model faults failure soak speed. Those up to f16model run
 # beside each other, which changes no result but their times; the others alone. Each stage has a limit, and all it started ends with it.
 # report.txt has a line for each, also when this script is ended by a signal. Ends with 1 if a stage failed; speed only measures.

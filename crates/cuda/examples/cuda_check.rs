@@ -9,7 +9,7 @@
 //! cuda_check models [only:TEXT...] [FOLDER...]   whole models against the reference: synthetic shapes (those named), and checkpoints given
 //! cuda_check damaged               keys that are NaN: who attends to them is refused, nobody else
 //! cuda_check faults                no memory for graphs, a freed cache, a stream that hangs: what the engine makes of it
-//! cuda_check profile [case:ROWSxLENGTH@BEFORE...] SHAPE...      where the time of a step goes, of all cases or of these
+//! cuda_check profile [case:ROWSxLENGTH@BEFORE | mixed:DECODESxPOSITIONS...] SHAPE...      where the time of a step goes, of all cases or of these
 //! cuda_check decode SHAPE...       the same, of decodes alone
 //! cuda_check engine SHAPE...       throughput through the real engine, without HTTP
 //! cuda_check bench SHAPE...        decode and prefill of a config.json with dummy weights
@@ -69,7 +69,7 @@ fn main() -> ExitCode {
         Some("bench-sampling") => bench::sampling_all(&arguments[1..]),
         _ => {
             println!(
-                "usage: cuda_check [f16] products [skinny | general | gated] | sampling | deterministic [CONFIG_FOLDER...] | gated | skinny [ROWS...] | models [only:TEXT...] [FOLDER...] | damaged | faults | profile [case:ROWSxLENGTH@BEFORE...] CONFIG_FOLDER... | decode CONFIG_FOLDER... | engine CONFIG_FOLDER... | bench CONFIG_FOLDER... | mixed CONFIG_FOLDER... | bench-sampling CONFIG_FOLDER..."
+                "usage: cuda_check [f16] products [skinny | general | gated] | sampling | deterministic [CONFIG_FOLDER...] | gated | skinny [ROWS...] | models [only:TEXT...] [FOLDER...] | damaged | faults | profile [case:ROWSxLENGTH@BEFORE | mixed:DECODESxPOSITIONS...] CONFIG_FOLDER... | decode CONFIG_FOLDER... | engine CONFIG_FOLDER... | bench CONFIG_FOLDER... | mixed CONFIG_FOLDER... | bench-sampling CONFIG_FOLDER..."
             );
             return ExitCode::from(2);
         }

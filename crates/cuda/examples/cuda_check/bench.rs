@@ -78,9 +78,10 @@ fn sampling(path: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Where the time of a step goes: of decodes, and of prefills where asked for. Arguments: folders, and `case:ROWSxLENGTH@BEFORE` in place of all cases.
+/// Where the time of a step goes: of decodes, and of steps with prompts where asked for. Arguments: folders, and cases in place of all.
 pub(crate) fn profile_all(arguments: &[String], prefills: bool) -> usize {
-    let (cases, paths): (Vec<_>, Vec<_>) = arguments.iter().partition(|argument| argument.starts_with("case:"));
+    let (cases, paths): (Vec<_>, Vec<_>) =
+        arguments.iter().partition(|argument| argument.starts_with("case:") || argument.starts_with("mixed:"));
     let cases: Result<Vec<_>, _> = cases.into_iter().map(|case| profile_case(case)).collect();
     let failed = |path: &&&String| {
         let done = cases.clone().and_then(|cases| profile(path, prefills, &cases));
@@ -89,15 +90,52 @@ pub(crate) fn profile_all(arguments: &[String], prefills: bool) -> usize {
     paths.iter().filter(failed).count()
 }
 
-/// Rows, positions a row, positions before, whether what computes the products is measured first.
-type ProfileCase = (u32, u32, u32, bool);
+#[derive(Clone, Copy)]
+enum ProfileCase {
+    /// Rows, positions a row, positions before, whether what computes the products is measured first.
+    Alike(u32, u32, u32, bool),
+    /// Decodes, all positions: prompts of 512 fill the step, the last one cut.
+    Mixed(u32, u32),
+}
 
-/// `case:ROWSxLENGTH@BEFORE`
+impl ProfileCase {
+    /// Of each row, positions before and positions in the step.
+    fn rows(self) -> Vec<(u32, u32)> {
+        match self {
+            Self::Alike(rows, len, before, _) => vec![(before, len); rows as usize],
+            Self::Mixed(decodes, positions) => {
+                let prompts = positions.saturating_sub(decodes);
+                let prompt = |begin: u32| (0, PROMPT.min(prompts - begin));
+                (0..decodes).map(|_| (PROMPT, 1)).chain((0..prompts).step_by(PROMPT as usize).map(prompt)).collect()
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for ProfileCase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Alike(rows, len, before, tuned) => write!(f, "batch {rows} x {len} at {before}, tuned {tuned}"),
+            Self::Mixed(decodes, positions) => {
+                write!(f, "{decodes} decodes at {PROMPT} and prompts, {positions} positions")
+            }
+        }
+    }
+}
+
+/// Prompts beside decodes, and what these have behind them.
+const PROMPT: u32 = 512;
+
+/// `case:ROWSxLENGTH@BEFORE` or `mixed:DECODESxPOSITIONS`
 fn profile_case(argument: &str) -> Result<ProfileCase, String> {
-    let numbers = argument["case:".len()..].split(['x', '@']).map(str::parse).collect::<Result<Vec<u32>, _>>();
-    match numbers.as_deref() {
-        Ok(&[rows, len, before]) => Ok((rows, len, before, true)),
-        _ => Err(format!("{argument}: a case is case:ROWSxLENGTH@BEFORE, e.g. case:100x1@500")),
+    let (kind, numbers) = argument.split_once(':').unwrap_or_default();
+    let numbers = numbers.split(['x', '@']).map(str::parse).collect::<Result<Vec<u32>, _>>();
+    match (kind, numbers.as_deref()) {
+        ("case", Ok(&[rows, len, before])) => Ok(ProfileCase::Alike(rows, len, before, true)),
+        ("mixed", Ok(&[decodes, positions])) => Ok(ProfileCase::Mixed(decodes, positions)),
+        _ => Err(format!(
+            "{argument}: a case is case:ROWSxLENGTH@BEFORE or mixed:DECODESxPOSITIONS, e.g. case:100x1@500 or mixed:100x1024"
+        )),
     }
 }
 
@@ -106,76 +144,81 @@ fn profile(path: &str, prefills: bool, wanted: &[ProfileCase]) -> Result<(), Str
     // What a case needs is timed with it.
     let options = CudaOptions { prepare_at_start: Duration::ZERO, ..crate::options() };
     let mut profiler = Profiler::load(&model, &LIMITS, &options).map_err(|error| error.to_string())?;
+    use ProfileCase::{Alike, Mixed};
     let decodes = [
-        (1, 1, 100, true),
-        (1, 1, 1000, true),
-        (8, 1, 100, true),
-        (8, 1, 1000, true),
-        (10, 1, 500, true),
-        (16, 1, 100, true),
-        (16, 1, 500, true),
-        (32, 1, 500, true),
-        (48, 1, 500, true),
-        (64, 1, 500, true),
-        (100, 1, 500, true),
-        (128, 1, 500, true),
-        (256, 1, 100, true),
-        (256, 1, 500, true),
+        Alike(1, 1, 100, true),
+        Alike(1, 1, 1000, true),
+        Alike(8, 1, 100, true),
+        Alike(8, 1, 1000, true),
+        Alike(10, 1, 500, true),
+        Alike(16, 1, 100, true),
+        Alike(16, 1, 500, true),
+        Alike(32, 1, 500, true),
+        Alike(48, 1, 500, true),
+        Alike(64, 1, 500, true),
+        Alike(100, 1, 500, true),
+        Alike(128, 1, 500, true),
+        Alike(256, 1, 100, true),
+        Alike(256, 1, 500, true),
     ];
     let firsts = [
-        (1, 512, 0, false),
-        (1, 1024, 0, false),
-        (1, 4096, 0, false),
-        (8, 1024, 0, false),
-        (16, 512, 0, false),
-        (1, 512, 0, true),
-        (1, 1024, 0, true),
-        (1, 4096, 0, true),
-        (8, 1024, 0, true),
+        Alike(1, 512, 0, false),
+        Alike(1, 1024, 0, false),
+        Alike(1, 4096, 0, false),
+        Alike(8, 1024, 0, false),
+        Alike(16, 512, 0, false),
+        Alike(1, 512, 0, true),
+        Alike(1, 1024, 0, true),
+        Alike(1, 4096, 0, true),
+        Alike(8, 1024, 0, true),
     ];
+    let mixed =
+        [(100, 512), (100, 1024), (240, 1280), (240, 2048)].map(|(decodes, positions)| Mixed(decodes, positions));
     let all: Vec<ProfileCase> =
-        decodes.into_iter().chain(if prefills { &firsts[..] } else { &[] }.iter().copied()).collect();
+        decodes.into_iter().chain(firsts.into_iter().chain(mixed).filter(|_| prefills)).collect();
     let cases = if wanted.is_empty() { all } else { wanted.to_vec() };
     let mut step = 0;
-    for (batch, len, position, tune) in cases {
-        let each = (position + len + 1).div_ceil(BLOCK);
+    for case in cases {
+        let rows = case.rows();
+        let each = rows.iter().map(|(before, len)| before + len + 1).max().unwrap_or(1).div_ceil(BLOCK);
         let mut next = |work: Vec<RowWork>| {
             step += 1;
             StepPlan { step, work, ..StepPlan::default() }
         };
+        let work = |start, len| move |row: usize| RowWork { row: RowId(row as u32), start, len, sample: true };
         // What comes before the step is computed, so that the cache holds what it would.
-        let rows_at_once = 8192 / position.max(1);
-        let firsts = if position == 0 { 0 } else { batch };
-        let mut plans: Vec<_> = (0..firsts)
-            .step_by(rows_at_once as usize)
-            .map(|first| {
-                let rows = first..batch.min(first + rows_at_once);
-                next(rows.map(|row| RowWork { row: RowId(row), start: 0, len: position, sample: true }).collect())
-            })
+        let behind: Vec<_> = (0..rows.len()).filter(|&row| rows[row].0 > 0).collect();
+        let longest = rows.iter().map(|(before, _)| *before).max().unwrap_or(0).max(1);
+        let mut plans: Vec<_> = behind
+            .chunks((8192 / longest) as usize)
+            .map(|group| next(group.iter().map(|&row| work(0, rows[row].0)(row)).collect()))
             .collect();
-        let last = (0..batch).map(|row| RowWork { row: RowId(row), start: position, len, sample: true });
-        plans.push(next(last.collect()));
+        plans.push(next(rows.iter().enumerate().map(|(row, &(before, len))| work(before, len)(row)).collect()));
         plans[0].released = (0..ROWS).map(RowId).collect();
-        plans[0].started = (0..batch)
-            .map(|row| RowStart {
+        plans[0].started = rows
+            .iter()
+            .zip(0..)
+            .map(|(&(before, len), row)| RowStart {
                 row: RowId(row),
-                tokens: (0..position + len).map(|i| (i * 31 + row * 17) % 9000).collect::<Vec<_>>().into(),
-                prompt_len: position.max(1),
+                tokens: (0..before + len).map(|i| (i * 31 + row * 17) % 9000).collect::<Vec<_>>().into(),
+                prompt_len: if before == 0 { len } else { before },
                 computed: 0,
                 sampling: Arc::new(SamplingParams { temperature: 0.0, ..Default::default() }),
                 prompt_logprobs: None,
             })
             .collect();
-        plans[0].appended =
-            (0..batch).flat_map(|row| (0..each).map(move |i| (RowId(row), BlockId(row * each + i)))).collect();
+        plans[0].appended = (0..rows.len() as u32)
+            .flat_map(|row| (0..each).map(move |i| (RowId(row), BlockId(row * each + i))))
+            .collect();
+        let (tune, decodes) = match case {
+            Alike(_, len, _, tune) => (tune, len == 1),
+            Mixed(..) => (false, false),
+        };
         // With skinny.cu among the choices, and before that without.
-        for skinny in if tune && len == 1 { &[false, true][..] } else { &[true] } {
+        for skinny in if tune && decodes { &[false, true][..] } else { &[true] } {
             let classes = profiler.profile(&plans, *skinny, tune).map_err(|error| error.to_string())?;
             let words: Vec<_> = classes.iter().map(|(name, us)| format!("{name} {us:.1}")).collect();
-            println!(
-                "{path} batch {batch} x {len} at {position}, skinny {skinny}, tuned {tune}, us: {}",
-                words.join(" | ")
-            );
+            println!("{path} {case}, skinny {skinny}, us: {}", words.join(" | "));
         }
     }
     Ok(())
