@@ -136,9 +136,9 @@ pub(crate) enum Dtype {
 /// How prompts share steps with sequences that generate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum PrefillPace {
-    /// Spread over steps: throughput, and short waits for a first token
+    /// Spread over steps: more throughput under load and short gaps within streams, for first tokens somewhat later where few wait
     Auto,
-    /// As many a step as --max-num-batched-tokens leaves: fewer, longer steps
+    /// As many a step as --max-num-batched-tokens leaves: fewer, longer steps, for which every stream stands still
     Full,
 }
 

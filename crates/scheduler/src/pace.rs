@@ -3,13 +3,19 @@
 //! A device reads its weights once a step, and its products come in tiles: some positions beside decodes cost next to nothing, more of them cost in
 //! jumps. The executor measures that when it is loaded ([`StepCosts`]); here it is weighed against those who wait. Prompts that come one by
 //! one are spread over the steps, so that each step has about as many positions of prompts as come in one: no step is long, the
-//! weights that decodes need anyway are used by prompts too, and sequences that began together do not stay together. Where more come, or many
-//! wait, a step takes more.
+//! weights that decodes need anyway are used by prompts too, and sequences that began together do not stay together. A backlog adds a share of
+//! itself, and the prompt whose turn it is gets at least half of its positions, so that a long one does not wait for the sake of the others' pace.
+//!
+//! What comes of that under a load can be computed without a device: `cargo run --release -p powertrain-scheduler --example simulate`.
 
 use powertrain_step::StepCosts;
 
-/// A backlog is spread over so many steps, if nothing else asks for more.
-const BACKLOG_STEPS: u64 = 32;
+/// The prompt whose turn it is takes no more steps than this, but for a rest it could not have had in the last one.
+const PROMPT_STEPS: u32 = 2;
+/// Its rest goes along if it is no more than this part of what the step takes.
+const REST: u32 = 8;
+/// Each step takes this part of what waits, on top of what arrives.
+const BACKLOG_PART: u64 = 64;
 /// Steps over which the arrival of prompts is averaged. Outputs are some hundreds of tokens: shorter than the time after which clients that wait
 /// for their answers send the next prompt, and bursts of theirs would be taken for a change.
 const AVERAGED_STEPS: f64 = 128.0;
@@ -23,8 +29,10 @@ const FEWEST: u32 = 32;
 pub(crate) struct Backlog {
     /// Positions of all of them.
     pub(crate) positions: u64,
-    /// Positions of the first.
+    /// Positions that the first of them lacks.
     pub(crate) first: u32,
+    /// Positions it has in all.
+    pub(crate) first_whole: u32,
 }
 
 pub(crate) struct Pace {
@@ -42,15 +50,31 @@ impl Pace {
 
     /// Positions of prompts for the next step at most, beside so many decodes. `arrived`: those of the prompts that came since the last step. At
     /// least 1; all there is room for where more is wanted than the largest measured step holds.
-    pub(crate) fn next(&mut self, decodes: u32, backlog: Backlog, arrived: u64) -> u32 {
-        self.arriving += (arrived as f64 - self.arriving) / AVERAGED_STEPS;
-        let wanted = (backlog.positions.div_ceil(BACKLOG_STEPS) as f64).max(self.arriving);
+    pub(crate) fn next(&self, decodes: u32, backlog: Backlog, arrived: f64) -> u32 {
+        let share = backlog.first.min(backlog.first_whole / PROMPT_STEPS);
+        let rate = self.arriving_with(arrived) + (backlog.positions / BACKLOG_PART) as f64;
+        let wanted = rate.max(f64::from(share));
         let positions = match self.cheapest(decodes, 1.0) {
             Some(at_ease) if f64::from(at_ease) >= wanted => at_ease,
             _ => self.cheapest(decodes, wanted).unwrap_or(u32::MAX),
         };
+        let rest = backlog.first.saturating_sub(positions);
         // While nothing decodes, the first prompt keeps nobody waiting.
-        if decodes == 0 { positions.max(backlog.first) } else { positions }
+        if decodes == 0 || rest <= positions / REST { positions.max(backlog.first) } else { positions }
+    }
+
+    /// A step was planned.
+    pub(crate) fn stepped(&mut self, arrived: f64) {
+        self.arriving = self.arriving_with(arrived);
+    }
+
+    /// Nothing is left: what comes next is another load.
+    pub(crate) fn forget(&mut self) {
+        self.arriving = 0.0;
+    }
+
+    fn arriving_with(&self, arrived: f64) -> f64 {
+        (self.arriving + (arrived - self.arriving) / AVERAGED_STEPS).max(0.0)
     }
 
     /// Of the measured sizes with at least so many positions of prompts beside the decodes, the smallest whose positions are cheap. `None` where
@@ -65,7 +89,10 @@ impl Pace {
             })
         };
         let price = offers().map(|(_, price)| price).reduce(f64::min)?;
-        offers().find(|&(_, offered)| offered <= price * AS_CHEAP).map(|(positions, _)| positions)
+        let mut as_cheap = offers().filter(|&(_, offered)| offered <= price * AS_CHEAP);
+        // What costs nothing beside decodes: as much of it as there is.
+        let best = if price > 0.0 { as_cheap.next() } else { as_cheap.next_back() };
+        best.map(|(positions, _)| positions)
     }
 }
 
@@ -101,54 +128,106 @@ mod tests {
     }
 
     fn waiting(positions: u64) -> Backlog {
-        Backlog { positions, first: 512 }
+        Backlog { positions, first: 300, first_whole: 300 }
     }
 
     #[test]
     fn the_cheapest_positions_are_taken_while_few_come() {
-        let mut pace = pace();
-        assert_eq!(pace.next(1, waiting(512), 512), 255);
-        assert_eq!(pace.next(50, waiting(512), 0), 206);
+        let pace = pace();
+        assert_eq!(pace.next(1, waiting(512), 512.0), 255);
+        assert_eq!(pace.next(50, waiting(512), 0.0), 206);
         // 56 positions of 256 would cost least, and are less than what is worth a step of prompts only from 8 times as many decodes on.
-        assert_eq!(pace.next(200, waiting(512), 0), 56);
-        assert_eq!(pace.next(230, waiting(512), 0), 282);
+        let little = Backlog { positions: 56, first: 56, first_whole: 56 };
+        assert_eq!(pace.next(200, little, 0.0), 56);
+        assert_eq!(pace.next(230, little, 0.0), 282);
+    }
+
+    #[test]
+    fn a_long_prompt_takes_two_steps() {
+        let pace = pace();
+        let prompt = |first: u32| Backlog { positions: first.into(), first, first_whole: 3000 };
+        assert_eq!(pace.next(10, prompt(3000), 0.0), 2038);
+        assert_eq!(pace.next(10, prompt(962), 0.0), 1014);
+        assert_eq!(pace.next(10, prompt(100), 0.0), 246);
+        // Longer than twice what was measured: as much as there is room for.
+        assert_eq!(pace.next(10, Backlog { positions: 5000, first: 5000, first_whole: 5000 }, 0.0), u32::MAX);
+    }
+
+    #[test]
+    fn a_small_rest_goes_along() {
+        let pace = pace();
+        let prompt = |first: u32| Backlog { positions: first.into(), first, first_whole: 512 };
+        assert_eq!(pace.next(10, prompt(512), 0.0), 502 + 10);
+        assert_eq!(pace.next(50, prompt(512), 0.0), 462 + 50);
+        assert_eq!(pace.next(100, prompt(512), 0.0), 412);
     }
 
     #[test]
     fn who_waits_long_gets_larger_steps() {
-        let mut pace = pace();
-        assert_eq!(pace.next(50, waiting(32 * 207), 0), 462);
+        let pace = pace();
+        assert_eq!(pace.next(50, waiting(64 * 207), 0.0), 462);
         // The size that is dear, 1408, is passed over.
-        assert_eq!(pace.next(50, waiting(32 * 975), 0), 1998);
-        assert_eq!(pace.next(50, waiting(32 * 1998), 0), 1998);
-        assert_eq!(pace.next(50, waiting(32 * 1999), 0), u32::MAX);
+        assert_eq!(pace.next(50, waiting(64 * 975), 0.0), 1998);
+        assert_eq!(pace.next(50, waiting(64 * 1998), 0.0), 1998);
+        assert_eq!(pace.next(50, waiting(64 * 1999), 0.0), u32::MAX);
     }
 
     #[test]
     fn as_many_as_come_are_computed() {
         let mut pace = pace();
         // 512 every step: the average rises to it, though nobody waits long.
-        let taken: Vec<u32> = (0..1000).map(|_| pace.next(100, waiting(512), 512)).collect();
-        assert_eq!((taken[0], taken[999]), (156, 668));
-        let taken: Vec<u32> = (0..1000).map(|_| pace.next(100, waiting(512), 0)).collect();
-        assert_eq!(taken[999], 156);
+        let mut run = |arrived: f64| {
+            let taken: Vec<u32> = (0..1000)
+                .map(|_| {
+                    let positions = pace.next(100, waiting(300), arrived);
+                    pace.stepped(arrived);
+                    positions
+                })
+                .collect();
+            (taken[0], taken[999])
+        };
+        assert_eq!(run(512.0), (156, 668));
+        assert_eq!(run(0.0), (668, 156));
+        // What the prefix cache turned out to hold is taken off again.
+        assert_eq!(run(-512.0), (156, 156));
+    }
+
+    #[test]
+    fn another_load_begins_anew() {
+        let mut pace = pace();
+        (0..1000).for_each(|_| pace.stepped(512.0));
+        assert_eq!(pace.next(100, waiting(300), 0.0), 668);
+        pace.forget();
+        assert_eq!(pace.next(100, waiting(300), 0.0), 156);
     }
 
     #[test]
     fn a_prompt_alone_is_taken_whole() {
-        let mut pace = pace();
-        assert_eq!(pace.next(0, Backlog { positions: 5000, first: 5000 }, 5000), 5000);
-        assert_eq!(pace.next(0, Backlog { positions: 9000, first: 300 }, 4000), 2048);
-        assert_eq!(pace.next(0, Backlog { positions: 3_000_000, first: 300 }, 0), u32::MAX);
+        let pace = pace();
+        assert_eq!(pace.next(0, Backlog { positions: 3000, first: 3000, first_whole: 3000 }, 3000.0), 3000);
+        assert_eq!(pace.next(0, waiting(9000), 4000.0), 2048);
+        assert_eq!(pace.next(0, waiting(3_000_000), 0.0), u32::MAX);
+    }
+
+    #[test]
+    fn positions_that_cost_nothing_are_all_taken() {
+        let cost = |positions, seconds| StepCost { positions, seconds };
+        let pace = Pace::new(StepCosts {
+            decodes: vec![cost(1, 1.0)],
+            prompts: vec![cost(256, 0.9), cost(512, 1.0), cost(1024, 2.0)],
+        });
+        assert_eq!(pace.next(10, waiting(300), 0.0), 502);
     }
 
     #[test]
     fn there_is_always_a_position() {
-        let mut nothing = Pace::new(StepCosts::default());
+        let nothing = Pace::new(StepCosts::default());
+        let pace = pace();
         for decodes in 0..400 {
             for positions in [0, 1, 31, 32, 1000, u64::from(u32::MAX) * 1000] {
-                assert!(pace().next(decodes, waiting(positions), positions) > 0, "{decodes} {positions}");
-                assert!(nothing.next(decodes, waiting(positions), positions) > 0);
+                let backlog = Backlog { positions, ..Backlog::default() };
+                assert!(pace.next(decodes, backlog, positions as f64) > 0, "{decodes} {positions}");
+                assert!(nothing.next(decodes, backlog, -1.0) > 0);
             }
         }
     }

@@ -55,6 +55,8 @@ impl Scheduler {
             return None;
         }
         self.step += 1;
+        let arrived = std::mem::take(&mut self.arrived_tokens);
+        self.pace.iter_mut().for_each(|pace| pace.stepped(arrived));
         self.plan.step = self.step;
         self.plan.released.clear();
         std::mem::swap(&mut self.plan.released, &mut self.released);
@@ -62,26 +64,24 @@ impl Scheduler {
     }
 
     /// How many positions of prompts this step takes at most, beside the decodes that it holds already.
-    fn prompt_positions(&mut self) -> u32 {
-        let arrived = std::mem::take(&mut self.arrived_tokens);
-        if self.pace.is_none() {
-            return u32::MAX;
-        }
-        let backlog = self.backlog();
-        let decodes = self.plan.work.len() as u32;
-        self.pace.as_mut().map_or(u32::MAX, |pace| pace.next(decodes, backlog, arrived))
+    fn prompt_positions(&self) -> u32 {
+        let Some(pace) = &self.pace else { return u32::MAX };
+        pace.next(self.plan.work.len() as u32, self.backlog(), self.arrived_tokens)
     }
 
     /// What running sequences lack of their prompts, and those that wait for a row as far as there are rows.
     fn backlog(&self) -> Backlog {
-        let lacking = |&(_, slot): &(Turn, u32)| Some(self.sequence(slot).missing()).filter(|&missing| missing > 1);
+        let lacking = |&(_, slot): &(Turn, u32)| {
+            let sequence = self.sequence(slot);
+            Some((sequence.missing(), sequence.known())).filter(|&(missing, _)| missing > 1)
+        };
         let (rows, waiting) = (self.vacant_rows.len() as u64, self.waiting.len() as u64);
         let startable = self.waiting_tokens * rows.min(waiting) / waiting.max(1);
         let first_waiting = || self.waiting.values().next().map(|&slot| self.sequence(slot).known());
-        Backlog {
-            positions: self.running.iter().filter_map(lacking).map(u64::from).sum::<u64>() + startable,
-            first: self.running.iter().find_map(lacking).or_else(first_waiting).unwrap_or(0),
-        }
+        let first = self.running.iter().find_map(lacking);
+        let (first, first_whole) = first.or_else(|| first_waiting().map(|known| (known, known))).unwrap_or((0, 0));
+        let begun = self.running.iter().filter_map(lacking).map(|(missing, _)| u64::from(missing)).sum::<u64>();
+        Backlog { positions: begun + startable, first, first_whole }
     }
 
     /// Gives running sequences that lack the right number of positions what budget and blocks allow. Whether blocks ran out.
@@ -251,6 +251,7 @@ impl Scheduler {
         if first {
             self.first_scheduled.push(id);
             self.counters.prompt_tokens += prompt_tokens;
+            self.arrived_tokens -= f64::from(computed);
             if self.config.prefix_caching {
                 self.counters.prefix_tokens_queried += prompt_tokens;
                 self.counters.prefix_tokens_hit += u64::from(computed);

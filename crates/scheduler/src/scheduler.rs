@@ -42,8 +42,8 @@ pub struct Scheduler {
     pub(crate) first_scheduled: Vec<SequenceId>,
     pub(crate) counters: Stats,
     pub(crate) pace: Option<Pace>,
-    /// Tokens of the prompts submitted since the last plan.
-    pub(crate) arrived_tokens: u64,
+    /// Tokens of the prompts submitted since the last step, less what the prefix cache held of those that were admitted.
+    pub(crate) arrived_tokens: f64,
 }
 
 struct Slot {
@@ -92,7 +92,7 @@ impl Scheduler {
             first_scheduled: Vec::new(),
             counters: Stats::default(),
             pace: config.step_costs.clone().map(Pace::new),
-            arrived_tokens: 0,
+            arrived_tokens: 0.0,
             config,
         })
     }
@@ -115,6 +115,10 @@ impl Scheduler {
         let waiting = self.waiting_len();
         if u64::from(waiting) + u64::from(requested) > u64::from(limit) + self.vacant_rows.len() as u64 {
             return Err(Refusal::QueueFull { requested, waiting, limit });
+        }
+        if self.is_idle() {
+            self.arrived_tokens = 0.0;
+            self.pace.iter_mut().for_each(Pace::forget);
         }
         Ok(sequences.into_iter().map(|sequence| self.enqueue(sequence)).collect())
     }
@@ -197,7 +201,7 @@ impl Scheduler {
             self.slots.push(Slot { generation: 0, sequence: None });
             self.slots.len() as u32 - 1
         });
-        self.arrived_tokens += u64::from(sequence.prompt_len());
+        self.arrived_tokens += f64::from(sequence.prompt_len());
         self.slots[slot as usize].sequence = Some(sequence);
         self.wait(slot);
         self.id(slot)

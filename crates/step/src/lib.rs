@@ -181,8 +181,8 @@ pub struct ExecutorFacts {
     pub step_costs: Option<StepCosts>,
 }
 
-/// What the products of steps cost by their number of positions, measured when the executor was loaded. What attention adds depends on the
-/// sequences, and costs the same however their positions are spread over steps.
+/// What the products of steps cost by their number of positions, measured when the executor was loaded, with attention over short sequences. What
+/// longer ones add depends on them, and is a little more the more steps their positions are spread over.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepCosts {
     /// Steps of decodes alone, ascending in positions.

@@ -9,13 +9,14 @@ use std::sync::Arc;
 /// So many that every decode kernel takes its turn, as in models.rs.
 const ROWS: u32 = 72;
 const BLOCK: u32 = 16;
-/// Positions of each row's prompt. All are within the shortest window of the shapes.
-const PROMPT: u32 = 45;
-const DAMAGED_POSITION: u32 = 5;
-const BLOCKS_EACH: u32 = (PROMPT + BLOCK) / BLOCK;
+/// Positions of each row's prompt: one tile of keys of flash.cu, and three.
+const PROMPTS: [u32; 2] = [45, 300];
+/// So far before the prompt's end is the damaged key: within the shortest window of the shapes.
+const BEFORE_END: u32 = 40;
 
 pub(crate) fn check_all() -> usize {
-    SYNTHETIC.into_iter().map(|(name, json)| report(name, synthetic(json).and_then(|model| check(&model)))).sum()
+    let checked = |(name, json)| report(name, synthetic(json).and_then(|model| check(&model)));
+    SYNTHETIC.into_iter().map(checked).sum()
 }
 
 fn damaged(row: u32) -> bool {
@@ -23,27 +24,36 @@ fn damaged(row: u32) -> bool {
 }
 
 fn check(model: &Model) -> Result<String, String> {
-    let limits = StepLimits { max_num_seqs: ROWS, max_num_batched_tokens: 4096, max_model_len: 128, block_size: BLOCK };
+    let rows = PROMPTS.map(|prompt| check_length(model, prompt)).into_iter().sum::<Result<usize, String>>()?;
+    Ok(format!("{rows} rows, refused were those that attend to NaN"))
+}
+
+/// How many rows were computed after the damage.
+fn check_length(model: &Model, prompt: u32) -> Result<usize, String> {
+    let limits = StepLimits { max_num_seqs: ROWS, max_num_batched_tokens: 4096, max_model_len: 320, block_size: BLOCK };
     let options = CudaOptions { kv_cache_bytes: Some(1 << 28), ..crate::options() };
     let profiler = Profiler::load(model, &limits, &options).map_err(|error| error.to_string())?;
-    let mut checked = Checked { profiler, tokens: scattered(model, PROMPT as usize + 1), step: 0 };
-    let prompts: Vec<_> = (0..ROWS).map(|row| checked.work(row, 0, PROMPT)).collect();
-    if let Some(row) = checked.refused(&prompts)?.first() {
-        return Err(format!("row {row} was refused before anything was damaged"));
+    let blocks_each = (prompt + 1).div_ceil(BLOCK);
+    let mut checked = Checked { profiler, tokens: scattered(model, prompt as usize + 1), step: 0, blocks_each };
+    let rows: Vec<u32> = (0..ROWS).collect();
+    for rows in rows.chunks((limits.max_num_batched_tokens / prompt) as usize) {
+        let prompts: Vec<_> = rows.iter().map(|&row| work(row, 0, prompt)).collect();
+        if let Some(row) = checked.refused(&prompts)?.first() {
+            return Err(format!("row {row} was refused before anything was damaged"));
+        }
     }
+    let position = prompt - BEFORE_END;
     for row in (0..ROWS).filter(|&row| damaged(row)) {
-        let block = BlockId(row * BLOCKS_EACH + DAMAGED_POSITION / BLOCK);
-        let done = checked.profiler.damage_key(block, DAMAGED_POSITION % BLOCK);
-        done.map_err(|error| error.to_string())?;
+        let block = BlockId(row * blocks_each + position / BLOCK);
+        checked.profiler.damage_key(block, position % BLOCK).map_err(|error| error.to_string())?;
     }
     let mut rows = 0;
     // Decodes in batches of all sizes of kernels, then the ends of prompts whose beginning is cached.
-    for (batch, start) in
-        [(1, PROMPT), (2, PROMPT), (9, PROMPT), (17, PROMPT), (40, PROMPT), (ROWS, PROMPT), (1, 32), (ROWS, 40)]
-    {
+    let ends = [(1, prompt - 13), (ROWS, prompt - 5)];
+    for (batch, start) in [1, 2, 9, 17, 40, ROWS].map(|batch| (batch, prompt)).into_iter().chain(ends) {
         for first in [0, 1] {
             let works: Vec<_> =
-                (first..ROWS.min(first + batch)).map(|row| checked.work(row, start, (PROMPT - start).max(1))).collect();
+                (first..ROWS.min(first + batch)).map(|row| work(row, start, (prompt - start).max(1))).collect();
             let refused = checked.refused(&works)?;
             let expected: Vec<u32> = works.iter().map(|work| work.row.0).filter(|&row| damaged(row)).collect();
             if refused != expected {
@@ -55,20 +65,21 @@ fn check(model: &Model) -> Result<String, String> {
             rows += works.len();
         }
     }
-    Ok(format!("{rows} rows, refused were those that attend to NaN"))
+    Ok(rows)
+}
+
+fn work(row: u32, start: u32, len: u32) -> RowWork {
+    RowWork { row: RowId(row), start, len, sample: true }
 }
 
 struct Checked {
     profiler: Profiler,
     tokens: Vec<TokenId>,
     step: u64,
+    blocks_each: u32,
 }
 
 impl Checked {
-    fn work(&self, row: u32, start: u32, len: u32) -> RowWork {
-        RowWork { row: RowId(row), start, len, sample: true }
-    }
-
     /// Starts rows anew over what the cache holds before their work, and does it. The rows that were refused.
     fn refused(&mut self, works: &[RowWork]) -> Result<Vec<u32>, String> {
         self.step += 1;
@@ -80,7 +91,8 @@ impl Checked {
             sampling: Arc::new(SamplingParams { temperature: 0.0, ..SamplingParams::default() }),
             prompt_logprobs: None,
         });
-        let blocks = |row: RowId| (0..BLOCKS_EACH).map(move |i| (row, BlockId(row.0 * BLOCKS_EACH + i)));
+        let each = self.blocks_each;
+        let blocks = |row: RowId| (0..each).map(move |i| (row, BlockId(row.0 * each + i)));
         let plan = StepPlan {
             step: self.step,
             released: (0..ROWS).map(RowId).collect(),

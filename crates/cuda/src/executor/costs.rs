@@ -16,8 +16,8 @@ const POSITIONS: [u32; 10] = [256, 384, 512, 640, 768, 1024, 1280, 1536, 2048, 4
 const DECODES: u32 = 32;
 /// Length of the prompts: attention is to be a small part.
 const PROMPT: u32 = 512;
-/// Below so many positions a step is timed twice, and the faster counts.
-const SHORT: usize = 1024;
+/// A step is run so often, the first time to find its kernels; the fastest of the others counts.
+const RUNS: usize = 3;
 
 impl CudaExecutor {
     /// Measures steps with prompts. Decode graphs are not needed for it.
@@ -54,10 +54,17 @@ impl CudaExecutor {
         // Each decode is a row's: where fewer can live, fewer are there.
         let decodes = if self.deterministic { 0 } else { DECODES.min(limits.max_num_seqs) };
         let mut costs = Vec::new();
-        for positions in POSITIONS.into_iter().filter(|&count| count <= limits.max_num_batched_tokens) {
+        // No larger step than there can be.
+        let most = u64::from(limits.max_num_seqs) * u64::from(limits.max_model_len);
+        let most = most.min(u64::from(limits.max_num_batched_tokens));
+        for positions in POSITIONS.into_iter().filter(|&count| u64::from(count) <= most) {
             let tiles: Vec<_> = prompt_tiles(idle, decodes..positions, length).collect();
-            let layout = Layout { tokens: padded_tokens(positions as usize), samples: bucket(1), tiles: tiles.len() };
             let decodes = decodes as usize;
+            let samples = bucket(decodes.max(1)).min(self.samples_max());
+            let layout = Layout { tokens: padded_tokens(positions as usize), samples, tiles: tiles.len() };
+            if layout.fixed_words() * 4 > self.forward.staged.bytes() {
+                break;
+            }
             let pass = Pass { layout, decodes, far: false, draws: false, extras: false, keeps_all: false };
             let position = |at: usize| at.checked_sub(decodes).map_or(0, |at| at as u32 % length);
             self.stage_idle(&pass, position, &tiles)?;
@@ -83,9 +90,8 @@ impl CudaExecutor {
     /// Device time of a pass that is staged, by its graph if there is one. It is run once before, to find its kernels.
     fn seconds(&mut self, pass: &Pass) -> Result<f64, CudaError> {
         let (begin, end) = (Event::create()?, Event::create()?);
-        let runs = if pass.layout.tokens < SHORT { 3 } else { 2 };
-        let mut fastest = f32::INFINITY;
-        for run in 0..runs {
+        let mut times = [0.0; RUNS];
+        for time in &mut times {
             begin.record(&self.stream)?;
             match self.graphs.get(pass) {
                 Some(decode) => decode.launch(&self.stream)?,
@@ -93,11 +99,9 @@ impl CudaExecutor {
             }
             end.record(&self.stream)?;
             end.wait()?;
-            if run > 0 {
-                fastest = fastest.min(end.milliseconds_since(&begin)?);
-            }
+            *time = end.milliseconds_since(&begin)?;
         }
-        Ok(f64::from(fastest) * 1e-3)
+        Ok(times[1..].iter().fold(f64::INFINITY, |fastest, &time| fastest.min(f64::from(time) * 1e-3)))
     }
 }
 

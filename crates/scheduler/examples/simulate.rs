@@ -1,0 +1,323 @@
+//! What the scheduler makes of a load when steps take what they were measured to take on one H100: throughput, first tokens and gaps, with prompts
+//! spread over steps and without. No device, no threads: the scheduler itself, driven by a clock that adds up steps.
+//!
+//! ```text
+//! simulate                 closed loops of 512/128, and open ones, of two models
+//! ```
+//! Times of steps: `cuda_check mixed` (docs/benchmarks/h100-raw/pace/mixed-*.txt), attention of decodes by its bytes, of prompts by its operations.
+#![expect(clippy::print_stdout, reason = "its purpose")]
+
+use powertrain_scheduler::{NewSequence, Output, Scheduler, SchedulerConfig, SequenceId, StopConditions};
+use powertrain_step::{
+    RowOutput, RowWork, SampledToken, SamplingParams, StepCost, StepCosts, StepLimits, StepPlan, StepResult,
+};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+/// What a model's steps take.
+struct Device {
+    name: &'static str,
+    /// Steps of prompts of 512: positions, ms.
+    prompts: &'static [(u32, f64)],
+    /// Steps of decodes without what their attention reads: rows, ms.
+    decodes: &'static [(u32, f64)],
+    /// What a step with prompts costs more when it has decodes, ms.
+    mixed: f64,
+    /// Of a decode for each position behind it, ms.
+    decode_attention: f64,
+    /// Of a prompt's position for each position before it, ms.
+    prompt_attention: f64,
+}
+
+/// Llama-3.1-8B and Qwen2.5-1.5B.
+const DEVICES: [Device; 2] = [
+    Device {
+        name: "A",
+        prompts: &[
+            (256, 7.461),
+            (384, 9.630),
+            (512, 12.713),
+            (640, 15.653),
+            (768, 18.241),
+            (896, 22.782),
+            (1024, 22.894),
+            (1280, 28.420),
+            (1408, 34.020),
+            (1664, 40.068),
+            (1792, 39.290),
+            (2048, 44.192),
+            (2816, 61.548),
+            (4096, 85.635),
+            (8192, 169.530),
+        ],
+        decodes: &[(1, 5.15), (10, 5.6), (50, 6.1), (100, 6.5), (256, 7.8)],
+        mixed: 0.2,
+        decode_attention: 5.2e-5,
+        prompt_attention: 8.0e-7,
+    },
+    Device {
+        name: "B",
+        prompts: &[
+            (256, 2.747),
+            (384, 3.070),
+            (512, 3.565),
+            (640, 3.781),
+            (768, 4.285),
+            (896, 4.986),
+            (1024, 5.187),
+            (1280, 6.171),
+            (1408, 6.781),
+            (1664, 7.818),
+            (1792, 8.102),
+            (2048, 9.057),
+            (2816, 11.872),
+            (4096, 18.145),
+            (8192, 34.100),
+        ],
+        decodes: &[(1, 1.33), (10, 1.45), (50, 1.70), (100, 2.00), (256, 2.40)],
+        mixed: 0.4,
+        decode_attention: 1.1e-5,
+        prompt_attention: 1.6e-7,
+    },
+];
+
+/// On a straight line between what is known.
+fn between(table: &[(u32, f64)], at: u32) -> f64 {
+    let above = table.partition_point(|&(known, _)| known < at);
+    match (above.checked_sub(1).map(|below| table[below]), table.get(above)) {
+        (Some((x0, y0)), Some(&(x1, y1))) => y0 + (y1 - y0) * f64::from(at - x0) / f64::from(x1 - x0),
+        (_, Some(&(_, y))) => y,
+        (Some((x, y)), None) => y * f64::from(at) / f64::from(x),
+        (None, None) => 0.0,
+    }
+}
+
+impl Device {
+    fn milliseconds(&self, work: &[RowWork]) -> f64 {
+        let positions: u32 = work.iter().map(|work| work.len).sum();
+        let (decodes, prompts): (Vec<&RowWork>, Vec<&RowWork>) = work.iter().partition(|work| work.len == 1);
+        let behind: f64 = decodes.iter().map(|work| f64::from(work.start)).sum();
+        // Prompts of 512 are in the times of their steps.
+        let before = |work: &RowWork| f64::from(work.len) * (f64::from(work.start) + f64::from(work.len) / 2.0 - 256.0);
+        let longer: f64 = prompts.iter().map(|work| before(work).max(0.0)).sum();
+        let products = match (decodes.len(), prompts.len()) {
+            (_, 0) => between(self.decodes, positions),
+            (0, _) => between(self.prompts, positions),
+            _ => between(self.prompts, positions) + self.mixed,
+        };
+        products + behind * self.decode_attention + longer * self.prompt_attention
+    }
+
+    fn costs(&self) -> StepCosts {
+        let sizes = [256, 384, 512, 640, 768, 1024, 1280, 1536, 2048, 4096];
+        let cost = |positions, ms: f64| StepCost { positions, seconds: ms * 1e-3 };
+        StepCosts {
+            decodes: self.decodes.iter().map(|&(rows, ms)| cost(rows, ms)).collect(),
+            prompts: sizes.iter().map(|&size| cost(size, between(self.prompts, size) + self.mixed)).collect(),
+        }
+    }
+}
+
+/// Who sends prompts: so many clients, each its next when its last is done, or at given times.
+enum Load {
+    Closed { clients: usize, requests: usize },
+    Open { arrivals: Vec<f64> },
+}
+
+struct Sent {
+    at: f64,
+    first: Option<f64>,
+    last: f64,
+}
+
+struct Run<'a> {
+    device: &'a Device,
+    scheduler: Scheduler,
+    prompt: u32,
+    output: u32,
+    now: f64,
+    sent: HashMap<SequenceId, Sent>,
+    serial: u32,
+    first_tokens: Vec<f64>,
+    per_token: Vec<f64>,
+    gaps: Vec<f64>,
+    tokens: u64,
+}
+
+impl<'a> Run<'a> {
+    fn new(device: &'a Device, paced: bool, prompt: u32, output: u32) -> Self {
+        let limits =
+            StepLimits { max_num_seqs: 256, max_num_batched_tokens: 8192, max_model_len: 16_384, block_size: 16 };
+        let config = SchedulerConfig {
+            limits,
+            kv_blocks: 40_000,
+            max_queue: 100_000,
+            prefix_caching: false,
+            depth: 2,
+            hash_key: [0; 16],
+            step_costs: paced.then(|| device.costs()),
+        };
+        Self {
+            device,
+            scheduler: Scheduler::new(config).expect("limits that work together"),
+            prompt,
+            output,
+            now: 0.0,
+            sent: HashMap::new(),
+            serial: 0,
+            first_tokens: Vec::new(),
+            per_token: Vec::new(),
+            gaps: Vec::new(),
+            tokens: 0,
+        }
+    }
+
+    fn send(&mut self, at: f64) {
+        self.serial += 1;
+        let stop = StopConditions { max_tokens: self.output, stop_token_ids: Vec::new(), eos_token_ids: Vec::new() };
+        let sequence = NewSequence {
+            prompt: vec![self.serial; self.prompt as usize].into(),
+            sampling: Arc::<SamplingParams>::default(),
+            stop,
+            priority: 0,
+            cache_salt: None,
+            prompt_logprobs: None,
+        };
+        let id = self.scheduler.submit(vec![sequence]).expect("there is room")[0];
+        self.sent.insert(id, Sent { at, first: None, last: 0.0 });
+    }
+
+    /// Runs a load; tokens a second while prompts are still being sent.
+    fn run(&mut self, load: &Load) -> f64 {
+        let mut left = match load {
+            Load::Closed { clients, requests } => {
+                (0..*clients).for_each(|_| self.send(0.0));
+                requests - clients
+            }
+            Load::Open { .. } => 0,
+        };
+        let mut arrivals: VecDeque<f64> = match load {
+            Load::Open { arrivals } => arrivals.iter().copied().collect(),
+            Load::Closed { .. } => VecDeque::new(),
+        };
+        let mut rate = None;
+        let mut steps: VecDeque<StepPlan> = VecDeque::new();
+        loop {
+            while arrivals.front().is_some_and(|&at| at <= self.now) {
+                let at = arrivals.pop_front().expect("looked at");
+                self.send(at);
+            }
+            while let Some(plan) = self.scheduler.plan() {
+                steps.push_back(plan.clone());
+            }
+            let Some(step) = steps.pop_front() else {
+                let Some(&at) = arrivals.front() else { break };
+                self.now = at;
+                continue;
+            };
+            self.now += self.device.milliseconds(&step.work);
+            let ended = self.complete(&step);
+            for _ in 0..ended {
+                if left > 0 {
+                    self.send(self.now);
+                    left -= 1;
+                }
+            }
+            if left == 0 && arrivals.is_empty() && rate.is_none() {
+                rate = Some(self.tokens as f64 / self.now * 1e3);
+            }
+        }
+        rate.unwrap_or(0.0)
+    }
+
+    /// How many sequences ended.
+    fn complete(&mut self, step: &StepPlan) -> usize {
+        let token = SampledToken { token: 1, logprobs: None };
+        let row = |work: &RowWork| {
+            let sampled = if work.sample { vec![token.clone()] } else { Vec::new() };
+            (work.row, Ok(RowOutput { sampled, ..RowOutput::default() }))
+        };
+        let mut outputs = Vec::new();
+        let rows = step.work.iter().map(row).collect();
+        self.scheduler.complete(StepResult { step: step.step, rows }, &mut outputs);
+        let mut ended = 0;
+        for (id, output) in outputs {
+            match output {
+                Output::Token(_) => {
+                    self.tokens += 1;
+                    let sent = self.sent.get_mut(&id).expect("it was sent");
+                    match sent.first {
+                        None => {
+                            sent.first = Some(self.now);
+                            self.first_tokens.push(self.now - sent.at);
+                        }
+                        Some(_) => self.gaps.push(self.now - sent.last),
+                    }
+                    sent.last = self.now;
+                }
+                Output::Finished(..) => {
+                    let sent = self.sent.remove(&id).expect("it was sent");
+                    let first = sent.first.expect("it has a token");
+                    self.per_token.push((sent.last - first) / f64::from(self.output - 1));
+                    ended += 1;
+                }
+                other => unreachable!("{other:?}"),
+            }
+        }
+        ended
+    }
+}
+
+fn percentile(values: &mut [f64], share: f64) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values.get(((values.len() - 1) as f64 * share) as usize).copied().unwrap_or(f64::NAN)
+}
+
+/// Times of a Poisson process, in ms, the same at each run.
+fn arrivals(per_second: f64, count: usize) -> Vec<f64> {
+    let (mut state, mut at) = (0x9E37_79B9_7F4A_7C15_u64, 0.0);
+    (0..count)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let uniform = ((state >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
+            at -= uniform.ln() / per_second * 1e3;
+            at
+        })
+        .collect()
+}
+
+fn main() {
+    println!("model, load                     pace   tok/s  TTFT p50   p95   p99  TPOT p50  gap p99   max (ms)");
+    for device in &DEVICES {
+        let closed = [(1, 16), (10, 160), (50, 500), (100, 1000), (256, 2560)].map(|(clients, requests)| {
+            (format!("{clients} clients, 512/128"), Load::Closed { clients, requests }, 512, 128)
+        });
+        // Shares of what it could do at most, nearly.
+        let most = if device.name == "A" { 54.0 } else { 220.0 };
+        let open =
+            [(0.3, 512, 128), (0.5, 512, 128), (0.8, 512, 128), (0.95, 512, 128), (0.3, 8000, 128), (0.8, 8000, 128)];
+        let open = open.map(|(share, prompt, output)| {
+            let per_second = most * share * if prompt > 4000 { 512.0 / f64::from(prompt) } else { 1.0 };
+            let load = Load::Open { arrivals: arrivals(per_second, if prompt > 4000 { 200 } else { 2000 }) };
+            (format!("{per_second:.1}/s, {prompt}/{output}"), load, prompt, output)
+        });
+        for (name, load, prompt, output) in closed.into_iter().chain(open) {
+            for (pace, paced) in [("auto", true), ("full", false)] {
+                let mut run = Run::new(device, paced, prompt, output);
+                let rate = run.run(&load);
+                println!(
+                    "{} {name:<28} {pace}  {rate:>7.0}  {:>8.0} {:>5.0} {:>5.0}  {:>8.2}  {:>7.1} {:>5.0}",
+                    device.name,
+                    percentile(&mut run.first_tokens, 0.5),
+                    percentile(&mut run.first_tokens, 0.95),
+                    percentile(&mut run.first_tokens, 0.99),
+                    percentile(&mut run.per_token, 0.5),
+                    percentile(&mut run.gaps, 0.99),
+                    percentile(&mut run.gaps, 1.0)
+                );
+            }
+        }
+    }
+}
