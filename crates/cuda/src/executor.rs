@@ -210,11 +210,14 @@ impl CudaExecutor {
         executor.keep_kernel_choices(options);
         executor.make_cache(free_before, options)?;
         let begin = Instant::now();
-        if !options.prepare_at_start.is_zero() {
+        let known = executor.recall_costs();
+        if !known && !options.prepare_at_start.is_zero() {
             executor.measure_prompts()?;
         }
         executor.prepare_at_start(options.prepare_at_start.saturating_sub(begin.elapsed()))?;
-        executor.measure_decodes()?;
+        if !known {
+            executor.measure_decodes()?;
+        }
         Ok(executor)
     }
 

@@ -71,16 +71,20 @@ impl Scheduler {
 
     /// What running sequences lack of their prompts, and those that wait for a row as far as there are rows.
     fn backlog(&self) -> Backlog {
-        let lacking = |&(_, slot): &(Turn, u32)| {
+        let (mut begun, mut first) = (0, None);
+        for &(_, slot) in &self.running {
             let sequence = self.sequence(slot);
-            Some((sequence.missing(), sequence.known())).filter(|&(missing, _)| missing > 1)
-        };
+            let missing = sequence.missing();
+            if missing > 1 {
+                begun += u64::from(missing);
+                first.get_or_insert((missing, sequence.known()));
+            }
+        }
         let (rows, waiting) = (self.vacant_rows.len() as u64, self.waiting.len() as u64);
         let startable = self.waiting_tokens * rows.min(waiting) / waiting.max(1);
         let first_waiting = || self.waiting.values().next().map(|&slot| self.sequence(slot).known());
-        let first = self.running.iter().find_map(lacking);
-        let (first, first_whole) = first.or_else(|| first_waiting().map(|known| (known, known))).unwrap_or((0, 0));
-        let begun = self.running.iter().filter_map(lacking).map(|(missing, _)| u64::from(missing)).sum::<u64>();
+        let first = first.or_else(|| first_waiting().map(|known| (known, known)));
+        let (first, first_whole) = first.unwrap_or_default();
         Backlog { positions: begun + startable, first, first_whole }
     }
 

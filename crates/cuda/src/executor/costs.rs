@@ -1,4 +1,5 @@
-//! What steps of some sizes cost, for the scheduler to weigh: measured on the idle row.
+//! What steps of some sizes cost, for the scheduler to weigh: measured on the idle row, and kept with the choices of kernels, so that the next
+//! start measures nothing and spreads prompts alike.
 
 use super::{CudaExecutor, cache::prompt_tiles, graphs::decode_passes};
 use crate::{
@@ -7,6 +8,7 @@ use crate::{
     forward::Pass,
     shapes::{bucket, padded_tokens},
     staging::Layout,
+    tuned::fnv1a,
 };
 use powertrain_step::{StepCost, StepCosts};
 
@@ -20,6 +22,32 @@ const PROMPT: u32 = 512;
 const RUNS: usize = 3;
 
 impl CudaExecutor {
+    /// Takes over what an earlier start of this model with these limits measured. Whether there is such.
+    pub(super) fn recall_costs(&mut self) -> bool {
+        self.facts.step_costs = self.forward.matmul.kept(&self.costs_name()).and_then(|text| parsed(&text));
+        self.tell_of_costs();
+        self.facts.step_costs.is_some()
+    }
+
+    /// Under which the costs are kept: all they depend on beside what the file is for.
+    fn costs_name(&self) -> String {
+        let how = (self.deterministic, self.enforce_eager, POSITIONS, DECODES, PROMPT, RUNS);
+        let all = format!("{:?} {:?} {how:?}", self.forward.spec, self.limits);
+        format!("steps {:016x}", fnv1a(all.as_bytes()))
+    }
+
+    fn tell_of_costs(&self) {
+        let Some(costs) = &self.facts.step_costs else { return };
+        let told = |costs: &[StepCost]| {
+            costs
+                .iter()
+                .map(|cost| format!("{} {:.2}", cost.positions, cost.seconds * 1e3))
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        tracing::info!(decodes = %told(&costs.decodes), prompts = %told(&costs.prompts), "what steps cost, ms by positions");
+    }
+
     /// Measures steps with prompts. Decode graphs are not needed for it.
     pub(super) fn measure_prompts(&mut self) -> Result<(), CudaError> {
         let measured = self.prompt_costs().map(|prompts| StepCosts { prompts, decodes: Vec::new() });
@@ -30,10 +58,14 @@ impl CudaExecutor {
     pub(super) fn measure_decodes(&mut self) -> Result<(), CudaError> {
         let Some(costs) = self.facts.step_costs.take() else { return Ok(()) };
         let measured = self.decode_costs().map(|decodes| StepCosts { decodes, ..costs });
-        if let Ok(costs) = &measured {
-            tracing::info!(decodes = %told(&costs.decodes), prompts = %told(&costs.prompts), "what steps cost, ms by positions");
+        self.keep_costs(measured)?;
+        self.tell_of_costs();
+        // Decodes whose kernels are still to be chosen will be faster.
+        if let Some(costs) = self.facts.step_costs.as_ref().filter(|_| self.to_capture.is_empty()) {
+            self.forward.matmul.keep(self.costs_name(), text(costs));
+            self.forward.matmul.save_choices();
         }
-        self.keep_costs(measured)
+        Ok(())
     }
 
     /// A step that fails leaves the costs unknown, unless the device is lost: the step that needs it will report it.
@@ -105,6 +137,61 @@ impl CudaExecutor {
     }
 }
 
-fn told(costs: &[StepCost]) -> String {
-    costs.iter().map(|cost| format!("{} {:.2}", cost.positions, cost.seconds * 1e3)).collect::<Vec<_>>().join(", ")
+/// `1 0.00517 2 0.00524; 256 0.0078`: positions and seconds of decodes, then of steps with prompts.
+fn text(costs: &StepCosts) -> String {
+    let list = |costs: &[StepCost]| {
+        costs.iter().map(|cost| format!("{} {}", cost.positions, cost.seconds)).collect::<Vec<_>>().join(" ")
+    };
+    format!("{}; {}", list(&costs.decodes), list(&costs.prompts))
+}
+
+/// What [`text`] wrote; `None` where it is not that, or not ascending.
+fn parsed(text: &str) -> Option<StepCosts> {
+    let list = |text: &str| -> Option<Vec<StepCost>> {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let cost = |pair: &[&str]| {
+            let [positions, seconds] = pair else { return None };
+            let cost = StepCost { positions: positions.parse().ok()?, seconds: seconds.parse().ok()? };
+            Some(cost).filter(|cost| cost.seconds.is_finite() && cost.seconds > 0.0)
+        };
+        let costs = words.chunks(2).map(cost).collect::<Option<Vec<_>>>()?;
+        costs.is_sorted_by(|a, b| a.positions < b.positions).then_some(costs)
+    };
+    let (decodes, prompts) = text.split_once(';')?;
+    Some(StepCosts { decodes: list(decodes)?, prompts: list(prompts)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn costs_are_read_as_they_were_written() {
+        let cost = |positions, seconds| StepCost { positions, seconds };
+        for costs in [
+            StepCosts { decodes: vec![cost(1, 0.005_173), cost(256, 0.0077)], prompts: vec![cost(256, 1.0 / 3.0)] },
+            StepCosts { decodes: vec![cost(1, 1e-4)], prompts: Vec::new() },
+            StepCosts::default(),
+        ] {
+            assert_eq!(parsed(&text(&costs)), Some(costs));
+        }
+    }
+
+    #[test]
+    fn what_is_no_costs_is_none() {
+        for text in [
+            "",
+            "1 0.1",
+            "1 0.1 2; 3 0.2",
+            "2 0.1 1 0.2; ",
+            "1 0; ",
+            "1 -0.1; ",
+            "1 NaN; ",
+            "1 inf; ",
+            "x 0.1; ",
+            "-1 0.1; ",
+        ] {
+            assert_eq!(parsed(text), None, "{text:?}");
+        }
+    }
 }

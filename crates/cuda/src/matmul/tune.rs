@@ -103,6 +103,16 @@ impl Matmul {
         self.timed.get()
     }
 
+    /// What an earlier start kept under a name of its own.
+    pub(crate) fn kept(&self, name: &str) -> Option<String> {
+        self.kept.borrow().get(name).map(str::to_owned)
+    }
+
+    /// Keeps a text for later starts, until [`save_choices`](Self::save_choices) writes it. Without tabs and line ends.
+    pub(crate) fn keep(&self, name: String, text: String) {
+        self.kept.borrow_mut().set(name, text);
+    }
+
     /// Writes what tuning found since the last time.
     pub(crate) fn save_choices(&self) {
         self.kept.borrow_mut().save();
