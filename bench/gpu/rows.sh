@@ -26,7 +26,8 @@ ours() {
     echo "$POWERTRAIN serve $(shape "$1") --load-format dummy --device cuda --port 8000 --max-model-len 8192 --no-enable-prefix-caching --max-num-seqs 256"
 }
 vllm() {
-    echo "python3 -m vllm.entrypoints.cli.main serve $(shape "$1") --load-format dummy --max-model-len 8192 --no-enable-prefix-caching --port 8000 --host 127.0.0.1"
+    # Under the name that ours has, so that results are of the same work.
+    echo "python3 -m vllm.entrypoints.cli.main serve $(shape "$1") --served-model-name $(basename "$(shape "$1")") --load-format dummy --max-model-len 8192 --no-enable-prefix-caching --port 8000 --host 127.0.0.1"
 }
 rust() {
     echo "env VLLM_USE_RUST_FRONTEND=1 $(vllm "$1")"
