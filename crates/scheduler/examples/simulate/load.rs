@@ -1,11 +1,4 @@
-//! What the scheduler makes of a load when steps take what they were measured to take on one H100: throughput, first tokens and gaps, with prompts
-//! spread over steps and without. No device, no threads: the scheduler itself, driven by a clock that adds up steps.
-//!
-//! ```text
-//! simulate                 closed loops of 512/128, and open ones, of two models
-//! ```
-//! Times of steps: `cuda_check mixed` (docs/benchmarks/h100-raw/pace/mixed-*.txt), attention of decodes by its bytes, of prompts by its operations.
-#![expect(clippy::print_stdout, reason = "its purpose")]
+//! A load, and a device whose steps take what they were measured to take.
 
 use powertrain_scheduler::{NewSequence, Output, Scheduler, SchedulerConfig, SequenceId, StopConditions};
 use powertrain_step::{
@@ -17,8 +10,8 @@ use std::{
 };
 
 /// What a model's steps take.
-struct Device {
-    name: &'static str,
+pub(crate) struct Device {
+    pub(crate) name: &'static str,
     /// Steps of prompts of 512: positions, ms.
     prompts: &'static [(u32, f64)],
     /// Steps of decodes without what their attention reads: rows, ms.
@@ -32,7 +25,7 @@ struct Device {
 }
 
 /// Llama-3.1-8B and Qwen2.5-1.5B.
-const DEVICES: [Device; 2] = [
+pub(crate) const DEVICES: [Device; 2] = [
     Device {
         name: "A",
         prompts: &[
@@ -121,7 +114,7 @@ impl Device {
 }
 
 /// Who sends prompts: so many clients, each its next when its last is done, or at given times.
-enum Load {
+pub(crate) enum Load {
     Closed { clients: usize, requests: usize },
     Open { arrivals: Vec<f64> },
 }
@@ -132,7 +125,7 @@ struct Sent {
     last: f64,
 }
 
-struct Run<'a> {
+pub(crate) struct Run<'a> {
     device: &'a Device,
     scheduler: Scheduler,
     prompt: u32,
@@ -140,14 +133,17 @@ struct Run<'a> {
     now: f64,
     sent: HashMap<SequenceId, Sent>,
     serial: u32,
-    first_tokens: Vec<f64>,
-    per_token: Vec<f64>,
-    gaps: Vec<f64>,
+    /// ms from a request to its first token, of each.
+    pub(crate) first_tokens: Vec<f64>,
+    /// ms a token after the first, of each.
+    pub(crate) per_token: Vec<f64>,
+    /// ms between tokens of a request, of all.
+    pub(crate) gaps: Vec<f64>,
     tokens: u64,
 }
 
 impl<'a> Run<'a> {
-    fn new(device: &'a Device, paced: bool, prompt: u32, output: u32) -> Self {
+    pub(crate) fn new(device: &'a Device, paced: bool, prompt: u32, output: u32) -> Self {
         let limits =
             StepLimits { max_num_seqs: 256, max_num_batched_tokens: 8192, max_model_len: 16_384, block_size: 16 };
         let config = SchedulerConfig {
@@ -190,7 +186,7 @@ impl<'a> Run<'a> {
     }
 
     /// Runs a load; tokens a second while prompts are still being sent.
-    fn run(&mut self, load: &Load) -> f64 {
+    pub(crate) fn run(&mut self, load: &Load) -> f64 {
         let mut left = match load {
             Load::Closed { clients, requests } => {
                 (0..*clients).for_each(|_| self.send(0.0));
@@ -270,13 +266,8 @@ impl<'a> Run<'a> {
     }
 }
 
-fn percentile(values: &mut [f64], share: f64) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    values.get(((values.len() - 1) as f64 * share) as usize).copied().unwrap_or(f64::NAN)
-}
-
 /// Times of a Poisson process, in ms, the same at each run.
-fn arrivals(per_second: f64, count: usize) -> Vec<f64> {
+pub(crate) fn arrivals(per_second: f64, count: usize) -> Vec<f64> {
     let (mut state, mut at) = (0x9E37_79B9_7F4A_7C15_u64, 0.0);
     (0..count)
         .map(|_| {
@@ -288,36 +279,8 @@ fn arrivals(per_second: f64, count: usize) -> Vec<f64> {
         .collect()
 }
 
-fn main() {
-    println!("model, load                     pace   tok/s  TTFT p50   p95   p99  TPOT p50  gap p99   max (ms)");
-    for device in &DEVICES {
-        let closed = [(1, 16), (10, 160), (50, 500), (100, 1000), (256, 2560)].map(|(clients, requests)| {
-            (format!("{clients} clients, 512/128"), Load::Closed { clients, requests }, 512, 128)
-        });
-        // Shares of what it could do at most, nearly.
-        let most = if device.name == "A" { 54.0 } else { 220.0 };
-        let open =
-            [(0.3, 512, 128), (0.5, 512, 128), (0.8, 512, 128), (0.95, 512, 128), (0.3, 8000, 128), (0.8, 8000, 128)];
-        let open = open.map(|(share, prompt, output)| {
-            let per_second = most * share * if prompt > 4000 { 512.0 / f64::from(prompt) } else { 1.0 };
-            let load = Load::Open { arrivals: arrivals(per_second, if prompt > 4000 { 200 } else { 2000 }) };
-            (format!("{per_second:.1}/s, {prompt}/{output}"), load, prompt, output)
-        });
-        for (name, load, prompt, output) in closed.into_iter().chain(open) {
-            for (pace, paced) in [("auto", true), ("full", false)] {
-                let mut run = Run::new(device, paced, prompt, output);
-                let rate = run.run(&load);
-                println!(
-                    "{} {name:<28} {pace}  {rate:>7.0}  {:>8.0} {:>5.0} {:>5.0}  {:>8.2}  {:>7.1} {:>5.0}",
-                    device.name,
-                    percentile(&mut run.first_tokens, 0.5),
-                    percentile(&mut run.first_tokens, 0.95),
-                    percentile(&mut run.first_tokens, 0.99),
-                    percentile(&mut run.per_token, 0.5),
-                    percentile(&mut run.gaps, 0.99),
-                    percentile(&mut run.gaps, 1.0)
-                );
-            }
-        }
-    }
+/// Of unsorted values.
+pub(crate) fn percentile(values: &mut [f64], share: f64) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values.get(((values.len() - 1) as f64 * share) as usize).copied().unwrap_or(f64::NAN)
 }
