@@ -20,6 +20,7 @@ const MEASURED: &[&str] = &[
     "server.engine.now",
     "server.engine.load_seconds",
     "server.engine.load_stages",
+    "server.engine.step_costs",
 ];
 /// Of a level, what may explain its numbers; all else there is a number to explain.
 const EXPLAINING: &[&str] = &["client", "gpus", "machine"];
@@ -191,14 +192,27 @@ mod tests {
 
     #[test]
     fn what_follows_from_the_load_is_no_cause() {
-        let run = serde_json::json!({"model": "m", "levels": [{
+        let engine = serde_json::json!({
+            "prefill_pace": "auto",
+            "load_seconds": 1.5,
+            "step_costs": {"decodes": [{"positions": 1, "seconds": 0.005}], "prompts": []},
+        });
+        let run = serde_json::json!({"model": "m", "server": {"engine": engine}, "levels": [{
             "gauges": {"kv_cache_usage": {"samples": 3, "mean": 0.1}},
             "gpus": [{"samples": 26, "power_mean_w": 467.0, "sm_clock_min_mhz": 1350.0, "throttled": {"sw_power_cap": 0.7}}],
         }]});
         let mut found = Vec::new();
         walk("", &run, &mut |path, _| found.push(path.to_owned()));
         found.sort();
-        assert_eq!(found, ["levels.gpus.0.sm_clock_min_mhz", "levels.gpus.0.throttled.sw_power_cap", "model"]);
+        assert_eq!(
+            found,
+            [
+                "levels.gpus.0.sm_clock_min_mhz",
+                "levels.gpus.0.throttled.sw_power_cap",
+                "model",
+                "server.engine.prefill_pace"
+            ]
+        );
     }
 
     #[test]

@@ -78,6 +78,7 @@ mod tests {
             kv_cache_tokens: 139_808,
             kv_blocks: 8738,
             max_concurrency_at_max_model_len: 17.07,
+            prefill_pace: "full",
             step_costs: None,
             load_seconds: 0.3141,
             load_stages: vec![LoadStage { name: "text", seconds: 0.021 }, LoadStage { name: "weights", seconds: 0.27 }],

@@ -8,12 +8,12 @@
 //!
 //! What comes of that under a load can be computed without a device: `cargo run --release -p powertrain-scheduler --example simulate`.
 
-use powertrain_step::StepCosts;
+use powertrain_step::{StepCost, StepCosts};
 
-/// The prompt whose turn it is takes no more steps than this, but for a rest it could not have had in the last one.
-const PROMPT_STEPS: u32 = 2;
+/// The prompt whose turn it is gets at least this part of itself a step.
+const PROMPT_PART: u32 = 2;
 /// Its rest goes along if it is no more than this part of what the step takes.
-const REST: u32 = 8;
+const REST_PART: u32 = 8;
 /// Each step takes this part of what waits, on top of what arrives.
 const BACKLOG_PART: u64 = 64;
 /// Steps over which the arrival of prompts is averaged. Outputs are some hundreds of tokens: shorter than the time after which clients that wait
@@ -51,7 +51,7 @@ impl Pace {
     /// Positions of prompts for the next step at most, beside so many decodes. `arrived`: those of the prompts that came since the last step. At
     /// least 1; all there is room for where more is wanted than the largest measured step holds.
     pub(crate) fn next(&self, decodes: u32, backlog: Backlog, arrived: f64) -> u32 {
-        let share = backlog.first.min(backlog.first_whole / PROMPT_STEPS);
+        let share = backlog.first.min(backlog.first_whole / PROMPT_PART);
         let rate = self.arriving_with(arrived) + (backlog.positions / BACKLOG_PART) as f64;
         let wanted = rate.max(f64::from(share));
         let positions = match self.cheapest(decodes, 1.0) {
@@ -60,7 +60,7 @@ impl Pace {
         };
         let rest = backlog.first.saturating_sub(positions);
         // While nothing decodes, the first prompt keeps nobody waiting.
-        if decodes == 0 || rest <= positions / REST { positions.max(backlog.first) } else { positions }
+        if decodes == 0 || rest <= positions / REST_PART { positions.max(backlog.first) } else { positions }
     }
 
     /// A step was planned.
@@ -97,7 +97,7 @@ impl Pace {
 }
 
 /// What so many positions cost, between measured ones on a straight line.
-fn seconds(costs: &[powertrain_step::StepCost], positions: u32) -> f64 {
+fn seconds(costs: &[StepCost], positions: u32) -> f64 {
     let above = costs.partition_point(|cost| cost.positions < positions);
     match (above.checked_sub(1).map(|below| costs[below]), costs.get(above)) {
         (_, Some(cost)) if cost.positions == positions => cost.seconds,
@@ -114,7 +114,6 @@ fn seconds(costs: &[powertrain_step::StepCost], positions: u32) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use powertrain_step::StepCost;
 
     /// Llama-3.1-8B on an H100, ms: 256 rows are nearly free beside decodes; just past 1,024 rows a wave of tiles more is begun.
     fn pace() -> Pace {

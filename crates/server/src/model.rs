@@ -121,6 +121,8 @@ pub struct EngineReport {
     pub kv_blocks: u32,
     /// How many sequences of `max_model_len` it holds.
     pub max_concurrency_at_max_model_len: f64,
+    /// `auto` where prompts are spread over steps by what those cost, else `full`.
+    pub prefill_pace: &'static str,
     /// What steps were measured to cost, by which prompts are spread over them; absent where they are not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step_costs: Option<StepCostsReport>,
@@ -189,6 +191,7 @@ impl EngineReport {
             kv_cache_tokens,
             kv_blocks: executor.kv_blocks,
             max_concurrency_at_max_model_len: kv_cache_tokens as f64 / f64::from(limits.max_model_len.max(1)),
+            prefill_pace: if executor.step_costs.is_some() { "auto" } else { "full" },
             step_costs: executor.step_costs.as_ref().map(StepCostsReport::from),
             load_seconds: facts.load_seconds,
             load_stages: facts.load_stages.clone(),
