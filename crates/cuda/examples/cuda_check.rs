@@ -161,7 +161,7 @@ fn sampling() -> usize {
 
 fn gated() -> usize {
     for (n, k) in [(28672, 4096), (17920, 1536), (3072, 576)] {
-        for m in [64, 128, 192, 256, 320, 384, 512, 576, 768, 1024, 2048, 4096, 8192] {
+        for m in [64, 128, 192, 256, 320, 384, 512, 576, 640, 768, 1024, 1280, 1536, 2048, 4096, 8192] {
             match powertrain_cuda::check::gated_times(element(), m, n, k) {
                 Ok([apart, fused]) => {
                     let rate = |us: f32| 2.0 * m as f32 * n as f32 * k as f32 / us / 1e6;

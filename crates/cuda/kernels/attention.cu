@@ -10,12 +10,16 @@
 // of the warp's own in shared memory, which the copy engine fills: the warps' own loads of two tiles take 4 us to issue, and one block a
 // multiprocessor then cannot keep memory busy. The last block of a (sequence, KV head) to finish merges the splits; where blocks of whole
 // sequences suffice there is nothing to merge (src/decode.rs). block_size is a multiple of 16.
+//
+// Beside prompts (`counts` says how many sequences there are, of as many as the grid has room for; `beside`: flash.cu runs before it) these blocks
+// begin when those of flash.cu run, on the multiprocessors that those leave free: flash.cu lets them start when all before it is done, so the
+// projections are there, and nothing here needs what flash.cu writes. One block waits for its end, and with it this kernel's.
 #define DECODE_STAGES 2  // tiles of a warp's ring at most
 #define SPLIT_TILES 8  // a split is at least this many tiles of 16 positions
 // RING: a warp's first lane has the copy engine bring its tiles, `stages` ahead.
 template <int D, int W, bool RING>
 __device__ __forceinline__ void decode_body(const State& state, const int* row, const int* position, const Element* qkv, Element* out, float* part_out, float2* part_ml, u32* arrivals,
-                                            const Rope& rope, const Cache& cache, const Heads& h, const TensorMap& k_map, const TensorMap& v_map, int stages) {
+                                            const Rope& rope, const Cache& cache, const Heads& h, const TensorMap& k_map, const TensorMap& v_map, int stages, bool beside) {
   constexpr int DC = D / 32, DJ = D / 64, PAIRS = D / 64, BOX_BYTES = 16 * 128, TILE_BYTES = 2 * DJ * BOX_BYTES;
   extern __shared__ __align__(1024) unsigned char ring[];
   __shared__ __align__(8) u64 barriers[RING ? W * DECODE_STAGES : 1];
@@ -81,7 +85,9 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
   }
   float sine[PAIRS], cosine[PAIRS];
   angles<PAIRS>(rope, h, len - 1, sine, cosine);
-  wait_for_previous();
+  // What this multiprocessor read of the projections' memory in earlier layers must not be taken for them.
+  if (beside) __threadfence();
+  else wait_for_previous();
   {
     const Element* token = qkv + (u64)b * (h.heads + 2 * h.kv_heads) * D;
     __shared__ float partial[W];
@@ -276,11 +282,14 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
   }
 }
 #define DECODE(NAME, D, W, RING, RESIDENT)                                                                                                                                        \
-  extern "C" __global__ void __launch_bounds__(W * 32, RESIDENT) NAME(State state, const int* row, const int* position, const Element* qkv, Element* out, float* part_out,               \
-                                                                      float2* part_ml, u32* arrivals, Rope rope, Cache cache, Heads h, const __grid_constant__ TensorMap k_map,    \
-                                                                      const __grid_constant__ TensorMap v_map, int stages) {                                                        \
+  extern "C" __global__ void __launch_bounds__(W * 32, RESIDENT) NAME(State state, const Counts* counts, const int* row, const int* position, const Element* qkv, Element* out,          \
+                                                                      float* part_out, float2* part_ml, u32* arrivals, Rope rope, Cache cache, Heads h,                             \
+                                                                      const __grid_constant__ TensorMap k_map, const __grid_constant__ TensorMap v_map, int stages, int beside) {   \
     if (W == 8 && !RING) let_next_start();                                                                                                                                        \
-    decode_body<D, W, RING>(state, row, position, qkv, out, part_out, part_ml, arrivals, rope, cache, h, k_map, v_map, stages);                                                   \
+    const int sequences = counts ? counts->decodes : gridDim.z;                                                                                                                     \
+    if (blockIdx.z >= sequences) return;                                                                                                                                           \
+    decode_body<D, W, RING>(state, row, position, qkv, out, part_out, part_ml, arrivals, rope, cache, h, k_map, v_map, stages, beside);                                              \
+    if (beside && blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == sequences - 1) wait_for_previous();                                                                            \
   }
 DECODE(decode_64, 64, 4, false, 4)
 DECODE(decode_128, 128, 4, false, 4)

@@ -113,6 +113,12 @@ struct State {
 // low, high, first word of the lists, biased tokens there, held-back tokens there, min_tokens
 #define SAMPLING_WORDS 16
 
+// What a step holds beside its arrays' sizes (src/staging.rs), so that a captured graph serves steps that differ in it: its first positions that
+// are decodes, and its tiles of prompts.
+struct Counts {
+  int decodes, tiles;
+};
+
 __device__ __forceinline__ const u32* tokens_of(const State& s, int row) { return s.words + (u64)row * s.max_len; }
 __device__ __forceinline__ const int* blocks_of(const State& s, int row) {
   return reinterpret_cast<const int*>(s.words + s.blocks_at) + (u64)row * s.max_blocks;

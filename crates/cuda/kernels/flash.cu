@@ -77,6 +77,8 @@ __device__ __forceinline__ void copy_all(const Place<D>& at, const TensorMap& q_
   Work work(tiles[item / h.heads], item, h), next = work;
   int slot = slot_in(work, work.end - 1);
   wait_for_previous();
+  // Only now: decodes beside it (attention.cu) take for granted that all before this kernel is done.
+  let_next_start();
   for (int turn = 0, round = 0; item < items; turn++) {  // round: tiles of keys copied
     const int next_item = item_of(turn + 1), hk = work.head / (h.heads / h.kv_heads);
     const int q_stage = turn % STAGES;
@@ -336,9 +338,9 @@ __device__ __forceinline__ void flash_body(const TensorMap& q_map, const TensorM
 }
 #define FLASH(NAME, D)                                                                                                                                                              \
   extern "C" __global__ void __launch_bounds__(384, 1) NAME(const __grid_constant__ TensorMap q_map, const __grid_constant__ TensorMap k_map, const __grid_constant__ TensorMap v_map, \
-                                                            State state, const Tile* tiles, int items, Element* out, int block_size, Heads h) {                                                \
-    let_next_start();                                                                                                                                                              \
-    flash_body<D>(q_map, k_map, v_map, state, tiles, items, out, block_size, h);                                                                                                          \
+                                                            State state, const Counts* counts, const Tile* tiles, Element* out, int block_size, Heads h) {                                     \
+    const int items = counts->tiles * h.heads;                                                                                                                                            \
+    if (blockIdx.x < items) flash_body<D>(q_map, k_map, v_map, state, tiles, items, out, block_size, h);                                                                                  \
   }
 FLASH(flash_64, 64)
 FLASH(flash_128, 128)

@@ -1,4 +1,5 @@
-// Rope and cache write of prompts: q, k, v of every token, q back in place, k and v to the cache. One block a token.
+// Rope and cache write of prompts: q, k, v of every token, q back in place, k and v to the cache. One block a token; those of decodes, which come
+// first and are none of its business if `counts` says how many there are, leave at once.
 // Moves (heads + 2 kv_heads) * head_dim * 2 bytes in and out, and reads the residual where the norm's factor is lacking.
 #include "rope.cuh"
 
@@ -29,8 +30,9 @@ __device__ __forceinline__ void rope_write_body(const State& state, const int* r
   }
 }
 #define ROPE_WRITE(NAME, PAIRS, RESIDENT)                                                                                           \
-  extern "C" __global__ void __launch_bounds__(512, RESIDENT) NAME(State state, const int* row, const int* position, Element* qkv, Rope rope, Cache cache, Heads h) { \
+  extern "C" __global__ void __launch_bounds__(512, RESIDENT) NAME(State state, const Counts* counts, const int* row, const int* position, Element* qkv, Rope rope, Cache cache, Heads h) { \
     let_next_start();                                                                                                               \
+    if (counts && blockIdx.x < counts->decodes) return;                                                                             \
     wait_for_previous();                                                                                                            \
     rope_write_body<PAIRS>(state, row, position, qkv, rope, cache, h);                                                              \
   }
@@ -161,8 +163,9 @@ __device__ __forceinline__ void rope_write_whole_body(const State& state, const 
   }
 }
 #define ROPE_WRITE_WHOLE(NAME, D)                                                                                                   \
-  extern "C" __global__ void __launch_bounds__(WHOLE_THREADS, 8) NAME(State state, const int* row, const int* position, Element* qkv, Rope rope, Cache cache, Heads h) { \
+  extern "C" __global__ void __launch_bounds__(WHOLE_THREADS, 8) NAME(State state, const Counts* counts, const int* row, const int* position, Element* qkv, Rope rope, Cache cache, Heads h) { \
     let_next_start();                                                                                                               \
+    if (counts && blockIdx.x < counts->decodes) return;                                                                             \
     rope_write_whole_body<D>(state, row, position, qkv, rope, cache, h);                                                            \
   }
 ROPE_WRITE_WHOLE(rope_write_64, 64)

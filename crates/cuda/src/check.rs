@@ -265,7 +265,8 @@ pub fn gated(element: Element) -> Result<Vec<Finding>, CudaError> {
     let mut matmul = Matmul::new(&context, element, rows_max, 2048, 4096)?;
     matmul.forced = Some(Way::Fused);
     let mut findings = Vec::new();
-    for (n, k) in [(16, 64), (256, 64), (272, 72), (528, 200), (1040, 1536), (3072, 576)] {
+    // The last has whole tiles, then halves or quarters.
+    for (n, k) in [(16, 64), (256, 64), (272, 72), (528, 200), (1040, 1536), (3072, 576), (17936, 72)] {
         let matrix = Matrix { buffer: Buffer::allocate(&context, n * k * 2, "check")?, rows: n, columns: k };
         fill_random(&kernels, &stream, matrix.buffer.pointer(), (n * k) as u64, (3.0 / k as f32).sqrt(), 7)?;
         let x = Buffer::allocate(&context, rows_max * k * 2, "check")?;

@@ -1,7 +1,7 @@
 //! The executor: rows, steps in flight, graphs.
 //!
-//! A step costs the host one pass over its rows, one copy, and one launch of a captured graph (or, when it prefills, the launches
-//! of a pass). Sampled tokens stay on the device, where the next step finds them; the host reads them one step late from pinned
+//! A step costs the host one pass over its rows, one copy, and one launch of a captured graph (or, when it prefills in a way that has not come
+//! often, the launches of a pass). Sampled tokens stay on the device, where the next step finds them; the host reads them one step late from pinned
 //! memory. Only rows that need the host's sampler make the next launch wait.
 
 use crate::{
@@ -13,8 +13,8 @@ use crate::{
     matmul::Matmul,
     results::{Entry, InFlight},
     row_sampling::{Mode, Modes, RowSampling},
-    shapes::{bucket, check_settings, check_spec, padded_tokens},
-    staging::{Arena, Changes, Layout},
+    shapes::{bucket, check_settings, check_spec, padded_tokens, tiles_bucket},
+    staging::{Arena, Changes, Counts, Layout},
     weights::DeviceWeights,
 };
 use powertrain_model::Model;
@@ -33,7 +33,7 @@ mod graphs;
 mod host;
 
 use cache::{block_bytes, demand, sampling_bytes, wish};
-use graphs::{DecodeGraph, decode_passes};
+use graphs::{DecodeGraph, PromptGraphs, decode_passes};
 
 const NAME: &str = "cuda";
 /// Steps launched before the oldest is collected.
@@ -45,6 +45,7 @@ const CHANGE_WORDS_MAX: usize = 4 << 20;
 pub(crate) struct CudaExecutor {
     // In the order in which they are dropped: graphs and buffers before the context.
     graphs: HashMap<Pass, DecodeGraph>,
+    prompt_graphs: PromptGraphs,
     slots: Vec<StepSlot>,
     forward: Forward,
     state: Buffer,
@@ -127,7 +128,7 @@ impl CudaExecutor {
         let state = Buffer::allocate(&context, arena.words() * 4, "the token and block tables")?;
         state.clear(&stream)?;
         // At most one tile of each kind more than whole ones per row.
-        let tiles = tokens / TILE_QUERIES as usize + samples + 1;
+        let tiles = tiles_bucket(tokens / TILE_QUERIES as usize + samples + 1);
         let layout = Layout { tokens, samples, tiles };
         let staged_words = layout.fixed_words() + CHANGE_WORDS_MAX;
         let staged = Buffer::allocate(&context, staged_words * 4, "the staged step")?;
@@ -180,6 +181,7 @@ impl CudaExecutor {
         };
         let mut executor = Self {
             graphs: HashMap::new(),
+            prompt_graphs: PromptGraphs::new(options.capture_prompts_at),
             slots,
             forward,
             state,
@@ -284,14 +286,15 @@ impl CudaExecutor {
         }
         let slot = self.next_slot;
         self.next_slot = (slot + 1) % DEPTH;
-        let (pass, entries) = self.stage(plan, slot);
+        let (pass, counts, entries) = self.stage(plan, slot);
         if self.changes.words() > CHANGE_WORDS_MAX {
             self.send_changes_ahead()?;
         }
         let results_at = self.slots[slot].results.device_address();
         let records_at = results_at + 4 * self.samples_max() as u64;
         let staged = self.slots[slot].staged.words_mut();
-        let words = self.changes.write(&pass.layout, [results_at, records_at, self.row_sampling.adjusted()], staged);
+        let addresses = [results_at, records_at, self.row_sampling.adjusted()];
+        let words = self.changes.write(&pass.layout, counts, addresses, staged);
         let staged_at = Instant::now();
         self.stream.copy_to_device(&self.forward.staged, &self.slots[slot].staged, words)?;
         let copied_at = Instant::now();
@@ -342,7 +345,7 @@ impl CudaExecutor {
         let layout = Layout { tokens: 0, samples: 0, tiles: 0 };
         let mut words = Pinned::allocate(layout.fixed_words() + self.changes.words())?;
         assert!(words.words().len() * 4 <= self.forward.staged.bytes(), "more changes than a step can bring");
-        let count = self.changes.write(&layout, [0; 3], words.words_mut());
+        let count = self.changes.write(&layout, Counts::default(), [0; 3], words.words_mut());
         self.stream.copy_to_device(&self.forward.staged, &words, count)?;
         self.forward.apply_changes(&self.stream)?;
         self.stream.wait()?;
@@ -351,25 +354,32 @@ impl CudaExecutor {
     }
 
     /// Writes the step's arrays. Single positions come first: the decode kernel takes them as one batch.
-    fn stage(&mut self, plan: &StepPlan, slot: usize) -> (Pass, Vec<Entry>) {
-        let (mut decodes, mut tokens, mut samples, mut tiles, mut longest) = (0, 0, 0, 0, 0);
+    fn stage(&mut self, plan: &StepPlan, slot: usize) -> (Pass, Counts, Vec<Entry>) {
+        let (mut counts, mut tokens, mut samples, mut longest) = (Counts::default(), 0, 0, 0);
         for work in &plan.work {
             tokens += work.len as usize;
             samples += usize::from(work.sample);
             longest = longest.max(work.len);
             match self.decodes_alone(work) {
-                true => decodes += 1,
-                false => tiles += work.len.div_ceil(TILE_QUERIES) as usize,
+                true => counts.decodes += 1,
+                false => counts.tiles += work.len.div_ceil(TILE_QUERIES) as usize,
             }
         }
         let pure_decode = longest == 1;
+        let bucket_of = |count| if count == 0 { 0 } else { bucket(count) };
         let layout = if plan.work.is_empty() {
             Layout { tokens: 0, samples: 0, tiles: 0 }
         } else if pure_decode {
             let size = bucket(tokens);
-            Layout { tokens: size, samples: size, tiles: if tiles > 0 { size } else { 0 } }
+            // Each padded position is a decode or a tile of its own.
+            match counts.tiles {
+                0 => counts.decodes = size,
+                _ => counts.tiles = size,
+            }
+            Layout { tokens: size, samples: size, tiles: counts.tiles }
         } else {
-            Layout { tokens: padded_tokens(tokens), samples: if samples == 0 { 0 } else { bucket(samples) }, tiles }
+            // Room for more than there is, so that fewer kinds of steps differ.
+            Layout { tokens: padded_tokens(tokens), samples: bucket_of(samples), tiles: tiles_bucket(counts.tiles) }
         };
         let staged = self.slots[slot].staged.words_mut();
         // Padding: the idle row's first position, nothing to sample.
@@ -378,9 +388,9 @@ impl CudaExecutor {
         staged[layout.modes()..layout.sample_rows()].fill(Mode::UNUSED.0);
         staged[layout.sample_rows()..layout.tile_words()].fill(0);
 
-        let (mut next_decode, mut next_prefill) = (0, decodes);
+        let (mut next_decode, mut next_prefill) = (0, counts.decodes);
         let (mut next_sample, mut draws, mut extras, mut far, mut keeps_all) = (0, false, false, false, false);
-        let mut flash: Vec<[u32; 4]> = Vec::with_capacity(layout.tiles);
+        let mut flash: Vec<[u32; 4]> = Vec::with_capacity(counts.tiles);
         let mut entries = Vec::with_capacity(plan.work.len());
         for work in &plan.work {
             let alone = work.len == 1 && !self.deterministic;
@@ -418,12 +428,20 @@ impl CudaExecutor {
         // Longest first, so that the last blocks to finish are short ones.
         flash.sort_unstable_by_key(|tile| std::cmp::Reverse(tile[2] + tile[3]));
         // Padding of a decode by tiles: each padded position is its own.
-        flash.extend((flash.len()..layout.tiles).map(|token| [self.arena.idle_row(), token as u32, 0, 1]));
+        flash.extend((flash.len()..counts.tiles).map(|token| [self.arena.idle_row(), token as u32, 0, 1]));
         for (place, tile) in staged[layout.tile_words()..].chunks_exact_mut(4).zip(&flash) {
             place.copy_from_slice(tile);
         }
-        let decodes = if pure_decode && layout.tiles == 0 { layout.tokens } else { decodes };
-        (Pass { layout, decodes, far, draws: draws || extras, extras, keeps_all }, entries)
+        let pass = Pass {
+            layout,
+            decodes: bucket_of(counts.decodes),
+            prompts: longest > 1,
+            far,
+            draws: draws || extras,
+            extras,
+            keeps_all,
+        };
+        (pass, counts, entries)
     }
 
     /// Whether the decode kernel computes this, and not the one for many queries.

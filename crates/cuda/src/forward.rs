@@ -15,7 +15,7 @@ use crate::{
     },
     matmul::{Matmul, norm_threads},
     product::{Norm, Output, Product},
-    staging::Layout,
+    staging::{COUNTS_AT, Layout},
     tensor_map::TensorMap,
     weights::DeviceWeights,
 };
@@ -25,8 +25,11 @@ use powertrain_model::spec::{Activation, AttentionSpec, DecoderSpec, LayerSpec};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Pass {
     pub(crate) layout: Layout,
-    /// The first positions, one a row: split decode attention.
+    /// Positions of which each is its row's only one, and those are first: split decode attention. Beside prompts there is room for so many, and the staged step says
+    /// how many there are.
     pub(crate) decodes: usize,
+    /// Whether there are prompts, or parts of them.
+    pub(crate) prompts: bool,
     /// Whether one of them is far into its sequence ([`FAR_POSITIONS`](decode::FAR_POSITIONS)).
     pub(crate) far: bool,
     /// Whether some row draws instead of taking the highest.
@@ -38,9 +41,9 @@ pub(crate) struct Pass {
 }
 
 impl Pass {
-    /// Whether every position is a row's only one, so that a captured graph can be replayed for it.
+    /// Whether every position is a row's only one.
     pub(crate) fn is_decode(&self) -> bool {
-        self.layout.tokens > 0 && self.decodes + self.layout.tiles == self.layout.tokens
+        self.layout.tokens > 0 && !self.prompts
     }
 
     /// Whether the last layer, once it has written its keys and values, goes on with the chosen positions alone. For a prompt of
@@ -211,7 +214,7 @@ impl Forward {
                 2 => self.attention(stream, pass, index)?,
                 9 if pass.layout.tiles > 0 => {
                     let (rope, cache, heads) = self.attention_parameters(pass, index);
-                    self.rope_write(stream, pass, pass.decodes, rope, cache, heads)?;
+                    self.rope_write(stream, pass, self.counts(pass), rope, cache, heads)?;
                 }
                 9 => {}
                 1 => self.matmul.run(&self.kernels, stream, &products[0])?,
@@ -438,38 +441,41 @@ impl Forward {
             self.rope_write(stream, pass, 0, rope, cache, heads)?;
             return self.attention_plain(stream, pass, cache, heads);
         }
-        if pass.decodes > 0 {
-            self.decode(stream, pass, spec, rope, cache, heads)?;
-        }
+        let mut attends_prompts = false;
         if pass.layout.tiles > 0 {
-            self.rope_write(stream, pass, pass.decodes, rope, cache, heads)?;
+            self.rope_write(stream, pass, self.counts(pass), rope, cache, heads)?;
             // Of a prompt's part that is not its last, the last layer leaves only keys and values.
-            if self.after_attention(pass, index).count > 0 {
+            attends_prompts = self.after_attention(pass, index).count > 0;
+            if attends_prompts {
                 self.flash(stream, pass, spec, cache, heads)?;
             }
+        }
+        // Prompts first: few multiprocessors are enough for them, and decodes, which wait for memory, take the others meanwhile.
+        if pass.decodes > 0 {
+            self.decode(stream, pass, spec, (rope, cache, heads), attends_prompts)?;
         }
         Ok(())
     }
 
-    /// Queries, keys and values of the step's positions from `first` on; the decode kernel makes its own.
+    /// Where the staged step says how much of what a pass has room for it holds.
+    fn counts(&self, pass: &Pass) -> DevicePointer {
+        debug_assert!(pass.layout.tiles > 0, "only steps with flash tiles differ in what they hold");
+        self.staged_at(COUNTS_AT)
+    }
+
+    /// Queries, keys and values of the step's positions, but of the decodes that `counts` (0: none) names: the decode kernel makes its own.
     fn rope_write(
         &self,
         stream: &Stream,
         pass: &Pass,
-        first: usize,
+        counts: DevicePointer,
         rope: Rope,
         cache: Cache,
         heads: Heads,
     ) -> Result<(), CudaError> {
         let all_heads = (heads.heads + 2 * heads.kv_heads) as usize;
-        let rows = self.staged_at(pass.layout.rows() + first);
-        let positions = self.staged_at(pass.layout.positions() + first);
-        let qkv = self.workspace.qkv.pointer() + (first * all_heads * heads.head_dim as usize * 2) as u64;
-        let residual = match rope.residual {
-            0 => 0,
-            residual => residual + (first * self.spec.hidden_size * 2) as u64,
-        };
-        let rope = Rope { residual, ..rope };
+        let (rows, positions) = (self.staged_at(pass.layout.rows()), self.staged_at(pass.layout.positions()));
+        let qkv = self.workspace.qkv.pointer();
         let (function, threads) = if matches!(heads.head_dim, 64 | 128) && heads.rotary == heads.head_dim {
             (self.kernels.rope_write_whole[usize::from(heads.head_dim == 128)], ROPE_WHOLE_THREADS)
         } else {
@@ -482,8 +488,8 @@ impl Forward {
             }];
             (function, 32 * all_heads.min(16) as u32)
         };
-        let shape = shape(((pass.layout.tokens - first) as u32, 1, 1), threads);
-        launch!(stream, function, shape, self.state, rows, positions, qkv, rope, cache, heads)
+        let shape = shape((pass.layout.tokens as u32, 1, 1), threads);
+        launch!(stream, function, shape, self.state, counts, rows, positions, qkv, rope, cache, heads)
     }
 
     fn attention_plain(&self, stream: &Stream, pass: &Pass, cache: Cache, heads: Heads) -> Result<(), CudaError> {
@@ -495,14 +501,14 @@ impl Forward {
         launch!(stream, function, shape, self.state, rows, positions, qkv, out, cache, heads, tokens)
     }
 
+    /// Attention of the decodes; `beside` that of prompts, which was launched just before.
     fn decode(
         &self,
         stream: &Stream,
         pass: &Pass,
         spec: &AttentionSpec,
-        rope: Rope,
-        cache: Cache,
-        heads: Heads,
+        (rope, cache, heads): (Rope, Cache, Heads),
+        beside: bool,
     ) -> Result<(), CudaError> {
         let w = &self.workspace;
         let (rows, positions) = (self.staged_at(pass.layout.rows()), self.staged_at(pass.layout.positions()));
@@ -515,11 +521,12 @@ impl Forward {
             ..shape(grid, 32 * kernel.warps() as u32)
         };
         let [keys, values] = self.cache_maps(spec, cache)?;
-        let stages = kernel.stages() as i32;
+        let (stages, beside) = (kernel.stages() as i32, i32::from(beside));
+        let counts = if pass.prompts { self.counts(pass) } else { 0 };
         let function = self.kernels.decode[usize::from(spec.head_dim == 128)][kernel as usize];
         launch!(
-            stream, function, shape, self.state, rows, positions, qkv, out, part_out, part_ml, arrivals, rope, cache,
-            heads, keys, values, stages
+            stream, function, shape, self.state, counts, rows, positions, qkv, out, part_out, part_ml, arrivals, rope,
+            cache, heads, keys, values, stages, beside
         )
     }
 
@@ -557,8 +564,8 @@ impl Forward {
             overlap: true,
         };
         let function = self.kernels.flash[usize::from(spec.head_dim == 128)];
-        let (items, block_size) = ((spec.heads * pass.layout.tiles) as i32, cache.block_size);
-        launch!(stream, function, shape, queries, keys, values, self.state, tiles, items, out, block_size, heads)
+        let (counts, block_size) = (self.counts(pass), cache.block_size);
+        launch!(stream, function, shape, queries, keys, values, self.state, counts, tiles, out, block_size, heads)
     }
 
     fn choose(&self, stream: &Stream, pass: &Pass) -> Result<(), CudaError> {

@@ -121,6 +121,9 @@ pub(crate) const TILE_QUERIES: u32 = 128;
 pub(crate) const WARPGROUP_THREADS: u32 = 384;
 /// Rows and columns of a tile of gated.cu; a cluster takes two tiles of rows.
 pub(crate) const GATED_TILE: (usize, usize) = (128, 256);
+/// The parts that it divides the tiles of an incomplete last round into at most, and the rows of the weights' boxes of those.
+pub(crate) const GATED_PARTS_MAX: usize = 4;
+pub(crate) const GATED_PART_BOX: usize = 32;
 /// Dynamic shared memory of gated.cu: four stages of 64 columns of both operands, the result's tile, room to begin on a multiple of 1024.
 pub(crate) const GATED_SHARED_BYTES: u32 = 4 * (128 + 256) * 64 * 2 + 128 * 128 * 2 + 1024;
 

@@ -26,6 +26,8 @@ mod executor;
 #[cfg(feature = "cuda")]
 mod forward;
 #[cfg(feature = "cuda")]
+mod gated;
+#[cfg(feature = "cuda")]
 mod kernels;
 #[cfg(feature = "cuda")]
 mod libraries;
@@ -78,6 +80,8 @@ pub struct CudaOptions {
     pub kernel_choices: Option<PathBuf>,
     /// How long loading may take longer to choose kernels and capture decode graphs; what is left then is done while nothing comes.
     pub prepare_at_start: Duration,
+    /// A kind of steps with prompts is captured as a graph when it comes for this time.
+    pub capture_prompts_at: u32,
 }
 
 impl Default for CudaOptions {
@@ -91,6 +95,8 @@ impl Default for CudaOptions {
             deterministic: false,
             kernel_choices: None,
             prepare_at_start: Duration::from_secs(4),
+            // Capturing takes as long as some ten launches by a graph save: a load whose steps never repeat for long loses next to nothing.
+            capture_prompts_at: 8,
         }
     }
 }

@@ -18,6 +18,7 @@ use crate::{
     driver::{Buffer, Context, Stream},
     element::Element,
     error::CudaError,
+    gated::Items,
     kernels::{GATED_TILE, Kernels},
     product::{Output, Product},
     skinny::{self, Tiling},
@@ -173,10 +174,9 @@ impl Matmul {
     /// and 256 rows of Llama-3.1-8B it leaves 5 and 11 %, which tuning finds where it runs.
     fn expects_fused(&self, p: &Product<'_>) -> bool {
         let (n, k) = (p.matrix.rows, p.matrix.columns);
-        let clusters = (self.multiprocessors / 2) as usize;
-        let tiles = p.m.div_ceil(2 * GATED_TILE.0) * n.div_ceil(GATED_TILE.1);
-        let places = tiles.next_multiple_of(clusters) * 2 * GATED_TILE.0 * GATED_TILE.1;
-        let filled = (p.m * n) as f64 / places as f64;
+        let pairs = (self.multiprocessors / 2) as usize;
+        let places = Items::of(p.m, n, pairs).rounds(pairs) * (pairs * 2 * GATED_TILE.0 * GATED_TILE.1) as f64;
+        let filled = (p.m * n) as f64 / places;
         matches!(p.output, Output::Gated { .. }) && p.m >= GATED_ROWS && filled * (1.0 + 500.0 / k as f64) >= 1.05
     }
 }

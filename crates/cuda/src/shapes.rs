@@ -28,6 +28,11 @@ pub(crate) fn padded_tokens(tokens: usize) -> usize {
     }
 }
 
+/// Flash tiles that a step with prompts has room for, given how many it has.
+pub(crate) fn tiles_bucket(tiles: usize) -> usize {
+    if tiles == 0 { 0 } else { tiles.next_power_of_two() }
+}
+
 pub(crate) fn check_settings(limits: &StepLimits, options: &CudaOptions) -> Result<(), CudaError> {
     if !limits.block_size.is_multiple_of(16) || limits.block_size == 0 {
         return Err(CudaError::Setting(format!(

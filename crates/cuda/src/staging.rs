@@ -1,12 +1,14 @@
 //! What a step brings to the device, in one piece: changes of the tables, and which positions to compute.
 //!
-//! The pinned buffer begins with a header (8 words: changes, where they begin, addresses of the results, of the records of
-//! log-probabilities and of changed logits), then the step's arrays, then the changes. `apply_changes` (step.cu) carries the changes out on the arena.
+//! The pinned buffer begins with a header (12 words: changes, where they begin, addresses of the results, of the records of
+//! log-probabilities and of changed logits, [`Counts`], two unused), then the step's arrays, then the changes. `apply_changes` (step.cu) carries the changes out on the arena.
 
 use crate::kernels::{SAMPLING_WORDS, State};
 use powertrain_step::StepLimits;
 
-const HEADER_WORDS: usize = 8;
+const HEADER_WORDS: usize = 12;
+/// Where the header holds the [`Counts`].
+pub(crate) const COUNTS_AT: usize = 8;
 /// Words for the biased and held-back tokens of all rows.
 const LIST_WORDS: usize = 1 << 20;
 
@@ -60,6 +62,15 @@ impl Arena {
     }
 }
 
+/// What a step holds of what its arrays have room for (`Counts` of common.cuh).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    /// The first positions, one a row, that the decode kernel computes.
+    pub(crate) decodes: usize,
+    /// Flash tiles.
+    pub(crate) tiles: usize,
+}
+
 /// Where a step's arrays stand, in words from the start. Fixed by the counts, so that a captured graph finds them again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Layout {
@@ -67,7 +78,7 @@ pub(crate) struct Layout {
     pub(crate) tokens: usize,
     /// Positions whose logits are made, padding included.
     pub(crate) samples: usize,
-    /// Flash tiles.
+    /// Flash tiles there is room for.
     pub(crate) tiles: usize,
 }
 
@@ -144,11 +155,12 @@ impl Changes {
 
     /// Writes the header and the changes; returns the words used in all. `addresses`: where tokens,
     /// records of log-probabilities and changed logits go.
-    pub(crate) fn write(&self, layout: &Layout, addresses: [u64; 3], staged: &mut [u32]) -> usize {
+    pub(crate) fn write(&self, layout: &Layout, counts: Counts, addresses: [u64; 3], staged: &mut [u32]) -> usize {
         let (begin, table) = (layout.changes(), 3 * self.spans.len());
         staged[0] = self.spans.len() as u32;
         staged[1] = begin as u32;
-        for (place, address) in staged[2..8].chunks_exact_mut(2).zip(addresses) {
+        staged[COUNTS_AT..HEADER_WORDS].copy_from_slice(&[counts.decodes as u32, counts.tiles as u32, 0, 0]);
+        for (place, address) in staged[2..COUNTS_AT].chunks_exact_mut(2).zip(addresses) {
             place.copy_from_slice(&[address as u32, (address >> 32) as u32]);
         }
         for (place, &(to, from, count)) in staged[begin..begin + table].chunks_exact_mut(3).zip(&self.spans) {
@@ -172,9 +184,10 @@ mod tests {
         changes.set(7, []);
         let layout = Layout { tokens: 2, samples: 1, tiles: 1 };
         let mut staged = vec![0; layout.fixed_words() + changes.words()];
-        let used = changes.write(&layout, [0x1_0000_0002, 0x3_0000_0004, 6], &mut staged);
+        let counts = Counts { decodes: 7, tiles: 8 };
+        let used = changes.write(&layout, counts, [0x1_0000_0002, 0x3_0000_0004, 6], &mut staged);
         assert_eq!(used, staged.len());
-        assert_eq!(staged[..8], [2, layout.fixed_words() as u32, 2, 1, 4, 3, 6, 0]);
+        assert_eq!(staged[..HEADER_WORDS], [2, layout.fixed_words() as u32, 2, 1, 4, 3, 6, 0, 7, 8, 0, 0]);
         assert_eq!(staged[layout.fixed_words()..], [100, 3, 6, 50, 1, 9, 1, 2, 3, 9]);
         assert_eq!(layout.tile_words() % 4, 0);
     }

@@ -30,7 +30,17 @@ impl TensorMap {
         columns: usize,
         box_rows: usize,
     ) -> Result<Self, CudaError> {
-        Self::encode(pointer, &[columns, rows], &[BOX_COLUMNS, box_rows])
+        Self::matrix_in(pointer, rows, columns, [box_rows, BOX_COLUMNS])
+    }
+
+    /// The same in boxes of so many rows and columns. What is narrower than [`BOX_COLUMNS`] lies in shared memory row by row, not swizzled.
+    pub(crate) fn matrix_in(
+        pointer: DevicePointer,
+        rows: usize,
+        columns: usize,
+        [box_rows, box_columns]: [usize; 2],
+    ) -> Result<Self, CudaError> {
+        Self::encode(pointer, &[columns, rows], &[box_columns, box_rows])
     }
 
     /// bf16 heads `[positions, heads, head_dim]` without gaps, taken in boxes of `box_positions` by one head by [`BOX_COLUMNS`].
@@ -54,6 +64,10 @@ impl TensorMap {
         let dimensions = sizes.map(|size| size as u64);
         let mut strides = [0u64; RANK];
         let mut bytes = 2;
+        let swizzle = match boxes[0] < BOX_COLUMNS {
+            true => cu::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
+            false => cu::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+        };
         for (stride, size) in strides.iter_mut().zip(sizes) {
             bytes *= *size as u64;
             *stride = bytes;
@@ -71,7 +85,7 @@ impl TensorMap {
                 boxes.map(|size| size as u32).as_ptr(),
                 [1u32; RANK].as_ptr(),
                 cu::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                cu::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                swizzle,
                 cu::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                 cu::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
             )

@@ -216,10 +216,12 @@ pub struct DeviceMemory {
 /// Steps recorded to be launched in one call.
 #[derive(Debug, Default)]
 pub struct Graphs {
-    /// Kinds of steps that are to be captured.
+    /// Kinds of pure decodes that are to be captured.
     pub planned: AtomicU64,
     /// Of them, captured.
     pub captured: AtomicU64,
+    /// Captures of steps with prompts, each after its kind came a few times.
+    pub prompts: AtomicU64,
     /// Device memory they took.
     pub bytes: AtomicU64,
     /// Time they took, the choice of kernels included.

@@ -99,8 +99,13 @@ impl MockExecutor {
 
     /// Claims to run on a device with memory of its own.
     pub fn on_device(mut self, memory: DeviceMemory) -> Self {
-        let graphs =
-            Graphs { planned: 40.into(), captured: 3.into(), microseconds: 1_500_000.into(), ..Graphs::default() };
+        let graphs = Graphs {
+            planned: 40.into(),
+            captured: 3.into(),
+            prompts: 5.into(),
+            microseconds: 1_500_000.into(),
+            ..Graphs::default()
+        };
         self.facts.device_memory = Some(memory);
         self.facts.graphs = Some(Arc::new(graphs));
         self

@@ -115,7 +115,7 @@ impl ProfileCase {
 impl std::fmt::Display for ProfileCase {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Alike(rows, len, before, tuned) => write!(f, "batch {rows} x {len} at {before}, tuned {tuned}"),
+            Self::Alike(rows, len, before, _) => write!(f, "batch {rows} x {len} at {before}"),
             Self::Mixed(decodes, positions) => {
                 write!(f, "{decodes} decodes at {PROMPT} and prompts, {positions} positions")
             }
@@ -210,15 +210,17 @@ fn profile(path: &str, prefills: bool, wanted: &[ProfileCase]) -> Result<(), Str
         plans[0].appended = (0..rows.len() as u32)
             .flat_map(|row| (0..each).map(move |i| (RowId(row), BlockId(row * each + i))))
             .collect();
-        let (tune, decodes) = match case {
-            Alike(_, len, _, tune) => (tune, len == 1),
-            Mixed(..) => (false, false),
+        let ways: &[(bool, bool)] = match case {
+            // With skinny.cu among the choices, and before that without.
+            Alike(_, 1, _, true) => &[(false, true), (true, true)],
+            Alike(_, _, _, tune) => &[(true, tune)],
+            // Before what computes the products is measured, and after.
+            Mixed(..) => &[(true, false), (true, true)],
         };
-        // With skinny.cu among the choices, and before that without.
-        for skinny in if tune && decodes { &[false, true][..] } else { &[true] } {
-            let classes = profiler.profile(&plans, *skinny, tune).map_err(|error| error.to_string())?;
+        for &(skinny, tune) in ways {
+            let classes = profiler.profile(&plans, skinny, tune).map_err(|error| error.to_string())?;
             let words: Vec<_> = classes.iter().map(|(name, us)| format!("{name} {us:.1}")).collect();
-            println!("{path} {case}, skinny {skinny}, us: {}", words.join(" | "));
+            println!("{path} {case}, skinny {skinny}, tuned {tune}, us: {}", words.join(" | "));
         }
     }
     Ok(())

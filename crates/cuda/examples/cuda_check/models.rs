@@ -135,7 +135,10 @@ impl Device {
             StepLimits { max_num_seqs: ROWS, max_num_batched_tokens: 2048, max_model_len: length, block_size: BLOCK };
         // So short that some decodes are prepared and others captured when they come, of kernels not timed.
         let prepare_at_start = Duration::from_millis(200);
-        let options = CudaOptions { kv_cache_bytes: Some(1 << 30), prepare_at_start, ..crate::options() };
+        // Steps with prompts both ways, too.
+        let capture_prompts_at = 2;
+        let options =
+            CudaOptions { kv_cache_bytes: Some(1 << 30), prepare_at_start, capture_prompts_at, ..crate::options() };
         let executor = powertrain_cuda::load(model, &limits, &options).map_err(|error| error.to_string())?;
         let blocks_each = length.div_ceil(BLOCK);
         if executor.facts().kv_blocks < blocks_each * ROWS {
@@ -361,6 +364,7 @@ fn sample_prompts(
 ) -> Result<(), String> {
     let sampling = || SamplingParams { temperature: 0.0, logprobs: Some(5), ..Default::default() };
     let short = tokens.len().min(40);
+    // Prompts, decodes, positions of the part.
     let cases = [
         (1, 0, 0),
         (1, 1, 0),
@@ -371,9 +375,17 @@ fn sample_prompts(
         (0, 0, short - 1),
         (0, 3, short - 1),
     ];
-    for (prompts, decoding, part) in cases {
+    let lengths = |prompts: u32| {
         let longest = (tokens.len() - 1).min(1800 / (prompts as usize).max(1));
-        let len = |row: u32| longest - row as usize * 13 % (longest / 3).max(1);
+        (0..prompts as usize).map(move |row| longest - row * 13 % (longest / 3).max(1)).collect::<Vec<_>>()
+    };
+    let cases = cases.map(|(prompts, decoding, part)| (lengths(prompts), decoding, part));
+    // The same kind of step, with room for more than some of them have: the first is launched kernel by kernel, the others by one graph.
+    let alike = [(3, 33), (4, 36), (3, 40), (4, 44), (3, 43)]
+        .map(|(prompts, decoding)| (vec![(185 - decoding as usize) / prompts; prompts], decoding, 0));
+    for (lengths, decoding, part) in cases.into_iter().chain(alike) {
+        let prompts = lengths.len() as u32;
+        let len = |row: u32| lengths[row as usize];
         let at = |row: u32| short / 2 + row as usize % (short / 4).max(1);
         let (decoders, last) = (prompts..prompts + decoding, prompts + decoding);
         if decoding > 0 {

@@ -7,7 +7,7 @@ use crate::{
     kernels::{Kernels, RECORD_WORDS, launch, shape},
     results::{Entry, InFlight},
     row_sampling::{Modes, RowSampling},
-    staging::{Arena, Changes, Layout},
+    staging::{Arena, Changes, Counts, Layout},
 };
 use powertrain_sampling::{History, Sampler};
 use powertrain_step::{RowError, RowId, RowOutput, SampledToken, SamplingParams, StepLimits, TokenId};
@@ -200,7 +200,8 @@ fn round(
             chooser.logits.write(sample * vocab * 4, row_logits)?;
         }
         let at = results.device_address();
-        let used = changes.write(&layout, [at, at + 4 * ROWS as u64, row_sampling.adjusted()], words);
+        let used =
+            changes.write(&layout, Counts::default(), [at, at + 4 * ROWS as u64, row_sampling.adjusted()], words);
         changes.clear();
         stream.copy_to_device(&staged, &pinned, used)?;
         let header = staged.pointer();

@@ -1,7 +1,10 @@
 //! Before the engine runs: the largest steps run once on the idle row, so that the driver and cuBLASLt have taken what they take at first use, and two
 //! graphs are captured to know what all of them will take. The KV cache is made of what is left.
 
-use super::{CudaExecutor, graphs::decode_passes};
+use super::{
+    CudaExecutor,
+    graphs::{PROMPT_GRAPHS_MAX, decode_passes},
+};
 use crate::{
     CudaError, CudaOptions,
     driver::{Buffer, Context},
@@ -9,8 +12,8 @@ use crate::{
     kernels::TILE_QUERIES,
     memory::{Demand, Wish},
     row_sampling::Mode,
-    shapes::{bucket, padded_tokens},
-    staging::Layout,
+    shapes::{bucket, padded_tokens, tiles_bucket},
+    staging::{Counts, Layout},
     tuned::Tuned,
 };
 use powertrain_model::spec::DecoderSpec;
@@ -134,7 +137,8 @@ impl CudaExecutor {
             let (after, _) = self.context.memory()?;
             each = before.saturating_sub(after).max(each);
         }
-        Ok(each * planned)
+        // Those of steps with prompts have a few kernels more.
+        Ok(each * (planned + PROMPT_GRAPHS_MAX as u64) * 5 / 4)
     }
 
     /// Runs a pass whose every position is the idle row's, and waits for it.
@@ -174,7 +178,8 @@ impl CudaExecutor {
             place.copy_from_slice(tile);
         }
         self.changes.clear();
-        let words = self.changes.write(&layout, addresses, staged);
+        let counts = Counts { decodes: pass.decodes, tiles: tiles.len() };
+        let words = self.changes.write(&layout, counts, addresses, staged);
         self.stream.copy_to_device(&self.forward.staged, &self.slots[0].staged, words)?;
         self.stream.wait()
     }
@@ -185,9 +190,9 @@ fn largest_prefill(limits: &StepLimits, tiles: usize) -> Pass {
     let layout = Layout {
         tokens: padded_tokens(largest_tokens(limits)),
         samples: bucket(limits.max_num_seqs as usize).min(largest_tokens(limits)),
-        tiles,
+        tiles: tiles_bucket(tiles),
     };
-    Pass { layout, decodes: 0, far: false, draws: true, extras: false, keeps_all: false }
+    Pass { layout, decodes: 0, prompts: true, far: false, draws: true, extras: false, keeps_all: false }
 }
 
 fn largest_tokens(limits: &StepLimits) -> usize {

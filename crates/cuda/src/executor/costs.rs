@@ -6,7 +6,7 @@ use crate::{
     CudaError,
     driver::Event,
     forward::Pass,
-    shapes::{bucket, padded_tokens},
+    shapes::{bucket, padded_tokens, tiles_bucket},
     staging::Layout,
     tuned::fnv1a,
 };
@@ -93,11 +93,13 @@ impl CudaExecutor {
             let tiles: Vec<_> = prompt_tiles(idle, decodes..positions, length).collect();
             let decodes = decodes as usize;
             let samples = bucket(decodes.max(1)).min(self.samples_max());
-            let layout = Layout { tokens: padded_tokens(positions as usize), samples, tiles: tiles.len() };
+            let tokens = padded_tokens(positions as usize);
+            let layout = Layout { tokens, samples, tiles: tiles_bucket(tiles.len()) };
             if layout.fixed_words() * 4 > self.forward.staged.bytes() {
                 break;
             }
-            let pass = Pass { layout, decodes, far: false, draws: false, extras: false, keeps_all: false };
+            let pass =
+                Pass { layout, decodes, prompts: true, far: false, draws: false, extras: false, keeps_all: false };
             let position = |at: usize| at.checked_sub(decodes).map_or(0, |at| at as u32 % length);
             self.stage_idle(&pass, position, &tiles)?;
             costs.push(StepCost { positions, seconds: self.seconds(&pass)? });
@@ -119,15 +121,20 @@ impl CudaExecutor {
         Ok(costs)
     }
 
-    /// Device time of a pass that is staged, by its graph if there is one. It is run once before, to find its kernels.
+    /// Device time of a pass that is staged, as it is launched when it comes often. It is run once before, to find its kernels.
     fn seconds(&mut self, pass: &Pass) -> Result<f64, CudaError> {
         let (begin, end) = (Event::create()?, Event::create()?);
+        let graph = match pass.prompts && !self.enforce_eager {
+            true => Some(self.stream.capture(|| self.forward.run(&self.stream, pass))?),
+            false => None,
+        };
         let mut times = [0.0; RUNS];
         for time in &mut times {
             begin.record(&self.stream)?;
-            match self.graphs.get(pass) {
-                Some(decode) => decode.launch(&self.stream)?,
-                None => self.forward.run(&self.stream, pass)?,
+            match (&graph, self.graphs.get(pass)) {
+                (Some(graph), _) => graph.launch(&self.stream)?,
+                (None, Some(decode)) => decode.launch(&self.stream)?,
+                (None, None) => self.forward.run(&self.stream, pass)?,
             }
             end.record(&self.stream)?;
             end.wait()?;

@@ -1,7 +1,10 @@
-//! Pure decodes as graphs: which kernels they are made of, when these are timed, and when a graph is captured.
+//! Steps as graphs: which kernels they are made of, when these are timed, and when a graph is captured.
 //!
-//! What is likely is done before serving, the rest when nothing runs. A step whose graph is not there yet gets one at once from what is known: capturing takes a
-//! few milliseconds, timing its kernels a fraction of a second.
+//! Pure decodes are of few kinds. What is likely is done before serving, the rest when nothing runs. A decode whose graph is not there yet gets one at
+//! once from what is known: capturing takes a few milliseconds, timing its kernels a fraction of a second.
+//!
+//! Steps with prompts are of many kinds, and their kernels are not timed. One that came a few times is captured, and kept while it is among those
+//! that came last.
 
 use super::CudaExecutor;
 use crate::{
@@ -12,6 +15,7 @@ use crate::{
     staging::Layout,
 };
 use std::{
+    collections::HashMap,
     sync::atomic::Ordering::Relaxed,
     time::{Duration, Instant},
 };
@@ -29,6 +33,56 @@ impl DecodeGraph {
     }
 }
 
+/// Graphs of steps with prompts that are kept.
+pub(super) const PROMPT_GRAPHS_MAX: usize = 64;
+/// Kinds whose sightings are counted; past that all counts begin anew.
+const SIGHTED_MAX: usize = 4096;
+
+/// Steps with prompts, recorded.
+pub(super) struct PromptGraphs {
+    /// With the launch that used each last.
+    graphs: HashMap<Pass, (Graph, u64)>,
+    launches: u64,
+    /// How often a kind came that has no graph, and how often is enough.
+    sighted: HashMap<Pass, u32>,
+    enough: u32,
+}
+
+impl PromptGraphs {
+    pub(super) fn new(enough: u32) -> Self {
+        Self { graphs: HashMap::new(), launches: 0, sighted: HashMap::new(), enough }
+    }
+
+    /// The graph of a step that is about to be launched.
+    fn of(&mut self, pass: &Pass) -> Option<&Graph> {
+        self.launches += 1;
+        let (graph, used) = self.graphs.get_mut(pass)?;
+        *used = self.launches;
+        Some(graph)
+    }
+
+    /// Counts a step without a graph. Whether it came often enough.
+    fn is_worth_it(&mut self, pass: &Pass) -> bool {
+        if self.sighted.len() >= SIGHTED_MAX {
+            self.sighted.clear();
+        }
+        let times = self.sighted.entry(*pass).or_default();
+        *times += 1;
+        *times >= self.enough
+    }
+
+    /// Keeps a graph, in place of the one not used for longest if there are too many. That may still run: the driver frees it afterwards.
+    fn keep(&mut self, pass: Pass, graph: Graph) {
+        self.sighted.remove(&pass);
+        if self.graphs.len() >= PROMPT_GRAPHS_MAX
+            && let Some(oldest) = self.graphs.iter().min_by_key(|(_, (_, used))| *used).map(|(pass, _)| *pass)
+        {
+            self.graphs.remove(&oldest);
+        }
+        self.graphs.insert(pass, (graph, self.launches));
+    }
+}
+
 /// When the kernels of shapes that come for the first time are timed.
 #[derive(Clone, Copy)]
 enum Choose {
@@ -39,19 +93,26 @@ enum Choose {
 }
 
 impl CudaExecutor {
-    /// Launches a pass: a pure decode by its graph, captured when its kind first comes. Nobody waits then for kernels to be timed: the graph is
-    /// made of those expected to be fast, and made anew when there is time.
+    /// Launches a pass, by its graph if it has or gets one.
     pub(super) fn run(&mut self, pass: &Pass) -> Result<(), CudaError> {
         self.last_pass = Some(*pass);
-        if !pass.is_decode() {
-            return self.forward.run(&self.stream, pass);
+        match pass.prompts {
+            true => self.run_prompts(pass),
+            false if pass.is_decode() => self.run_decode(pass),
+            false => self.forward.run(&self.stream, pass),
         }
+    }
+
+    /// A pure decode: by its graph, captured when its kind first comes. Nobody waits then for kernels to be timed: the graph is
+    /// made of those expected to be fast, and made anew when there is time.
+    fn run_decode(&mut self, pass: &Pass) -> Result<(), CudaError> {
         if !self.graphs.contains_key(pass) {
             if self.enforce_eager {
                 return self.forward.run(&self.stream, pass);
             }
             self.stream.wait()?;
-            if !self.captured(pass, Choose::Later)? {
+            let captured = self.capture(pass, Choose::Later);
+            if !self.has_memory(captured)? {
                 return self.forward.run(&self.stream, pass);
             }
             if !self.graphs[pass].chosen {
@@ -61,9 +122,27 @@ impl CudaExecutor {
         self.graphs[pass].launch(&self.stream)
     }
 
+    /// A step with prompts: by its graph if it came often.
+    fn run_prompts(&mut self, pass: &Pass) -> Result<(), CudaError> {
+        if let Some(graph) = self.prompt_graphs.of(pass) {
+            return graph.launch(&self.stream);
+        }
+        if self.enforce_eager || !self.prompt_graphs.is_worth_it(pass) {
+            return self.forward.run(&self.stream, pass);
+        }
+        let recorded = self.record(pass).map(|graph| self.prompt_graphs.keep(*pass, graph));
+        if !self.has_memory(recorded)? {
+            return self.forward.run(&self.stream, pass);
+        }
+        if let Some(graphs) = &self.facts.graphs {
+            graphs.prompts.fetch_add(1, Relaxed);
+        }
+        self.run_prompts(pass)
+    }
+
     /// Chooses the kernels for a pure decode and records it. Nothing may be running.
     fn capture(&mut self, pass: &Pass, choose: Choose) -> Result<(), CudaError> {
-        let (began, (before, _)) = (Instant::now(), self.context.memory()?);
+        let began = Instant::now();
         // Another graph of these sizes has the same products.
         let mut chosen = self.graphs.iter().any(|(other, graph)| other.layout == pass.layout && graph.chosen);
         if !chosen {
@@ -77,21 +156,32 @@ impl CudaExecutor {
                 Choose::Later => self.forward.matmul.recall_all(&products)?,
             };
         }
-        let graph = self.stream.capture(|| self.forward.run(&self.stream, pass))?;
-        let replaced = self.graphs.insert(*pass, DecodeGraph { graph, chosen }).is_some();
         if let Some(graphs) = &self.facts.graphs {
-            let (after, _) = self.context.memory()?;
-            graphs.captured.fetch_add(u64::from(!replaced), Relaxed);
-            graphs.bytes.fetch_add(before.saturating_sub(after), Relaxed);
             graphs.microseconds.fetch_add(began.elapsed().as_micros() as u64, Relaxed);
             graphs.shapes_timed.store(self.forward.matmul.shapes_timed(), Relaxed);
+        }
+        let graph = self.record(pass)?;
+        let replaced = self.graphs.insert(*pass, DecodeGraph { graph, chosen }).is_some();
+        if let Some(graphs) = &self.facts.graphs {
+            graphs.captured.fetch_add(u64::from(!replaced), Relaxed);
         }
         Ok(())
     }
 
-    /// Captures a pass, unless the driver has no memory for its graph: then this and all later kinds of passes are launched kernel by kernel.
-    fn captured(&mut self, pass: &Pass, choose: Choose) -> Result<bool, CudaError> {
-        match self.capture(pass, choose) {
+    fn record(&self, pass: &Pass) -> Result<Graph, CudaError> {
+        let (began, (before, _)) = (Instant::now(), self.context.memory()?);
+        let graph = self.stream.capture(|| self.forward.run(&self.stream, pass))?;
+        if let Some(graphs) = &self.facts.graphs {
+            let (after, _) = self.context.memory()?;
+            graphs.bytes.fetch_add(before.saturating_sub(after), Relaxed);
+            graphs.microseconds.fetch_add(began.elapsed().as_micros() as u64, Relaxed);
+        }
+        Ok(graph)
+    }
+
+    /// Whether a graph was captured; not, if the driver has no memory for it: then this and all later kinds of passes are launched kernel by kernel.
+    fn has_memory(&mut self, captured: Result<(), CudaError>) -> Result<bool, CudaError> {
+        match captured {
             Err(error @ CudaError::Exhausted { .. }) => {
                 tracing::warn!(%error, graphs = self.graphs.len(), "no further graphs are captured: such steps will be slower");
                 self.enforce_eager = true;
@@ -133,7 +223,8 @@ impl CudaExecutor {
         // Tuning runs the head on the rows that the staged step names: row 0, not what another layout left at that place.
         self.forward.staged.clear(&self.stream)?;
         self.stream.wait()?;
-        self.captured(&pass, Choose::Now).map(|_| ())
+        let captured = self.capture(&pass, Choose::Now);
+        self.has_memory(captured).map(|_| ())
     }
 
     /// Says once what all graphs took.
@@ -159,6 +250,7 @@ pub(super) fn decode_passes(sequences: usize, by_tiles: bool) -> Vec<Pass> {
             Pass {
                 layout: Layout { tokens: size, samples: size, tiles },
                 decodes,
+                prompts: false,
                 far: false,
                 draws,
                 extras: false,

@@ -5,9 +5,10 @@ use crate::{
     cublaslt::Lt,
     driver::{DevicePointer, Shape, Stream},
     error::CudaError,
+    gated::Items,
     kernels::{
-        GATED_SHARED_BYTES, GATED_TILE, GEMV_STAGE_BYTES, GEMV_STAGES_MAX, GEMV_STATIC_BYTES, Gemv, Kernels,
-        WARPGROUP_THREADS, launch, shape,
+        GATED_PART_BOX, GATED_PARTS_MAX, GATED_SHARED_BYTES, GATED_TILE, GEMV_STAGE_BYTES, GEMV_STAGES_MAX,
+        GEMV_STATIC_BYTES, Gemv, Kernels, WARPGROUP_THREADS, launch, shape,
     },
     product::{Norm, Output, Product},
     skinny::{self, SKINNY_ROWS, Tiling},
@@ -164,20 +165,24 @@ impl Matmul {
             }
             _ => (self.normalised(kernels, stream, p)?, 0),
         };
+        let weights = p.matrix.buffer.pointer();
         let x = TensorMap::matrix(x, p.m, k, GATED_TILE.0)?;
-        let weights = TensorMap::matrix(p.matrix.buffer.pointer(), n, k, GATED_TILE.1 / 2)?;
+        let whole = TensorMap::matrix(weights, n, k, GATED_TILE.1 / 2)?;
+        let part = TensorMap::matrix(weights, n, k, GATED_PART_BOX)?;
         let out = TensorMap::matrix(p.out, p.m, n / 2, GATED_TILE.0 / 2)?;
-        let tiles = p.m.div_ceil(2 * GATED_TILE.0) * n.div_ceil(GATED_TILE.1);
-        let clusters = tiles.min(self.multiprocessors as usize / 2) as u32;
+        let out_columns = GATED_TILE.1 / 2 / GATED_PARTS_MAX;
+        let out_part = TensorMap::matrix_in(p.out, p.m, n / 2, [GATED_TILE.0 / 2, out_columns])?;
+        let pairs = (self.multiprocessors / 2) as usize;
+        let items = Items::of(p.m, n, pairs);
         let shape = Shape {
-            grid: (2 * clusters, 1, 1),
+            grid: (2 * items.count().min(pairs) as u32, 1, 1),
             threads: WARPGROUP_THREADS,
             shared_bytes: GATED_SHARED_BYTES,
             cluster: 0,
             overlap: true,
         };
         let (m, n, k, gelu) = (p.m as i32, n as i32, k as i32, i32::from(gelu));
-        launch!(stream, kernels.gated, shape, x, weights, out, factors, m, n, k, gelu)
+        launch!(stream, kernels.gated, shape, x, whole, part, out, out_part, factors, m, n, k, items, gelu)
     }
 
     /// The product's input behind its norm, which takes a kernel where there is one.

@@ -34,6 +34,7 @@ struct Now {
 struct GraphsNow {
     planned: u64,
     captured: u64,
+    prompts: u64,
     bytes: u64,
     seconds: f64,
     shapes_timed: u64,
@@ -44,6 +45,7 @@ impl GraphsNow {
         Self {
             planned: graphs.planned.load(Relaxed),
             captured: graphs.captured.load(Relaxed),
+            prompts: graphs.prompts.load(Relaxed),
             bytes: graphs.bytes.load(Relaxed),
             seconds: graphs.microseconds.load(Relaxed) as f64 / 1e6,
             shapes_timed: graphs.shapes_timed.load(Relaxed),

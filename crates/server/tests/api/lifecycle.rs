@@ -63,7 +63,7 @@ async fn a_server_on_a_gpu_says_who_has_its_memory() {
     let server = Setup { executor: |executor| executor.on_device(MEMORY), ..Setup::default() }.start().await;
     let engine = server.get("/v1/engine").await.ok();
     assert_eq!(engine["device_memory"], json!({"total_bytes": 80_u64 << 30, "others_bytes": 5, "reserved_bytes": 7}));
-    let graphs = json!({"planned": 40, "captured": 3, "bytes": 0, "seconds": 1.5, "shapes_timed": 0});
+    let graphs = json!({"planned": 40, "captured": 3, "prompts": 5, "bytes": 0, "seconds": 1.5, "shapes_timed": 0});
     assert_eq!(engine["now"]["graphs"], graphs);
 }
 
