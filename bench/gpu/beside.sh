@@ -3,7 +3,8 @@
 #
 #   bench/gpu/beside.sh OUT LEVELS NAME=COMMAND...
 #
-# LEVELS: clients:requests pairs, as "1:12 10:120". A COMMAND starts a server on port 8000 that answers GET /health. Prompts are 512 random
+# LEVELS: CLIENTS:REQUESTS, each client sending its next when its last is done, or RATE/s:REQUESTS, sent by a Poisson process; with :TOKENS behind, of
+# prompts so long, as "1:12 10:120 43/s:600 2.8/s:60:8000". A COMMAND starts a server on port 8000 that answers GET /health. Prompts are 512 random
 # token ids, answers 128 tokens, greedy; every engine gets the same prompts. POWERTRAIN is the client's binary (default: the release build).
 # OUT gets, for each engine: its log, seconds to /health, and each level's result and events. The table comes last.
 set -u
@@ -37,11 +38,16 @@ for engine in "$@"; do
     done
     echo "$name ready after $((($(date +%s%N) - begin) / 1000000)) ms" | tee "$out/$name.start"
     for level in $levels; do
-        clients=${level%%:*} requests=${level##*:}
-        "$client" bench http://127.0.0.1:8000 --endpoint completions --prompt-token-ids 100-30000 --input-tokens 512 --max-tokens 128 \
-            --ignore-eos --temperature 0 --concurrency "$clients" --num-requests "$requests" --warmup "$clients" --seed "$clients" \
-            -o "$out/$name-$clients.json" >"$out/$name-$clients.txt" 2>&1
-        grep -E 'throughput  |while offered|TTFT  |TPOT  |CLIENT-LIMITED|error' "$out/$name-$clients.txt" | sed "s/^/$name $clients /" | cut -c1-140
+        IFS=: read -r load requests tokens <<<"$level"
+        tokens=${tokens:-512}
+        case $load in
+        */s) label=${load%/s}-per-second offered=(--request-rate "${load%/s}" --warmup 8 --seed "${load%%[./]*}") ;;
+        *) label=$load offered=(--concurrency "$load" --warmup "$load" --seed "$load") ;;
+        esac
+        [ "$tokens" = 512 ] || label+=-$tokens
+        "$client" bench http://127.0.0.1:8000 --endpoint completions --prompt-token-ids 100-30000 --input-tokens "$tokens" --max-tokens 128 \
+            --ignore-eos --temperature 0 --num-requests "$requests" "${offered[@]}" -o "$out/$name-$label.json" >"$out/$name-$label.txt" 2>&1
+        grep -E 'throughput  |while offered|TTFT  |TPOT  |ITL |CLIENT-LIMITED|error' "$out/$name-$label.txt" | sed "s/^/$name $label /" | cut -c1-140
     done
     kill -TERM -- "-$server" 2>/dev/null
     for _ in $(seq 30); do

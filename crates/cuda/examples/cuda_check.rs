@@ -1,7 +1,7 @@
 //! Checks the executor on the GPU of this machine against the scalar reference, and measures it.
 //!
 //! ```text
-//! cuda_check products [NAME]       every product kernel against f64, or one of skinny, general, gated
+//! cuda_check products [NAME]       every product kernel against f64, or one of skinny, general, gated, overflow
 //! cuda_check sampling              the choice of tokens, all parameters, against the scalar sampler
 //! cuda_check deterministic [SHAPE...]  --deterministic: a request alone, in batches, chunked, cached, preempted
 //! cuda_check gated                 gate and up of many rows against cuBLASLt and a kernel for the activation, in time
@@ -69,7 +69,7 @@ fn main() -> ExitCode {
         Some("bench-sampling") => bench::sampling_all(&arguments[1..]),
         _ => {
             println!(
-                "usage: cuda_check [f16] products [skinny | general | gated] | sampling | deterministic [CONFIG_FOLDER...] | gated | skinny [ROWS...] | models [only:TEXT...] [FOLDER...] | damaged | faults | profile [case:ROWSxLENGTH@BEFORE | mixed:DECODESxPOSITIONS...] CONFIG_FOLDER... | decode CONFIG_FOLDER... | engine CONFIG_FOLDER... | bench CONFIG_FOLDER... | mixed CONFIG_FOLDER... | bench-sampling CONFIG_FOLDER..."
+                "usage: cuda_check [f16] products [skinny | general | gated | overflow] | sampling | deterministic [CONFIG_FOLDER...] | gated | skinny [ROWS...] | models [only:TEXT...] [FOLDER...] | damaged | faults | profile [case:ROWSxLENGTH@BEFORE | mixed:DECODESxPOSITIONS...] CONFIG_FOLDER... | decode CONFIG_FOLDER... | engine CONFIG_FOLDER... | bench CONFIG_FOLDER... | mixed CONFIG_FOLDER... | bench-sampling CONFIG_FOLDER..."
             );
             return ExitCode::from(2);
         }
@@ -81,7 +81,12 @@ fn main() -> ExitCode {
 fn products(only: Option<&str>) -> usize {
     use powertrain_cuda::check;
     type Check = fn(Element) -> Result<Vec<check::Finding>, powertrain_cuda::CudaError>;
-    let all: [(&str, Check); 3] = [("skinny", check::skinny), ("general", check::products), ("gated", check::gated)];
+    let all: [(&str, Check); 4] = [
+        ("skinny", check::skinny),
+        ("general", check::products),
+        ("gated", check::gated),
+        ("overflow", check::overflow),
+    ];
     let wanted = all.into_iter().filter(|(name, _)| only.is_none_or(|only| only == *name));
     let findings: Result<Vec<_>, _> = wanted.map(|(_, check)| check(element())).collect();
     let findings = match findings {

@@ -85,9 +85,7 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
   }
   float sine[PAIRS], cosine[PAIRS];
   angles<PAIRS>(rope, h, len - 1, sine, cosine);
-  // What this multiprocessor read of the projections' memory in earlier layers must not be taken for them.
-  if (beside) __threadfence();
-  else wait_for_previous();
+  if (!beside) wait_for_previous();
   {
     const Element* token = qkv + (u64)b * (h.heads + 2 * h.kv_heads) * D;
     __shared__ float partial[W];

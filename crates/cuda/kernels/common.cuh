@@ -7,8 +7,16 @@ typedef __half Element;
 typedef __half2 ElementPair;
 #define ELEMENT "f16"
 __device__ __forceinline__ float to_float(Element v) { return __half2float(v); }
-__device__ __forceinline__ Element to_element(float v) { return __float2half_rn(v); }
-__device__ __forceinline__ ElementPair to_pair(float lo, float hi) { return __floats2half2_rn(lo, hi); }
+// What f16 cannot hold becomes NaN, which reaches the logits and has the row refused: an infinite key could have a score of -inf, and be passed
+// over. h + 0 h: infinite times zero is NaN.
+__device__ __forceinline__ Element to_element(float v) {
+  const Element h = __float2half_rn(v);
+  return __hfma(h, __ushort_as_half(0), h);
+}
+__device__ __forceinline__ ElementPair to_pair(float lo, float hi) {
+  const ElementPair h = __floats2half2_rn(lo, hi);
+  return __hfma2(h, __half2half2(__ushort_as_half(0)), h);
+}
 __device__ __forceinline__ float2 to_floats(ElementPair v) { return __half22float2(v); }
 #else
 #include <cuda_bf16.h>
@@ -24,7 +32,7 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 // Programmatic dependent launch. Rule: every kernel calls `wait_for_previous` in every block before it reads what another kernel
-// wrote or writes anything, so that "the previous kernel is complete" means all before it are.
+// wrote or writes anything, so that "the previous kernel is complete" means all before it are. The exceptions are in docs/dev/cuda.md ("Invariants").
 __device__ __forceinline__ void let_next_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 __device__ __forceinline__ void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
@@ -82,7 +90,7 @@ __device__ __forceinline__ float add_squares(float sum, const uint4& v) {
 __device__ __forceinline__ float norm_factor(const Element* row, int width, float epsilon, float* partial) {
   float squares = 0.f;
 #pragma unroll 4
-  for (int i = threadIdx.x; i < width / 8; i += blockDim.x) squares = add_squares(squares, reinterpret_cast<const uint4*>(row)[i]);
+  for (int i = threadIdx.x; i < width / 8; i += blockDim.x) squares = add_squares(squares, __ldcg(reinterpret_cast<const uint4*>(row) + i));
   squares = warp_sum(squares);
   if ((threadIdx.x & 31) == 0) partial[threadIdx.x >> 5] = squares;
   __syncthreads();

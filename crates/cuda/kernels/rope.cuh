@@ -29,14 +29,15 @@ __device__ __forceinline__ void angles(const Rope& rope, const Heads& h, int pos
   }
 }
 
-// N adjacent aligned elements (1, 2 or 4) in one load or store.
+// N adjacent aligned elements (1, 2 or 4) in one load or store. Loads pass the first-level cache by: where decodes run beside prompts
+// (attention.cu) it may hold what an earlier layer left at the place.
 template <int N>
 __device__ __forceinline__ void load_adjacent(const Element* from, float (&v)[N]) {
-  if constexpr (N == 1) v[0] = to_float(*from);
+  if constexpr (N == 1) v[0] = to_float(__ldcg(from));
   else {
     u32 pairs[N / 2];
-    if constexpr (N == 4) *reinterpret_cast<uint2*>(pairs) = *reinterpret_cast<const uint2*>(from);
-    else pairs[0] = *reinterpret_cast<const u32*>(from);
+    if constexpr (N == 4) *reinterpret_cast<uint2*>(pairs) = __ldcg(reinterpret_cast<const uint2*>(from));
+    else pairs[0] = __ldcg(reinterpret_cast<const u32*>(from));
 #pragma unroll
     for (int j = 0; j < N; j++) v[j] = j & 1 ? unpack_pair(pairs[j / 2]).y : unpack_pair(pairs[j / 2]).x;
   }
@@ -59,8 +60,8 @@ template <int PAIRS>
 struct Projected {
   float lo[PAIRS], hi[PAIRS], tail[PAIRS];
 };
-__device__ __forceinline__ float as_float(float v) { return v; }
-__device__ __forceinline__ float as_float(Element v) { return to_float(v); }
+__device__ __forceinline__ float load_float(const float* from) { return *from; }
+__device__ __forceinline__ float load_float(const Element* from) { return to_float(__ldcg(from)); }
 template <int PAIRS, class T>
 __device__ __forceinline__ void load_head(const Heads& h, const T* from, Projected<PAIRS>& v) {
   const int lane = threadIdx.x & 31, half = h.rotary / 2, rest = h.head_dim - h.rotary, first = PAIRS * lane;
@@ -74,10 +75,10 @@ __device__ __forceinline__ void load_head(const Heads& h, const T* from, Project
 #pragma unroll
   for (int j = 0; j < PAIRS; j++) {
     if (!whole && first + j < half) {
-      v.lo[j] = as_float(from[first + j]);
-      v.hi[j] = as_float(from[half + first + j]);
+      v.lo[j] = load_float(from + first + j);
+      v.hi[j] = load_float(from + half + first + j);
     }
-    if (first + j < rest) v.tail[j] = as_float(from[h.rotary + first + j]);
+    if (first + j < rest) v.tail[j] = load_float(from + h.rotary + first + j);
   }
 }
 

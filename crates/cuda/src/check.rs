@@ -253,6 +253,55 @@ pub fn products(element: Element) -> Result<Vec<Finding>, CudaError> {
     Ok(findings)
 }
 
+/// What becomes of sums of 128,000: in f16, which ends at 65,504, all kernels must store NaN, that the row be refused; bf16 holds them.
+///
+/// # Errors
+/// When the device cannot be used.
+pub fn overflow(element: Element) -> Result<Vec<Finding>, CudaError> {
+    const N: usize = 256;
+    const K: usize = 128;
+    let context = Context::open(0)?;
+    let kernels = Kernels::load(&context, element)?;
+    let stream = Stream::create()?;
+    let rows_max = 300;
+    let mut matmul = Matmul::without_library(&context, element, rows_max, K, N)?;
+    let matrix = Matrix { buffer: Buffer::of(&context, &[element.bits(1.0); N * K], "check")?, rows: N, columns: K };
+    let x = Buffer::of(&context, &vec![element.bits(1000.0); rows_max * K], "check")?;
+    let mut findings = Vec::new();
+    for (m, forced) in [(1, None), (12, None), (40, None), (300, Some(Way::Fused))] {
+        for output in [Output::Store, Output::Residual, Output::Gated { gelu: false }] {
+            if forced.is_some() && !matches!(output, Output::Gated { .. }) {
+                continue;
+            }
+            matmul.forced = forced;
+            let out = Buffer::of(&context, &vec![element.bits(0.75); rows_max * N], "check")?;
+            let product = Product {
+                matrix: &matrix,
+                x: x.pointer(),
+                x_rows: 0,
+                norm: None,
+                bias: 0,
+                out: out.pointer(),
+                output,
+                softcap: 0.0,
+                m,
+            };
+            matmul.run(&kernels, &stream, &product)?;
+            stream.wait()?;
+            let width = if matches!(output, Output::Gated { .. }) { N / 2 } else { N };
+            let stored = out.read::<u16>(0, m * width)?;
+            let right = |&bits: &u16| match element {
+                Element::F16 => element.value(bits).is_nan(),
+                Element::Bf16 => element.value(bits) > 120_000.0 && element.value(bits).is_finite(),
+            };
+            let wrong = stored.iter().filter(|bits| !right(bits)).count();
+            let case = format!("{output:?} m {m}: sums of 128,000, {wrong} of {} not as they must be", stored.len());
+            findings.push(Finding { case, relative_error: wrong as f64, allowed: 0.0 });
+        }
+    }
+    Ok(findings)
+}
+
 /// Gate and up of many rows by the kernel that fuses the activation, against f64.
 ///
 /// # Errors
