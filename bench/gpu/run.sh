@@ -92,6 +92,7 @@ speed() {
     local code=0
     "$CUDA_CHECK" bench shapes/A shapes/B shapes/C | tee "$out/bench.txt" || code=1
     "$CUDA_CHECK" engine shapes/A shapes/B | tee "$out/engine.txt" || code=1
+    "$CUDA_CHECK" gated >"$out/gated.txt" || code=1
     "$CUDA_CHECK" profile shapes/A shapes/B shapes/C >"$out/profile.txt" || code=1
     return $code
 }

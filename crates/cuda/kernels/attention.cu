@@ -37,7 +37,7 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
 #pragma unroll
   for (int k = 0; k < EACH; k++)
     if (warp + k * W < G + 2) load_bias<PAIRS>(rope, h, head_of(warp + k * W), bias[k]);
-  // The blocks of the first split wait for the kernel before, which is enough.
+  // The blocks of the first split wait for the kernel before, which is enough; beside prompts one of them does, at the end.
   if (split >= active) return;
   const int t_begin = tile0 + split * per_split, t_end = min(tile0 + tiles, t_begin + per_split);
   const int* blocks = blocks_of(state, row[b]);
@@ -72,7 +72,7 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
     }
   };
   auto piece = [&](int stage, int box, int row, int chunk) { return load_shared(own + stage * TILE_BYTES + box * BOX_BYTES + row * 128 + ((chunk ^ (row & 7)) << 4)); };
-  // What earlier steps wrote can be read at once; the projections only when the kernel before is done.
+  // What earlier steps wrote can be read at once; the projections only when the kernel before is done, or, beside prompts, now.
   if constexpr (RING) {
     if (lane == 0) {
       for (int i = 0; i < stages; i++) barrier_init(full + 8 * i, 1);
@@ -157,15 +157,15 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
         }
       }
     }
-    float s[4] = {0.f, 0.f, 0.f, 0.f}, beside[4] = {0.f, 0.f, 0.f, 0.f};  // two chains of products
+    float s[4] = {0.f, 0.f, 0.f, 0.f}, second[4] = {0.f, 0.f, 0.f, 0.f};  // two chains of products
 #pragma unroll
     for (int c = 0; c < DC; c++) {
       const u32 a0[4] = {kf[c][0].x, kf[c][1].x, kf[c][0].y, kf[c][1].y}, a1[4] = {kf[c][0].z, kf[c][1].z, kf[c][0].w, kf[c][1].w};
       mma_16x8x16(s, a0, qf[c][0], qf[c][1]);
-      mma_16x8x16(beside, a1, qf[c][2], qf[c][3]);
+      mma_16x8x16(second, a1, qf[c][2], qf[c][3]);
     }
 #pragma unroll
-    for (int e = 0; e < 4; e++) s[e] += beside[e];
+    for (int e = 0; e < 4; e++) s[e] += second[e];
 #pragma unroll
     for (int e = 0; e < 4; e++) {
       const int at = first + g + (e >> 1) * 8;

@@ -233,7 +233,7 @@ __device__ __forceinline__ void attend_all(const Place<D>& at, const Tile* tiles
     if (lane == 0) barrier_arrive(at.q_empty + 8 * (turn % STAGES));
   };
 
-  int item = item_of(0), turn = 0, round = 0;  // never more blocks than items
+  int item = item_of(0), turn = 0, round = 0;  // blocks beyond the items are not here
   Work work(tiles[item / h.heads], item, h);
   wait_for_previous();
   wait_full(at.q_full, 0);

@@ -7,7 +7,7 @@
 // loads half of the weights' tile and the copy engine gives it to both. One warp copies through a ring of four stages of 64 columns of
 // K; two warpgroups multiply 64 rows each, apply the activation in registers and hand the tile to the copy engine. Blocks stay for all
 // their tiles, whose order keeps the tiles that run at the same time in a square of rows and columns, for the cache. Tiles that would fill no
-// more than half of the last round are divided by columns into two or four, so that all pairs have a part of them.
+// more than half of the last round are divided by columns into two or four, so that more pairs have a part of them.
 #include "hopper.cuh"
 
 #define ROWS 128

@@ -29,11 +29,18 @@ __device__ __forceinline__ void angles(const Rope& rope, const Heads& h, int pos
   }
 }
 
+__device__ __forceinline__ float load_float(const float* from) { return *from; }
+// By its bits: the loads of the elements' own headers are not ordered behind what is waited for.
+__device__ __forceinline__ float load_float(const Element* from) {
+  const unsigned short bits = __ldcg(reinterpret_cast<const unsigned short*>(from));
+  return to_float(*reinterpret_cast<const Element*>(&bits));
+}
+
 // N adjacent aligned elements (1, 2 or 4) in one load or store. Loads pass the first-level cache by: where decodes run beside prompts
 // (attention.cu) it may hold what an earlier layer left at the place.
 template <int N>
 __device__ __forceinline__ void load_adjacent(const Element* from, float (&v)[N]) {
-  if constexpr (N == 1) v[0] = to_float(__ldcg(from));
+  if constexpr (N == 1) v[0] = load_float(from);
   else {
     u32 pairs[N / 2];
     if constexpr (N == 4) *reinterpret_cast<uint2*>(pairs) = __ldcg(reinterpret_cast<const uint2*>(from));
@@ -60,8 +67,6 @@ template <int PAIRS>
 struct Projected {
   float lo[PAIRS], hi[PAIRS], tail[PAIRS];
 };
-__device__ __forceinline__ float load_float(const float* from) { return *from; }
-__device__ __forceinline__ float load_float(const Element* from) { return to_float(__ldcg(from)); }
 template <int PAIRS, class T>
 __device__ __forceinline__ void load_head(const Heads& h, const T* from, Projected<PAIRS>& v) {
   const int lane = threadIdx.x & 31, half = h.rotary / 2, rest = h.head_dim - h.rotary, first = PAIRS * lane;

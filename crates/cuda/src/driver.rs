@@ -357,17 +357,18 @@ impl Stream {
         let mut graph = std::ptr::null_mut();
         // SAFETY: out-pointer to a local.
         let ended = unsafe { driver!(cuStreamEndCapture(self.0, &mut graph)) };
-        done?;
         ended?;
         let mut executable = std::ptr::null_mut();
-        // SAFETY: the graph was just captured; destroying it leaves the executable whole.
+        // SAFETY: the graph was just captured, whole or not; destroying it leaves the executable whole.
         unsafe {
-            let made = driver!(cuGraphInstantiateWithFlags(&mut executable, graph, 0));
+            let made = done.and_then(|()| driver!(cuGraphInstantiateWithFlags(&mut executable, graph, 0)));
             driver!(cuGraphDestroy(graph))?;
             made?;
-            driver!(cuGraphUpload(executable, self.0))?;
         }
-        Ok(Graph(executable))
+        let executable = Graph(executable);
+        // SAFETY: our own handles.
+        unsafe { driver!(cuGraphUpload(executable.0, self.0)) }?;
+        Ok(executable)
     }
 }
 

@@ -7,7 +7,7 @@
 use crate::{
     CudaError, CudaOptions, Element,
     decode::FAR_POSITIONS,
-    driver::{Buffer, Context, Event, Pinned, Stream},
+    driver::{Buffer, Context, Event, Graph, Pinned, Stream},
     forward::{Forward, Pass, Workspace, qkv_width},
     kernels::{Kernels, RECORD_WORDS, TILE_QUERIES},
     matmul::Matmul,
@@ -31,9 +31,11 @@ mod costs;
 mod faults;
 mod graphs;
 mod host;
+mod prompt_graphs;
 
 use cache::{block_bytes, demand, sampling_bytes, wish};
-use graphs::{DecodeGraph, PromptGraphs, decode_passes};
+use graphs::{DecodeGraph, decode_passes};
+use prompt_graphs::PromptGraphs;
 
 const NAME: &str = "cuda";
 /// Steps launched before the oldest is collected.
@@ -45,7 +47,7 @@ const CHANGE_WORDS_MAX: usize = 4 << 20;
 pub(crate) struct CudaExecutor {
     // In the order in which they are dropped: graphs and buffers before the context.
     graphs: HashMap<Pass, DecodeGraph>,
-    prompt_graphs: PromptGraphs,
+    prompt_graphs: PromptGraphs<Graph>,
     slots: Vec<StepSlot>,
     forward: Forward,
     state: Buffer,

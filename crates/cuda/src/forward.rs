@@ -1,7 +1,7 @@
 //! One pass through the model: which kernels run on which buffers.
 //!
 //! A layer is, for few rows, five launches: norm + QKV, rope + cache write + attention, output + sum, norm + gate and up +
-//! activation, down + sum. Nothing here waits for the device or depends on what a step holds beyond its [`Layout`], so a pass
+//! activation, down + sum. Nothing here waits for the device or depends on what a step holds beyond its [`Pass`], so a pass
 //! can be captured once and replayed.
 
 use crate::{

@@ -260,6 +260,7 @@ pub(crate) use launch;
 /// Checked when the crate is compiled: what the kernels assume of these layouts.
 const _: () = {
     assert!(size_of::<State>() == 32 && size_of::<Cache>() == 24 && size_of::<Heads>() == 32);
+    assert!(size_of::<crate::gated::Items>() == 12);
     assert!(size_of::<Gemv>() == 88 && size_of::<Rope>() == 56 && size_of::<Skinny>() == 56);
     assert!(size_of::<*mut c_void>() == size_of::<DevicePointer>());
 };

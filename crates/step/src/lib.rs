@@ -222,7 +222,7 @@ pub struct Graphs {
     pub captured: AtomicU64,
     /// Captures of steps with prompts, each after its kind came a few times.
     pub prompts: AtomicU64,
-    /// Device memory they took.
+    /// Device memory taken when they were captured, that of graphs given up since included.
     pub bytes: AtomicU64,
     /// Time they took, the choice of kernels included.
     pub microseconds: AtomicU64,

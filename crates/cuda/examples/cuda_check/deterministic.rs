@@ -100,7 +100,9 @@ impl Device {
         let limits =
             StepLimits { max_num_seqs: ROWS, max_num_batched_tokens: 4096, max_model_len: length, block_size: BLOCK };
         let prepare_at_start = Duration::from_millis(200);
-        let options = CudaOptions { deterministic, prepare_at_start, ..crate::options() };
+        // Steps with prompts kernel by kernel and by graphs.
+        let capture_prompts_at = 2;
+        let options = CudaOptions { deterministic, prepare_at_start, capture_prompts_at, ..crate::options() };
         let executor = powertrain_cuda::load(model, &limits, &options).map_err(|error| error.to_string())?;
         Ok(Self { executor, step: 0, blocks_each: length.div_ceil(BLOCK) })
     }

@@ -4,7 +4,11 @@ use powertrain_cuda::{CudaOptions, Element};
 use powertrain_model::{Model, config::Config, dummy::DummyWeights, family::describe_config, model::Source, reference};
 use powertrain_step::*;
 use powertrain_text::{AddSpecial, ParseSpecial, Tokenizer};
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 /// Log-probabilities may differ by this share of the standard deviation of the reference's logits, at most and in the mean. The
 /// device rounds activations and KV cache to 8 bits of mantissa a few times a layer (11 in f16), and weights that are not bf16 once; errors
@@ -180,6 +184,11 @@ impl Device {
             appended,
             work,
         }
+    }
+
+    /// Kinds of steps with prompts that run by graphs.
+    fn captured_with_prompts(&self) -> u64 {
+        self.executor.facts().graphs.as_ref().map_or(0, |graphs| graphs.prompts.load(Relaxed))
     }
 
     fn run(&mut self, plan: &StepPlan) -> Result<Vec<RowOutput>, String> {
@@ -383,7 +392,8 @@ fn sample_prompts(
     // The same kind of step, with room for more than some of them have: the first is launched kernel by kernel, the others by one graph.
     let alike = [(3, 33), (4, 36), (3, 40), (4, 44), (3, 43)]
         .map(|(prompts, decoding)| (vec![(185 - decoding as usize) / prompts; prompts], decoding, 0));
-    for (lengths, decoding, part) in cases.into_iter().chain(alike) {
+    let (others, mut captured) = (cases.len(), 0);
+    for (index, (lengths, decoding, part)) in cases.into_iter().chain(alike).enumerate() {
         let prompts = lengths.len() as u32;
         let len = |row: u32| lengths[row as usize];
         let at = |row: u32| short / 2 + row as usize % (short / 4).max(1);
@@ -405,6 +415,7 @@ fn sample_prompts(
             works.insert(works.len() / 2, work(last, 0, part, false));
             rest.push(work(last, part, tokens.len() - part, true));
         }
+        let before = device.captured_with_prompts();
         for works in [works, rest] {
             if works.is_empty() {
                 continue;
@@ -422,11 +433,14 @@ fn sample_prompts(
                 }
             }
         }
+        if index >= others {
+            captured += device.captured_with_prompts() - before;
+        }
         let released: Vec<u32> = (0..last + u32::from(part > 0)).collect();
         let plan = device.plan(&released, vec![], vec![]);
         device.run(&plan)?;
     }
-    Ok(())
+    if captured == 1 { Ok(()) } else { Err(format!("steps of one kind were captured {captured} times")) }
 }
 
 /// Sequences of different lengths generate together, two steps in flight. Each token must be within rounding of the best that

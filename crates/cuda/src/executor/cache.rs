@@ -1,10 +1,7 @@
 //! Before the engine runs: the largest steps run once on the idle row, so that the driver and cuBLASLt have taken what they take at first use, and two
 //! graphs are captured to know what all of them will take. The KV cache is made of what is left.
 
-use super::{
-    CudaExecutor,
-    graphs::{PROMPT_GRAPHS_MAX, decode_passes},
-};
+use super::{CudaExecutor, graphs::decode_passes, prompt_graphs::PROMPT_GRAPHS_MAX};
 use crate::{
     CudaError, CudaOptions,
     driver::{Buffer, Context},

@@ -18,7 +18,7 @@ const POSITIONS: [u32; 10] = [256, 384, 512, 640, 768, 1024, 1280, 1536, 2048, 4
 const DECODES: u32 = 32;
 /// Length of the prompts: attention is to be a small part.
 const PROMPT: u32 = 512;
-/// A step is run so often, the first time to find its kernels; the fastest of the others counts.
+/// A step is run so often; the first run does not count, of the others the fastest.
 const RUNS: usize = 3;
 
 impl CudaExecutor {
@@ -121,11 +121,15 @@ impl CudaExecutor {
         Ok(costs)
     }
 
-    /// Device time of a pass that is staged, as it is launched when it comes often. It is run once before, to find its kernels.
+    /// Device time of a pass that is staged, as it is launched when it comes often.
     fn seconds(&mut self, pass: &Pass) -> Result<f64, CudaError> {
         let (begin, end) = (Event::create()?, Event::create()?);
         let graph = match pass.prompts && !self.enforce_eager {
-            true => Some(self.stream.capture(|| self.forward.run(&self.stream, pass))?),
+            true => {
+                // To find its kernels.
+                self.forward.run(&self.stream, pass)?;
+                Some(self.stream.capture(|| self.forward.run(&self.stream, pass))?)
+            }
             false => None,
         };
         let mut times = [0.0; RUNS];

@@ -3,8 +3,7 @@
 //! Pure decodes are of few kinds. What is likely is done before serving, the rest when nothing runs. A decode whose graph is not there yet gets one at
 //! once from what is known: capturing takes a few milliseconds, timing its kernels a fraction of a second.
 //!
-//! Steps with prompts are of many kinds, and their kernels are not timed. One that came a few times is captured, and kept while it is among those
-//! that came last.
+//! Steps with prompts are of many kinds, and their kernels are not timed: prompt_graphs.rs says which are captured.
 
 use super::CudaExecutor;
 use crate::{
@@ -15,7 +14,6 @@ use crate::{
     staging::Layout,
 };
 use std::{
-    collections::HashMap,
     sync::atomic::Ordering::Relaxed,
     time::{Duration, Instant},
 };
@@ -33,56 +31,6 @@ impl DecodeGraph {
     }
 }
 
-/// Graphs of steps with prompts that are kept.
-pub(super) const PROMPT_GRAPHS_MAX: usize = 64;
-/// Kinds whose sightings are counted; past that all counts begin anew.
-const SIGHTED_MAX: usize = 4096;
-
-/// Steps with prompts, recorded.
-pub(super) struct PromptGraphs {
-    /// With the launch that used each last.
-    graphs: HashMap<Pass, (Graph, u64)>,
-    launches: u64,
-    /// How often a kind came that has no graph, and how often is enough.
-    sighted: HashMap<Pass, u32>,
-    enough: u32,
-}
-
-impl PromptGraphs {
-    pub(super) fn new(enough: u32) -> Self {
-        Self { graphs: HashMap::new(), launches: 0, sighted: HashMap::new(), enough }
-    }
-
-    /// The graph of a step that is about to be launched.
-    fn of(&mut self, pass: &Pass) -> Option<&Graph> {
-        self.launches += 1;
-        let (graph, used) = self.graphs.get_mut(pass)?;
-        *used = self.launches;
-        Some(graph)
-    }
-
-    /// Counts a step without a graph. Whether it came often enough.
-    fn is_worth_it(&mut self, pass: &Pass) -> bool {
-        if self.sighted.len() >= SIGHTED_MAX {
-            self.sighted.clear();
-        }
-        let times = self.sighted.entry(*pass).or_default();
-        *times += 1;
-        *times >= self.enough
-    }
-
-    /// Keeps a graph, in place of the one not used for longest if there are too many. That may still run: the driver frees it afterwards.
-    fn keep(&mut self, pass: Pass, graph: Graph) {
-        self.sighted.remove(&pass);
-        if self.graphs.len() >= PROMPT_GRAPHS_MAX
-            && let Some(oldest) = self.graphs.iter().min_by_key(|(_, (_, used))| *used).map(|(pass, _)| *pass)
-        {
-            self.graphs.remove(&oldest);
-        }
-        self.graphs.insert(pass, (graph, self.launches));
-    }
-}
-
 /// When the kernels of shapes that come for the first time are timed.
 #[derive(Clone, Copy)]
 enum Choose {
@@ -96,10 +44,12 @@ impl CudaExecutor {
     /// Launches a pass, by its graph if it has or gets one.
     pub(super) fn run(&mut self, pass: &Pass) -> Result<(), CudaError> {
         self.last_pass = Some(*pass);
-        match pass.prompts {
-            true => self.run_prompts(pass),
-            false if pass.is_decode() => self.run_decode(pass),
-            false => self.forward.run(&self.stream, pass),
+        if pass.prompts {
+            self.run_prompts(pass)
+        } else if pass.is_decode() {
+            self.run_decode(pass)
+        } else {
+            self.forward.run(&self.stream, pass)
         }
     }
 
@@ -111,8 +61,7 @@ impl CudaExecutor {
                 return self.forward.run(&self.stream, pass);
             }
             self.stream.wait()?;
-            let captured = self.capture(pass, Choose::Later);
-            if !self.has_memory(captured)? {
+            if !self.captured(pass, Choose::Later)? {
                 return self.forward.run(&self.stream, pass);
             }
             if !self.graphs[pass].chosen {
@@ -127,17 +76,26 @@ impl CudaExecutor {
         if let Some(graph) = self.prompt_graphs.of(pass) {
             return graph.launch(&self.stream);
         }
-        if self.enforce_eager || !self.prompt_graphs.is_worth_it(pass) {
+        if self.enforce_eager || !self.prompt_graphs.sighted_enough(pass) {
             return self.forward.run(&self.stream, pass);
         }
-        let recorded = self.record(pass).map(|graph| self.prompt_graphs.keep(*pass, graph));
-        if !self.has_memory(recorded)? {
-            return self.forward.run(&self.stream, pass);
+        match self.record(pass) {
+            Ok(graph) => {
+                graph.launch(&self.stream)?;
+                self.prompt_graphs.keep(*pass, graph);
+                if let Some(graphs) = &self.facts.graphs {
+                    graphs.prompts.fetch_add(1, Relaxed);
+                }
+                Ok(())
+            }
+            Err(error) if self.lost(&error).is_some() => Err(error),
+            // Nothing of it was launched.
+            Err(error) => {
+                tracing::warn!(%error, "steps with prompts are no longer captured: they will be slower");
+                self.prompt_graphs.give_up();
+                self.forward.run(&self.stream, pass)
+            }
         }
-        if let Some(graphs) = &self.facts.graphs {
-            graphs.prompts.fetch_add(1, Relaxed);
-        }
-        self.run_prompts(pass)
     }
 
     /// Chooses the kernels for a pure decode and records it. Nothing may be running.
@@ -149,8 +107,13 @@ impl CudaExecutor {
             let products = self.forward.products(pass);
             chosen = match choose {
                 Choose::Now => {
+                    let timed = self.forward.matmul.shapes_timed();
                     self.forward.matmul.tune(&self.forward.kernels, &self.stream, &products)?;
                     self.forward.matmul.save_choices();
+                    // Some of their products may be of these shapes.
+                    if self.forward.matmul.shapes_timed() > timed {
+                        self.prompt_graphs.forget();
+                    }
                     true
                 }
                 Choose::Later => self.forward.matmul.recall_all(&products)?,
@@ -179,8 +142,13 @@ impl CudaExecutor {
         Ok(graph)
     }
 
-    /// Whether a graph was captured; not, if the driver has no memory for it: then this and all later kinds of passes are launched kernel by kernel.
-    fn has_memory(&mut self, captured: Result<(), CudaError>) -> Result<bool, CudaError> {
+    /// Captures a pure decode, unless the driver has no memory for its graph, even without those of steps with prompts: then this and all later kinds of
+    /// steps are launched kernel by kernel.
+    fn captured(&mut self, pass: &Pass, choose: Choose) -> Result<bool, CudaError> {
+        let mut captured = self.capture(pass, choose);
+        if matches!(captured, Err(CudaError::Exhausted { .. })) && self.prompt_graphs.give_up() {
+            captured = self.capture(pass, choose);
+        }
         match captured {
             Err(error @ CudaError::Exhausted { .. }) => {
                 tracing::warn!(%error, graphs = self.graphs.len(), "no further graphs are captured: such steps will be slower");
@@ -223,8 +191,7 @@ impl CudaExecutor {
         // Tuning runs the head on the rows that the staged step names: row 0, not what another layout left at that place.
         self.forward.staged.clear(&self.stream)?;
         self.stream.wait()?;
-        let captured = self.capture(&pass, Choose::Now);
-        self.has_memory(captured).map(|_| ())
+        self.captured(&pass, Choose::Now).map(|_| ())
     }
 
     /// Says once what all graphs took.
