@@ -4,18 +4,18 @@
 //! jumps. The executor measures that when it is loaded ([`StepCosts`]); here it is weighed against those who wait. Prompts that come one by
 //! one are spread over the steps, so that each step has about as many positions of prompts as come in one: no step is long, the
 //! weights that decodes need anyway are used by prompts too, and sequences that began together do not stay together. A backlog adds a share of
-//! itself, and the prompt whose turn it is gets at least half of its positions, so that a long one does not wait for the sake of the others' pace.
+//! itself, and the prompt whose turn it is gets at least a quarter of its positions, so that a long one does not wait for the sake of the others' pace.
 //!
 //! What comes of that under a load can be computed without a device: `cargo run --release -p powertrain-scheduler --example simulate`.
 
 use powertrain_step::{StepCost, StepCosts};
 
-/// The prompt whose turn it is gets at least this part of itself a step.
-const PROMPT_PART: u32 = 2;
+/// The prompt whose turn it is gets at least this part of itself a step: of more steps each is shorter, and the first token later.
+const PROMPT_PART: u32 = 4;
 /// Its rest goes along if it is no more than this part of what the step takes.
 const REST_PART: u32 = 8;
 /// Each step takes this part of what waits, on top of what arrives.
-const BACKLOG_PART: u64 = 64;
+const BACKLOG_PART: u64 = 128;
 /// Steps over which the arrival of prompts is averaged. Outputs are some hundreds of tokens: shorter than the time after which clients that wait
 /// for their answers send the next prompt, and bursts of theirs would be taken for a change.
 const AVERAGED_STEPS: f64 = 128.0;
@@ -142,33 +142,40 @@ mod tests {
     }
 
     #[test]
-    fn a_long_prompt_takes_two_steps() {
+    fn a_long_prompt_takes_four_steps() {
         let pace = pace();
         let prompt = |first: u32| Backlog { positions: first.into(), first, first_whole: 3000 };
-        assert_eq!(pace.next(10, prompt(3000), 0.0), 2038);
-        assert_eq!(pace.next(10, prompt(962), 0.0), 1014);
+        assert_eq!(pace.next(10, prompt(3000), 0.0), 758);
+        assert_eq!(pace.next(10, prompt(2242), 0.0), 758);
+        assert_eq!(pace.next(10, prompt(700), 0.0), 758);
         assert_eq!(pace.next(10, prompt(100), 0.0), 246);
-        // Longer than twice what was measured: as much as there is room for.
-        assert_eq!(pace.next(10, Backlog { positions: 5000, first: 5000, first_whole: 5000 }, 0.0), u32::MAX);
+        // Longer than four times what was measured: as much as there is room for.
+        let longest = |first: u32| Backlog { positions: first.into(), first, first_whole: first };
+        assert_eq!(pace.next(10, longest(4 * 2038), 0.0), 2038);
+        assert_eq!(pace.next(10, longest(4 * 2039), 0.0), u32::MAX);
     }
 
     #[test]
     fn a_small_rest_goes_along() {
         let pace = pace();
         let prompt = |first: u32| Backlog { positions: first.into(), first, first_whole: 512 };
-        assert_eq!(pace.next(10, prompt(512), 0.0), 502 + 10);
-        assert_eq!(pace.next(50, prompt(512), 0.0), 462 + 50);
-        assert_eq!(pace.next(100, prompt(512), 0.0), 412);
+        assert_eq!(pace.next(10, prompt(276), 0.0), 246 + 30);
+        assert_eq!(pace.next(10, prompt(277), 0.0), 246);
+        // A quarter of it is more than what is cheapest, 156.
+        let prompt = |first: u32| Backlog { positions: first.into(), first, first_whole: 700 };
+        assert_eq!(pace.next(100, prompt(463), 0.0), 412 + 51);
+        assert_eq!(pace.next(100, prompt(464), 0.0), 412);
     }
 
     #[test]
     fn who_waits_long_gets_larger_steps() {
         let pace = pace();
-        assert_eq!(pace.next(50, waiting(64 * 207), 0.0), 462);
+        assert_eq!(pace.next(50, waiting(BACKLOG_PART * 206), 0.0), 206);
+        assert_eq!(pace.next(50, waiting(BACKLOG_PART * 207), 0.0), 462);
         // The size that is dear, 1408, is passed over.
-        assert_eq!(pace.next(50, waiting(64 * 975), 0.0), 1998);
-        assert_eq!(pace.next(50, waiting(64 * 1998), 0.0), 1998);
-        assert_eq!(pace.next(50, waiting(64 * 1999), 0.0), u32::MAX);
+        assert_eq!(pace.next(50, waiting(BACKLOG_PART * 975), 0.0), 1998);
+        assert_eq!(pace.next(50, waiting(BACKLOG_PART * 1998), 0.0), 1998);
+        assert_eq!(pace.next(50, waiting(BACKLOG_PART * 1999), 0.0), u32::MAX);
     }
 
     #[test]

@@ -16,61 +16,49 @@ pub(crate) struct Device {
     prompts: &'static [(u32, f64)],
     /// Steps of decodes without what their attention reads: rows, ms.
     decodes: &'static [(u32, f64)],
-    /// What a step with prompts costs more when it has decodes, ms.
-    mixed: f64,
     /// Of a decode for each position behind it, ms.
     decode_attention: f64,
     /// Of a prompt's position for each position before it, ms.
     prompt_attention: f64,
 }
 
-/// Llama-3.1-8B and Qwen2.5-1.5B.
+/// Llama-3.1-8B and Qwen2.5-1.5B on a card at its power limit.
 pub(crate) const DEVICES: [Device; 2] = [
     Device {
         name: "A",
         prompts: &[
-            (256, 7.461),
-            (384, 9.630),
-            (512, 12.713),
-            (640, 15.653),
-            (768, 18.241),
-            (896, 22.782),
-            (1024, 22.894),
-            (1280, 28.420),
-            (1408, 34.020),
-            (1664, 40.068),
-            (1792, 39.290),
-            (2048, 44.192),
-            (2816, 61.548),
-            (4096, 85.635),
-            (8192, 169.530),
+            (256, 7.8),
+            (384, 10.4),
+            (512, 12.6),
+            (640, 15.3),
+            (768, 18.0),
+            (1024, 22.4),
+            (1280, 27.2),
+            (1536, 35.0),
+            (2048, 43.2),
+            (4096, 86.5),
+            (8192, 171.0),
         ],
-        decodes: &[(1, 5.15), (10, 5.6), (50, 6.1), (100, 6.5), (256, 7.8)],
-        mixed: 0.2,
+        decodes: &[(1, 5.17), (10, 5.55), (32, 6.09), (64, 6.25), (128, 6.65), (256, 7.85)],
         decode_attention: 5.2e-5,
         prompt_attention: 8.0e-7,
     },
     Device {
         name: "B",
         prompts: &[
-            (256, 2.747),
-            (384, 3.070),
-            (512, 3.565),
-            (640, 3.781),
-            (768, 4.285),
-            (896, 4.986),
-            (1024, 5.187),
-            (1280, 6.171),
-            (1408, 6.781),
-            (1664, 7.818),
-            (1792, 8.102),
-            (2048, 9.057),
-            (2816, 11.872),
-            (4096, 18.145),
-            (8192, 34.100),
+            (256, 2.59),
+            (384, 3.12),
+            (512, 3.56),
+            (640, 4.01),
+            (768, 4.23),
+            (1024, 4.90),
+            (1280, 5.90),
+            (1536, 7.35),
+            (2048, 8.61),
+            (4096, 16.62),
+            (8192, 33.39),
         ],
-        decodes: &[(1, 1.33), (10, 1.45), (50, 1.70), (100, 2.00), (256, 2.40)],
-        mixed: 0.4,
+        decodes: &[(1, 1.32), (10, 1.45), (32, 1.60), (64, 1.85), (128, 2.10), (256, 2.45)],
         decode_attention: 1.1e-5,
         prompt_attention: 1.6e-7,
     },
@@ -95,11 +83,7 @@ impl Device {
         // Prompts of 512 are in the times of their steps.
         let before = |work: &RowWork| f64::from(work.len) * (f64::from(work.start) + f64::from(work.len) / 2.0 - 256.0);
         let longer: f64 = prompts.iter().map(|work| before(work).max(0.0)).sum();
-        let products = match (decodes.len(), prompts.len()) {
-            (_, 0) => between(self.decodes, positions),
-            (0, _) => between(self.prompts, positions),
-            _ => between(self.prompts, positions) + self.mixed,
-        };
+        let products = between(if prompts.is_empty() { self.decodes } else { self.prompts }, positions);
         products + behind * self.decode_attention + longer * self.prompt_attention
     }
 
@@ -108,7 +92,7 @@ impl Device {
         let cost = |positions, ms: f64| StepCost { positions, seconds: ms * 1e-3 };
         StepCosts {
             decodes: self.decodes.iter().map(|&(rows, ms)| cost(rows, ms)).collect(),
-            prompts: sizes.iter().map(|&size| cost(size, between(self.prompts, size) + self.mixed)).collect(),
+            prompts: sizes.iter().map(|&size| cost(size, between(self.prompts, size))).collect(),
         }
     }
 }

@@ -4,7 +4,8 @@
 //! ```text
 //! simulate                 closed loops of 512/128, and open ones, of two models
 //! ```
-//! Times of steps: `cuda_check mixed` (docs/benchmarks/h100-raw/pace/mixed-*.txt), attention of decodes by its bytes, of prompts by its operations.
+//! Times of steps: what the executor measures when it is loaded, times what they take longer under load (`cuda_check profile mixed:...`:
+//! docs/benchmarks/h100-raw/profile-8.txt), attention of decodes by its bytes, of prompts by its operations.
 #![expect(clippy::print_stdout, reason = "its purpose")]
 
 mod load;
