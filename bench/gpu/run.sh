@@ -6,7 +6,7 @@
 # Builds first, unless CUDA_CHECK and POWERTRAIN name built binaries. With a model (SmolLM2-135M is meant): its logits on a text against the
 # reference, greedy texts and perplexity (of the file WIKITEXT, if there is one) against this binary on the CPU, both again of the same model
 # stored in f16 (f16.py, which needs numpy), faults under a serving process, and a minute of mixed load.
-# STAGES picks some, in this order: products models f16 memcheck damaged texts perplexity f16model faults failure soak speed. Those up to f16model run
+# STAGES picks some, in this order: products models f16 memcheck damaged deterministic texts perplexity f16model faults failure soak speed. Those up to f16model run
 # beside each other, which changes no result but their times; the others alone. Each stage has a limit, and all it started ends with it.
 # report.txt has a line for each, also when this script is ended by a signal. Ends with 1 if a stage failed; speed only measures.
 set -u
@@ -16,7 +16,7 @@ here=$root/bench/gpu
 fixtures=$root/crates/model/tests/fixtures
 WIKITEXT=${WIKITEXT:-}
 stages=
-for name in products models f16 memcheck damaged texts perplexity f16model faults failure soak speed; do
+for name in products models f16 memcheck damaged deterministic texts perplexity f16model faults failure soak speed; do
     case " ${STAGES:-$name} " in *" $name "*) ;; *) continue ;; esac
     case $name in texts | f16model | failure | soak) [ -n "$model" ] || continue ;; perplexity) [ -n "$model" ] && [ -n "$WIKITEXT" ] || continue ;; esac
     stages+=" $name "
@@ -49,7 +49,7 @@ conclude() {
     rm -rf "$temporary"
     lines=$(cat "$report")
     for name in $stages; do
-        grep "^$name " <<<"$lines" || printf '%-10s FAILED: ended before it was done\n' "$name"
+        grep "^$name " <<<"$lines" || printf '%-13s FAILED: ended before it was done\n' "$name"
     done >"$report"
     grep -Eqv '^[a-z0-9]+ +ok in ' "$report" && failed=1
     [ $failed = 0 ] && echo "all passed, $SECONDS s in all" | tee -a "$report"
@@ -72,7 +72,7 @@ stage() {
     # timeout leads a process group: whatever the stage left behind.
     kill -KILL -- "-$running" 2>/dev/null
     running=
-    printf '%-10s %s in %s s: %s\n' "$name" "$([ $code = 0 ] && echo ok || echo "FAILED ($code)")" $((SECONDS - begin)) \
+    printf '%-13s %s in %s s: %s\n' "$name" "$([ $code = 0 ] && echo ok || echo "FAILED ($code)")" $((SECONDS - begin)) \
         "$(tail -n 1 "$out/$name.txt" | cut -c1-160)" | tee -a "$report"
 }
 
@@ -106,6 +106,7 @@ products_and_f16() {
 models_and_damaged() {
     stage models 200 "$CUDA_CHECK" models "${checkpoints[@]}" ${model:+"$model"}
     stage damaged 60 bash -c '"$CUDA_CHECK" damaged && "$CUDA_CHECK" f16 damaged'
+    stage deterministic 100 "$CUDA_CHECK" deterministic
 }
 
 against_the_cpu() {
