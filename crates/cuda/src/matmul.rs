@@ -170,7 +170,8 @@ impl Matmul {
     }
 
     /// Whether gated.cu is expected to be faster than cuBLASLt and the activation kernel: by how full its waves of tiles are, and by what
-    /// the activation's pass costs beside the product. Fitted to 48 measured shapes (docs/benchmarks/h100-raw/gated.txt).
+    /// the activation's pass costs beside the product. Of 48 measured shapes (docs/benchmarks/h100-raw/gated.txt) it is wrong on seven: on 192 and 256
+    /// rows of Llama-3.1-8B it leaves 4 and 10 %, which tuning finds where it runs; on five it loses up to 4 %.
     fn expects_fused(&self, p: &Product<'_>) -> bool {
         let (n, k) = (p.matrix.rows, p.matrix.columns);
         let pairs = (self.multiprocessors / 2) as usize;
