@@ -14,7 +14,7 @@ use crate::{
     results::{Entry, InFlight},
     row_sampling::{Mode, Modes, RowSampling},
     shapes::{bucket, check_settings, check_spec, padded_tokens, tiles_bucket},
-    staging::{Arena, Changes, Counts, Layout},
+    staging::{Arena, Changes, Counts, Layout, Tally, room},
     weights::DeviceWeights,
 };
 use powertrain_model::Model;
@@ -357,32 +357,11 @@ impl CudaExecutor {
 
     /// Writes the step's arrays. Single positions come first: the decode kernel takes them as one batch.
     fn stage(&mut self, plan: &StepPlan, slot: usize) -> (Pass, Counts, Vec<Entry>) {
-        let (mut counts, mut tokens, mut samples, mut longest) = (Counts::default(), 0, 0, 0);
+        let mut tally = Tally::default();
         for work in &plan.work {
-            tokens += work.len as usize;
-            samples += usize::from(work.sample);
-            longest = longest.max(work.len);
-            match self.decodes_alone(work) {
-                true => counts.decodes += 1,
-                false => counts.tiles += work.len.div_ceil(TILE_QUERIES) as usize,
-            }
+            tally.add(work.len, work.sample, self.decodes_alone(work));
         }
-        let pure_decode = longest == 1;
-        let bucket_of = |count| if count == 0 { 0 } else { bucket(count) };
-        let layout = if plan.work.is_empty() {
-            Layout { tokens: 0, samples: 0, tiles: 0 }
-        } else if pure_decode {
-            let size = bucket(tokens);
-            // Each padded position is a decode or a tile of its own.
-            match counts.tiles {
-                0 => counts.decodes = size,
-                _ => counts.tiles = size,
-            }
-            Layout { tokens: size, samples: size, tiles: counts.tiles }
-        } else {
-            // Room for more than there is, so that fewer kinds of steps differ.
-            Layout { tokens: padded_tokens(tokens), samples: bucket_of(samples), tiles: tiles_bucket(counts.tiles) }
-        };
+        let (pure_decode, (layout, counts)) = (!tally.prompts(), tally.layout());
         let staged = self.slots[slot].staged.words_mut();
         // Padding: the idle row's first position, nothing to sample.
         staged[layout.rows()..layout.positions()].fill(self.arena.idle_row());
@@ -436,8 +415,8 @@ impl CudaExecutor {
         }
         let pass = Pass {
             layout,
-            decodes: bucket_of(counts.decodes),
-            prompts: longest > 1,
+            decodes: room(counts.decodes),
+            prompts: tally.prompts(),
             far,
             draws: draws || extras,
             extras,

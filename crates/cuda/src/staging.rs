@@ -3,7 +3,10 @@
 //! The pinned buffer begins with a header (12 words: changes, where they begin, addresses of the results, of the records of
 //! log-probabilities and of changed logits, [`Counts`], two unused), then the step's arrays, then the changes. `apply_changes` (step.cu) carries the changes out on the arena.
 
-use crate::kernels::{SAMPLING_WORDS, State};
+use crate::{
+    kernels::{SAMPLING_WORDS, State, TILE_QUERIES},
+    shapes::{bucket, padded_tokens, tiles_bucket},
+};
 use powertrain_step::StepLimits;
 
 const HEADER_WORDS: usize = 12;
@@ -120,6 +123,57 @@ impl Layout {
     }
 }
 
+/// A step's work, counted: what it holds, and how large its arrays are to be.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    positions: usize,
+    samples: usize,
+    longest: u32,
+    counts: Counts,
+}
+
+impl Tally {
+    /// Counts `len` positions of a row, `alone` if the decode kernel takes them.
+    pub(crate) fn add(&mut self, len: u32, sample: bool, alone: bool) {
+        self.positions += len as usize;
+        self.samples += usize::from(sample);
+        self.longest = self.longest.max(len);
+        match alone {
+            true => self.counts.decodes += 1,
+            false => self.counts.tiles += len.div_ceil(TILE_QUERIES) as usize,
+        }
+    }
+
+    /// Whether some row has more than one position.
+    pub(crate) fn prompts(&self) -> bool {
+        self.longest > 1
+    }
+
+    /// The arrays' sizes, and what they hold, padding included. Few kinds of steps differ: there is room for more than there is.
+    pub(crate) fn layout(&self) -> (Layout, Counts) {
+        let Counts { decodes, tiles } = self.counts;
+        if self.prompts() {
+            let samples = room(self.samples);
+            return (
+                Layout { tokens: padded_tokens(self.positions), samples, tiles: tiles_bucket(tiles) },
+                self.counts,
+            );
+        }
+        // Every position is chosen from, and each padded one is a decode or a tile of its own.
+        let tokens = room(self.positions);
+        let counts = match tiles {
+            0 => Counts { decodes: decodes.max(tokens), tiles },
+            _ => Counts { decodes, tiles: tokens },
+        };
+        (Layout { tokens, samples: tokens, tiles: counts.tiles }, counts)
+    }
+}
+
+/// How many of something there is room for, given how many there are.
+pub(crate) fn room(count: usize) -> usize {
+    if count == 0 { 0 } else { bucket(count) }
+}
+
 /// Changes of the arena, collected for one step.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
@@ -174,6 +228,70 @@ impl Changes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn tally(works: &[(u32, bool)], deterministic: bool) -> Tally {
+        let mut tally = Tally::default();
+        works.iter().for_each(|&(len, sample)| tally.add(len, sample, len == 1 && !deterministic));
+        tally
+    }
+
+    #[test]
+    fn decodes_fill_their_arrays() {
+        for rows in 1..=300 {
+            for deterministic in [false, true] {
+                let (layout, counts) = tally(&vec![(1, true); rows], deterministic).layout();
+                let size = bucket(rows);
+                let by_tiles = if deterministic { size } else { 0 };
+                assert_eq!(layout, Layout { tokens: size, samples: size, tiles: by_tiles });
+                assert_eq!(
+                    counts,
+                    Counts { decodes: size - by_tiles, tiles: by_tiles },
+                    "each padded position has its work"
+                );
+            }
+        }
+        assert_eq!(tally(&[], false).layout(), (Layout { tokens: 0, samples: 0, tiles: 0 }, Counts::default()));
+    }
+
+    #[test]
+    fn beside_prompts_there_is_room_for_what_there_is() {
+        let mut state = 7_u32;
+        let mut next = |below: u32| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) % below
+        };
+        for _ in 0..2000 {
+            let deterministic = next(4) == 0;
+            let works: Vec<(u32, bool)> = (0..1 + next(300))
+                .map(|_| (if next(8) == 0 { 2 + next(600) } else { 1 }, next(5) > 0))
+                .chain([(2, false)])
+                .collect();
+            let tally = tally(&works, deterministic);
+            let (layout, counts) = tally.layout();
+            let positions: u32 = works.iter().map(|&(len, _)| len).sum();
+            let samples = works.iter().filter(|&&(_, sample)| sample).count();
+            let alone = works.iter().filter(|&&(len, _)| len == 1 && !deterministic).count();
+            assert!(tally.prompts() && layout.tokens >= positions as usize && layout.samples >= samples);
+            assert_eq!(counts.decodes, alone);
+            assert!(room(counts.decodes) >= alone && layout.tiles >= counts.tiles && counts.tiles > 0);
+            // The decodes, then what the tiles hold.
+            let in_tiles: u32 = works.iter().filter(|&&(len, _)| len > 1 || deterministic).map(|&(len, _)| len).sum();
+            assert_eq!(alone as u32 + in_tiles, positions);
+            assert!(counts.tiles * TILE_QUERIES as usize >= in_tiles as usize);
+        }
+    }
+
+    #[test]
+    fn steps_that_differ_in_what_they_hold_alone_are_of_one_kind() {
+        let step = |decodes: usize, prompts: &[u32]| {
+            let works: Vec<_> = prompts.iter().map(|&len| (len, true)).chain(vec![(1, true); decodes]).collect();
+            let (layout, counts) = tally(&works, false).layout();
+            (layout, room(counts.decodes))
+        };
+        assert_eq!(step(33, &[50, 50, 50]), step(44, &[35, 35, 35, 35]));
+        assert_ne!(step(33, &[50, 50, 50]), step(33, &[50, 50, 70]), "of more positions");
+        assert_ne!(step(31, &[50, 50, 50]), step(33, &[50, 50, 50]), "of more decodes");
+    }
 
     #[test]
     fn changes_join_and_are_written_behind_the_arrays() {
