@@ -25,8 +25,8 @@ use powertrain_model::spec::{Activation, AttentionSpec, DecoderSpec, LayerSpec};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Pass {
     pub(crate) layout: Layout,
-    /// Positions of which each is its row's only one, and those are first: split decode attention. Beside prompts there is room for so many, and the staged step says
-    /// how many there are.
+    /// The first positions, each its row's only one, which take split decode attention. Beside prompts this is how many there is room for, and the
+    /// staged step says how many there are.
     pub(crate) decodes: usize,
     /// Whether there are prompts, or parts of them.
     pub(crate) prompts: bool,
