@@ -106,13 +106,13 @@ products_and_f16() {
 models_and_damaged() {
     stage models 200 "$CUDA_CHECK" models "${checkpoints[@]}" ${model:+"$model"}
     stage damaged 60 bash -c '"$CUDA_CHECK" damaged && "$CUDA_CHECK" f16 damaged'
-    stage deterministic 100 "$CUDA_CHECK" deterministic
 }
 
 against_the_cpu() {
     for name in texts perplexity f16model; do
         stage $name 150 "$here/against_cpu.sh" $name "$out" "$model"
     done
+    stage deterministic 150 "$CUDA_CHECK" deterministic
 }
 
 # What a stage leaves in the folder for temporary files goes with it.

@@ -22,7 +22,7 @@ pub use skinny::{Timed, skinny, skinny_times};
 
 /// Device time of the last of some steps by class of kernel: pairs of name and microseconds per step.
 ///
-/// `tune` times what can compute the products first, `skinny` says whether skinny.cu is among it.
+/// `tune` times what can compute the products first.
 #[derive(Debug)]
 pub struct Profiler(CudaExecutor);
 
@@ -62,17 +62,12 @@ impl Profiler {
     ///
     /// # Errors
     /// When a step or a launch fails.
-    pub fn profile(
-        &mut self,
-        plans: &[StepPlan],
-        skinny: bool,
-        tune: bool,
-    ) -> Result<Vec<(&'static str, f32)>, CudaError> {
+    pub fn profile(&mut self, plans: &[StepPlan], tune: bool) -> Result<Vec<(&'static str, f32)>, CudaError> {
         for plan in plans {
             let result = self.0.launch(plan).and_then(|()| self.0.collect());
             result.map_err(|error| CudaError::Call { call: "step", reason: error.to_string() })?;
         }
-        self.0.profile(skinny, tune)
+        self.0.profile(tune)
     }
 }
 

@@ -8,10 +8,10 @@ const MULTIPROCESSORS: usize = 132;
 /// Blocks of four warps whose tiles are in registers that a multiprocessor holds.
 const MANY_RESIDENT: usize = 4;
 /// Groups of heads up to which all are given to one block a multiprocessor: of [`DecodeKernel::Few`], then of [`DecodeKernel::Deep`]; and up to
-/// which [`DecodeKernel::Shallow`] is faster than [`DecodeKernel::Many`].
+/// which [`DecodeKernel::Shallow`] is faster than [`DecodeKernel::Many`] with heads of 64; with heads of 128 it always is, by 1 % of a step.
 const FEW_GROUPS: usize = 32;
 const DEEP_GROUPS: usize = MULTIPROCESSORS;
-const SHALLOW_GROUPS: usize = 448;
+const SHALLOW_GROUPS_OF_64: usize = 448;
 const SPLITS_MAX: usize = 64;
 /// Positions from which on a sequence is far longer than what the kernels with rings were measured with: its positions are divided among
 /// as many blocks as the device holds.
@@ -50,6 +50,15 @@ impl DecodeKernel {
         }
     }
 
+    /// Multiprocessors that attention of prompts (flash.cu) takes when this runs beside it. Blocks of flash.cu leave no room on theirs, so those of
+    /// many decodes begin on the others; few decodes are done too soon to make up for it.
+    pub(crate) fn left_to_prompts(self, multiprocessors: usize) -> usize {
+        match self {
+            Self::Many | Self::Shallow => (multiprocessors * 2).div_ceil(3),
+            Self::Few | Self::Deep => multiprocessors,
+        }
+    }
+
     /// Dynamic shared memory: rings of tiles of 16 keys and values in bf16.
     pub(crate) fn shared_bytes(self, head_dim: usize) -> usize {
         self.warps() * self.stages() * 16 * head_dim * 4
@@ -70,7 +79,7 @@ pub(crate) fn divide(sequences: usize, attention: &AttentionSpec, far: bool) -> 
     let splits = |resident: usize| (MULTIPROCESSORS * resident / groups).clamp(1, SPLITS_MAX);
     if groups <= FEW_GROUPS {
         (DecodeKernel::Few, splits(1))
-    } else if far || groups > SHALLOW_GROUPS {
+    } else if far || attention.head_dim < 128 && groups > SHALLOW_GROUPS_OF_64 {
         (DecodeKernel::Many, splits(MANY_RESIDENT))
     } else if groups <= DEEP_GROUPS {
         (DecodeKernel::Deep, splits(1))
@@ -116,6 +125,26 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn many_groups_take_a_ring_with_heads_of_128_alone_unless_they_are_far() {
+        use DecodeKernel::{Deep, Few, Many, Shallow};
+        let of_64 = AttentionSpec { head_dim: 64, ..attention(32, 8) };
+        let cases =
+            [(4, Few, Few), (16, Deep, Deep), (17, Shallow, Shallow), (56, Shallow, Shallow), (57, Shallow, Many)];
+        for (sequences, with_128, with_64) in cases {
+            assert_eq!(divide(sequences, &attention(32, 8), false).0, with_128, "{sequences} sequences");
+            assert_eq!(divide(sequences, &of_64, false).0, with_64, "{sequences} sequences");
+        }
+        assert_eq!(divide(57, &attention(32, 8), true).0, Many);
+    }
+
+    #[test]
+    fn prompts_leave_multiprocessors_to_many_decodes() {
+        assert_eq!(DecodeKernel::Shallow.left_to_prompts(132), 88);
+        assert_eq!(DecodeKernel::Deep.left_to_prompts(132), 132);
+        assert_eq!(DecodeKernel::Many.left_to_prompts(1), 1);
     }
 
     #[test]

@@ -447,7 +447,9 @@ impl Forward {
             // Of a prompt's part that is not its last, the last layer leaves only keys and values.
             attends_prompts = self.after_attention(pass, index).count > 0;
             if attends_prompts {
-                self.flash(stream, pass, spec, cache, heads)?;
+                let beside = (pass.decodes > 0).then(|| decode::divide(pass.decodes, spec, pass.far).0);
+                let blocks = beside.map_or(self.multiprocessors, |kernel| kernel.left_to_prompts(self.multiprocessors));
+                self.flash(stream, pass, spec, (cache, heads), blocks)?;
             }
         }
         // Prompts first: few multiprocessors are enough for them, and decodes, which wait for memory, take the others meanwhile.
@@ -537,13 +539,14 @@ impl Forward {
         Ok([map(cache.keys)?, map(cache.values)?])
     }
 
+    /// Attention of the prompts, by no more than so many blocks, one a multiprocessor.
     fn flash(
         &self,
         stream: &Stream,
         pass: &Pass,
         spec: &AttentionSpec,
-        cache: Cache,
-        heads: Heads,
+        (cache, heads): (Cache, Heads),
+        blocks: usize,
     ) -> Result<(), CudaError> {
         let tiles = self.staged_at(pass.layout.tile_words());
         let out = self.workspace.attended.pointer();
@@ -557,7 +560,7 @@ impl Forward {
         )?;
         let [keys, values] = self.cache_maps(spec, cache)?;
         let shape = Shape {
-            grid: ((spec.heads * pass.layout.tiles).min(self.multiprocessors) as u32, 1, 1),
+            grid: ((spec.heads * pass.layout.tiles).min(blocks) as u32, 1, 1),
             threads: WARPGROUP_THREADS,
             shared_bytes: flash_shared_bytes(spec.head_dim as u32),
             cluster: 0,

@@ -177,19 +177,14 @@ fn profile(path: &str, prefills: bool, wanted: &[ProfileCase]) -> Result<(), Str
     let all: Vec<ProfileCase> =
         decodes.into_iter().chain(firsts.into_iter().chain(mixed).filter(|_| prefills)).collect();
     let cases = if wanted.is_empty() { all } else { wanted.to_vec() };
-    // Each with skinny.cu among the choices or not, and with what computes its products measured or not.
-    let mut runs: Vec<(ProfileCase, bool, bool)> = Vec::new();
+    // With what computes the products measured or not; mixed ones both ways, measured last, as what is found holds for others, too.
+    let mut runs: Vec<(ProfileCase, bool)> = Vec::new();
     for &case in &cases {
-        match case {
-            Alike(_, 1, _, true) => runs.extend([(case, false, true), (case, true, true)]),
-            Alike(_, _, _, tune) => runs.push((case, true, tune)),
-            Mixed(..) => runs.push((case, true, false)),
-        }
+        runs.push((case, matches!(case, Alike(.., true))));
     }
-    // What is measured for one of them holds for others, too.
-    runs.extend(cases.into_iter().filter(|case| matches!(case, Mixed(..))).map(|case| (case, true, true)));
+    runs.extend(cases.into_iter().filter(|case| matches!(case, Mixed(..))).map(|case| (case, true)));
     let mut step = 0;
-    for (case, skinny, tune) in runs {
+    for (case, tune) in runs {
         let rows = case.rows();
         let each = rows.iter().map(|(before, len)| before + len + 1).max().unwrap_or(1).div_ceil(BLOCK);
         let mut next = |work: Vec<RowWork>| {
@@ -221,9 +216,9 @@ fn profile(path: &str, prefills: bool, wanted: &[ProfileCase]) -> Result<(), Str
         plans[0].appended = (0..rows.len() as u32)
             .flat_map(|row| (0..each).map(move |i| (RowId(row), BlockId(row * each + i))))
             .collect();
-        let classes = profiler.profile(&plans, skinny, tune).map_err(|error| error.to_string())?;
+        let classes = profiler.profile(&plans, tune).map_err(|error| error.to_string())?;
         let words: Vec<_> = classes.iter().map(|(name, us)| format!("{name} {us:.1}")).collect();
-        println!("{path} {case}, skinny {skinny}, tuned {tune}, us: {}", words.join(" | "));
+        println!("{path} {case}, tuned {tune}, us: {}", words.join(" | "));
     }
     Ok(())
 }

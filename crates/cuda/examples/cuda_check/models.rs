@@ -20,7 +20,7 @@ fn tolerances() -> (f64, f64) {
     }
 }
 
-pub(crate) const SYNTHETIC: [(&str, &str); 10] = [
+pub(crate) const SYNTHETIC: [(&str, &str); 12] = [
     (
         "llama, head 64, group 3, odd vocabulary",
         r#"{"architectures":["LlamaForCausalLM"],"hidden_size":192,"intermediate_size":320,"num_attention_heads":6,"num_key_value_heads":2,"head_dim":64,"num_hidden_layers":2,"vocab_size":999,"max_position_embeddings":2048,"rms_norm_eps":1e-5,"rope_theta":10000.0,"tie_word_embeddings":true}"#,
@@ -50,6 +50,14 @@ pub(crate) const SYNTHETIC: [(&str, &str); 10] = [
         r#"{"architectures":["MistralForCausalLM"],"hidden_size":256,"intermediate_size":320,"num_attention_heads":4,"num_key_value_heads":2,"head_dim":128,"num_hidden_layers":2,"vocab_size":640,"max_position_embeddings":2048,"rms_norm_eps":1e-5,"rope_theta":10000.0,"sliding_window":200,"tie_word_embeddings":false}"#,
     ),
     (
+        "llama, head 128, 8 KV heads",
+        r#"{"architectures":["LlamaForCausalLM"],"hidden_size":256,"intermediate_size":320,"num_attention_heads":16,"num_key_value_heads":8,"head_dim":128,"num_hidden_layers":2,"vocab_size":640,"max_position_embeddings":2048,"rms_norm_eps":1e-5,"rope_theta":500000.0,"tie_word_embeddings":true}"#,
+    ),
+    (
+        "mistral, head 64, 8 KV heads, window 200",
+        r#"{"architectures":["MistralForCausalLM"],"hidden_size":192,"intermediate_size":320,"num_attention_heads":8,"num_key_value_heads":8,"head_dim":64,"num_hidden_layers":2,"vocab_size":512,"max_position_embeddings":2048,"rms_norm_eps":1e-5,"rope_theta":10000.0,"sliding_window":200,"tie_word_embeddings":false}"#,
+    ),
+    (
         "llama, head 40 (plain kernel)",
         r#"{"architectures":["LlamaForCausalLM"],"hidden_size":160,"intermediate_size":264,"num_attention_heads":4,"num_key_value_heads":1,"head_dim":40,"num_hidden_layers":2,"vocab_size":512,"max_position_embeddings":2048,"rms_norm_eps":1e-5,"rope_theta":10000.0,"tie_word_embeddings":false}"#,
     ),
@@ -63,6 +71,13 @@ pub(crate) const SYNTHETIC: [(&str, &str); 10] = [
     ),
 ];
 
+/// Decoded so far into its sequence that positions are divided among blocks (`FAR_POSITIONS` of decode.rs), by kernels that no other shape takes.
+const FAR: (&str, &str) = (
+    "llama, head 128, 2300 positions",
+    r#"{"architectures":["LlamaForCausalLM"],"hidden_size":128,"intermediate_size":256,"num_attention_heads":4,"num_key_value_heads":2,"head_dim":128,"num_hidden_layers":2,"vocab_size":512,"max_position_embeddings":4096,"rms_norm_eps":1e-5,"rope_theta":500000.0,"tie_word_embeddings":true}"#,
+);
+const FAR_LENGTH: usize = 2300;
+
 /// `arguments`: checkpoints; `only:TEXT` leaves the synthetic shapes whose names hold one of these texts.
 pub(crate) fn check_all(arguments: &[String]) -> usize {
     let mut failures = 0;
@@ -70,6 +85,9 @@ pub(crate) fn check_all(arguments: &[String]) -> usize {
     let wanted = |name: &str| only.is_empty() || only.iter().any(|only| name.contains(&only["only:".len()..]));
     for (name, json) in SYNTHETIC.into_iter().filter(|(name, _)| wanted(name)) {
         failures += report(name, synthetic(json).and_then(|model| check(&model, &scattered(&model, 700))));
+    }
+    if wanted(FAR.0) {
+        failures += report(FAR.0, synthetic(FAR.1).and_then(|model| check_far(&model, &scattered(&model, FAR_LENGTH))));
     }
     for path in paths {
         let model = Model::open(Path::new(path)).map_err(|error| error.to_string());
@@ -127,7 +145,7 @@ struct Device {
     blocks_each: u32,
 }
 
-/// So many that every decode kernel takes its turn: with two KV heads they are 144 groups of heads.
+/// So many that every decode kernel takes its turn: with two KV heads they are 144 groups of heads, with eight 576.
 const ROWS: u32 = 72;
 /// Rows that generate text, which the reference then reads.
 const WRITERS: usize = 12;
@@ -135,8 +153,9 @@ const BLOCK: u32 = 16;
 
 impl Device {
     fn new(model: &Model, length: u32) -> Result<Self, String> {
+        let max_num_batched_tokens = length.max(2048);
         let limits =
-            StepLimits { max_num_seqs: ROWS, max_num_batched_tokens: 2048, max_model_len: length, block_size: BLOCK };
+            StepLimits { max_num_seqs: ROWS, max_num_batched_tokens, max_model_len: length, block_size: BLOCK };
         // So short that some decodes are prepared and others captured when they come, of kernels not timed.
         let prepare_at_start = Duration::from_millis(200);
         // Steps with prompts both ways, too.
@@ -260,11 +279,24 @@ fn tokens_for(model: &Model) -> Result<Vec<TokenId>, String> {
     encoded.map_err(|error| error.to_string())
 }
 
-fn check(model: &Model, tokens: &[TokenId]) -> Result<String, String> {
-    let (vocab, length) = (model.spec().vocab_size, tokens.len());
+/// What the reference makes of tokens: by how much the logits deviate, and the log-probabilities behind each.
+fn wanted_of(model: &Model, tokens: &[TokenId]) -> (f64, Vec<Vec<f64>>) {
     let logits = reference::logits(model, tokens);
     let deviation = logits.iter().map(|row| standard_deviation(row)).sum::<f64>() / logits.len() as f64;
-    let wanted: Vec<Vec<f64>> = logits.iter().map(|row| log_softmax(row)).collect();
+    (deviation, logits.iter().map(|row| log_softmax(row)).collect())
+}
+
+fn check_far(model: &Model, tokens: &[TokenId]) -> Result<String, String> {
+    let (deviation, wanted) = wanted_of(model, tokens);
+    let mut device = Device::new(model, tokens.len() as u32 + 64)?;
+    let mut spread = Spread::default();
+    decode_each(&mut device, tokens, &wanted, &mut spread)?;
+    spread.finish("decode:", deviation)
+}
+
+fn check(model: &Model, tokens: &[TokenId]) -> Result<String, String> {
+    let (vocab, length) = (model.spec().vocab_size, tokens.len());
+    let (deviation, wanted) = wanted_of(model, tokens);
     let mut device = Device::new(model, length as u32 + 64)?;
     let mut words = vec![format!("logits deviate {deviation:.2}")];
     for chunk in [length, 129, 33] {
