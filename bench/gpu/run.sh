@@ -130,4 +130,4 @@ shells=()
 stage faults 60 "$CUDA_CHECK" faults
 stage failure 90 "$here/failure.sh" "$out/failure" "$model" --device cuda --kv-cache-memory 4GiB
 stage soak 120 "$here/soak.sh" "$out/soak" 2 25 "$model" --device cuda --kv-cache-memory 4GiB
-stage speed 240 bash -c speed
+stage speed 270 bash -c speed
