@@ -263,7 +263,7 @@ impl CudaExecutor {
         if pass.prompts {
             // Steps one after another, as under load: at the power limit of the card what counts is energy, and other choices win.
             let whole = self.stream.capture(|| self.forward.run(&self.stream, &pass))?;
-            let count = (SUSTAINED_US / classes[0].1).ceil().max(1.0);
+            let count = (SUSTAINED_US / classes[0].1).ceil().clamp(1.0, 1e4);
             whole.launch(&self.stream)?;
             begin.record(&self.stream)?;
             for _ in 0..count as usize {

@@ -14,7 +14,7 @@ use powertrain_step::{StepCost, StepCosts};
 
 /// Positions of the steps with prompts.
 const POSITIONS: [u32; 10] = [256, 384, 512, 640, 768, 1024, 1280, 1536, 2048, 4096];
-/// So many of them are decodes, so that the kernels for those are in it.
+/// So many of them are decodes, so that kernels for those are in it, if not always those that more decodes take.
 const DECODES: u32 = 32;
 /// Length of the prompts: attention is to be a small part.
 const PROMPT: u32 = 512;
