@@ -8,7 +8,8 @@ const MULTIPROCESSORS: usize = 132;
 /// Blocks of four warps whose tiles are in registers that a multiprocessor holds.
 const MANY_RESIDENT: usize = 4;
 /// Groups of heads up to which all are given to one block a multiprocessor: of [`DecodeKernel::Few`], then of [`DecodeKernel::Deep`]; and up to
-/// which [`DecodeKernel::Shallow`] is faster than [`DecodeKernel::Many`] with heads of 64; with heads of 128 it always is, by 1 % of a step.
+/// which [`DecodeKernel::Shallow`] is used with heads of 64. With heads of 128 it is for all: 1 % of a step one way or the other
+/// (docs/benchmarks/h100.md), and most often for it.
 const FEW_GROUPS: usize = 32;
 const DEEP_GROUPS: usize = MULTIPROCESSORS;
 const SHALLOW_GROUPS_OF_64: usize = 448;
@@ -51,11 +52,12 @@ impl DecodeKernel {
     }
 
     /// Multiprocessors that attention of prompts (flash.cu) takes when this runs beside it. Blocks of flash.cu leave no room on theirs, so those of
-    /// many decodes begin on the others; few decodes are done too soon to make up for it.
+    /// many decodes begin on the others; few decodes are done too soon to make up for it. Measured with prompts of 512; the kernel for
+    /// sequences that are far longer leaves prompts all, as theirs may be long, too.
     pub(crate) fn left_to_prompts(self, multiprocessors: usize) -> usize {
         match self {
-            Self::Many | Self::Shallow => (multiprocessors * 2).div_ceil(3),
-            Self::Few | Self::Deep => multiprocessors,
+            Self::Shallow => (multiprocessors * 2).div_ceil(3),
+            Self::Many | Self::Few | Self::Deep => multiprocessors,
         }
     }
 
@@ -144,7 +146,8 @@ mod tests {
     fn prompts_leave_multiprocessors_to_many_decodes() {
         assert_eq!(DecodeKernel::Shallow.left_to_prompts(132), 88);
         assert_eq!(DecodeKernel::Deep.left_to_prompts(132), 132);
-        assert_eq!(DecodeKernel::Many.left_to_prompts(1), 1);
+        assert_eq!(DecodeKernel::Many.left_to_prompts(132), 132);
+        assert_eq!(DecodeKernel::Shallow.left_to_prompts(1), 1);
     }
 
     #[test]

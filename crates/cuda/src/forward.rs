@@ -441,20 +441,21 @@ impl Forward {
             self.rope_write(stream, pass, 0, rope, cache, heads)?;
             return self.attention_plain(stream, pass, cache, heads);
         }
+        let division = (pass.decodes > 0).then(|| decode::divide(pass.decodes, spec, pass.far));
         let mut attends_prompts = false;
         if pass.layout.tiles > 0 {
             self.rope_write(stream, pass, self.counts(pass), rope, cache, heads)?;
             // Of a prompt's part that is not its last, the last layer leaves only keys and values.
             attends_prompts = self.after_attention(pass, index).count > 0;
             if attends_prompts {
-                let beside = (pass.decodes > 0).then(|| decode::divide(pass.decodes, spec, pass.far).0);
-                let blocks = beside.map_or(self.multiprocessors, |kernel| kernel.left_to_prompts(self.multiprocessors));
+                let all = self.multiprocessors;
+                let blocks = division.map_or(all, |(beside, _)| beside.left_to_prompts(all));
                 self.flash(stream, pass, spec, (cache, heads), blocks)?;
             }
         }
         // Prompts first: few multiprocessors are enough for them, and decodes, which wait for memory, take the others meanwhile.
-        if pass.decodes > 0 {
-            self.decode(stream, pass, spec, (rope, cache, heads), attends_prompts)?;
+        if let Some(division) = division {
+            self.decode(stream, pass, spec, division, (rope, cache, heads), attends_prompts)?;
         }
         Ok(())
     }
@@ -509,6 +510,7 @@ impl Forward {
         stream: &Stream,
         pass: &Pass,
         spec: &AttentionSpec,
+        (kernel, splits): (decode::DecodeKernel, usize),
         (rope, cache, heads): (Rope, Cache, Heads),
         beside: bool,
     ) -> Result<(), CudaError> {
@@ -516,7 +518,6 @@ impl Forward {
         let (rows, positions) = (self.staged_at(pass.layout.rows()), self.staged_at(pass.layout.positions()));
         let (qkv, out) = (w.qkv.pointer(), w.attended.pointer());
         let (part_out, part_ml, arrivals) = (w.part_out.pointer(), w.part_ml.pointer(), w.arrivals.pointer());
-        let (kernel, splits) = decode::divide(pass.decodes, spec, pass.far);
         let grid = (splits as u32, decode::groups(spec) as u32, pass.decodes as u32);
         let shape = Shape {
             shared_bytes: kernel.shared_bytes(spec.head_dim) as u32,
