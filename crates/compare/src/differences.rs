@@ -195,7 +195,7 @@ mod tests {
         let engine = serde_json::json!({
             "prefill_pace": "auto",
             "load_seconds": 1.5,
-            "step_costs": {"decodes": [{"positions": 1, "seconds": 0.005}], "prompts": []},
+            "step_costs": {"beside": [{"decodes": 8, "alone_seconds": 0.005, "prompts": []}]},
         });
         let run = serde_json::json!({"model": "m", "server": {"engine": engine}, "levels": [{
             "gauges": {"kv_cache_usage": {"samples": 3, "mean": 0.1}},

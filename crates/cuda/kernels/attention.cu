@@ -15,11 +15,15 @@
 // begin when those of flash.cu run, on the multiprocessors that those leave free: flash.cu lets them start when all before it is done, so the
 // projections are there, and nothing here needs what flash.cu writes. One block waits for its end, and with it this kernel's.
 #define DECODE_STAGES 2  // tiles of a warp's ring at most
-#define SPLIT_TILES 8  // a split is at least this many tiles of 16 positions
+// A split is at least this many tiles of 16 positions: where its sums are merged through memory, and within a cluster.
+#define SPLIT_TILES 8
+#define CLUSTER_TILES 4
+#define CLUSTER_BLOCKS 8  // of a cluster at most
 // RING: a warp's first lane has the copy engine bring its tiles, `stages` ahead.
-template <int D, int W, bool RING>
-__device__ __forceinline__ void decode_body(const State& state, const int* row, const int* position, const Element* qkv, Element* out, float* part_out, float2* part_ml, u32* arrivals,
-                                            const Rope& rope, const Cache& cache, const Heads& h, const TensorMap& k_map, const TensorMap& v_map, int stages, bool beside) {
+// CLUSTER: the splits of a sequence may be a cluster of blocks, which merge through shared memory.
+template <int D, int W, bool RING, bool CLUSTER>
+__device__ __forceinline__ void decode_body(const State& state, const int* row, const int* position, const Element* qkv, Element* out, float* part_out, float2* part_ml, u32* arrivals, const Rope& rope,
+                                            const Cache& cache, const Heads& h, const TensorMap& k_map, const TensorMap& v_map, int stages, bool beside) {
   constexpr int DC = D / 32, DJ = D / 64, PAIRS = D / 64, BOX_BYTES = 16 * 128, TILE_BYTES = 2 * DJ * BOX_BYTES;
   extern __shared__ __align__(1024) unsigned char ring[];
   __shared__ __align__(8) u64 barriers[RING ? W * DECODE_STAGES : 1];
@@ -30,7 +34,8 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, ql = lane & 3;
   const int len = position[b] + 1, oldest = h.window ? max(0, len - h.window) : 0;
   const int tile0 = oldest / 16, tiles = (len + 15) / 16 - tile0;
-  const int per_split = max(SPLIT_TILES, (tiles + splits - 1) / splits), active = (tiles + per_split - 1) / per_split;
+  const bool clustered = CLUSTER && blocks_of_cluster() > 1;
+  const int per_split = max(clustered ? CLUSTER_TILES : SPLIT_TILES, (tiles + splits - 1) / splits), active = (tiles + per_split - 1) / per_split;
   constexpr int EACH = (10 + W - 1) / W;  // heads a warp prepares
   Projected<PAIRS> bias[EACH], projected[EACH];
   auto head_of = [&](int i) { return i < G ? head0 + i : h.heads + (i - G) * h.kv_heads + hk; };
@@ -39,6 +44,8 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
     if (warp + k * W < G + 2) load_bias<PAIRS>(rope, h, head_of(warp + k * W), bias[k]);
   // The blocks of the first split wait for the kernel before, which is enough; beside prompts one of them does, at the end.
   if (split >= active) return;
+  // What the others bring to a block's shared memory may come once all of them run.
+  if (clustered && active > 1) cluster_arrive();
   const int t_begin = tile0 + split * per_split, t_end = min(tile0 + tiles, t_begin + per_split);
   const int* blocks = blocks_of(state, row[b]);
   const u64 token_stride = (u64)h.kv_heads * D;
@@ -225,6 +232,9 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
   __syncwarp();
   __shared__ float sm[W][8], sl[W][8];
   __shared__ u32 arrived;
+  __shared__ float gathered[CLUSTER ? 8 * D + CLUSTER_BLOCKS : 1];  // of each split of the cluster, this block's part of the sums
+  __shared__ float2 gathered_ml[CLUSTER ? CLUSTER_BLOCKS : 1][8];
+  const int part = (G * D + active - 1) / active;
   if (g == 0) { sm[warp][2 * ql] = m0; sm[warp][2 * ql + 1] = m1; sl[warp][2 * ql] = l0; sl[warp][2 * ql + 1] = l1; }
   // Four elements at a time; lanes of odd ql take theirs in the other order, so that eight lanes meet no bank twice.
 #pragma unroll
@@ -236,6 +246,7 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
     reinterpret_cast<float4*>(to)[odd ^ 1] = odd ? lo : hi;
   }
   __syncthreads();
+  if (clustered && active > 1) cluster_wait();
   for (int i = threadIdx.x; i < G * D; i += W * 32) {
     const int x = i / D, d = i % D;
     float top = -1e30f, sum = 0.f, weight = 0.f;
@@ -249,12 +260,32 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
     }
     const u64 head = (u64)b * h.heads + head0 + x;
     if (active == 1) out[head * D + d] = to_element(sum / weight);
-    else {
+    else if (clustered) {
+      store_cluster(shared_address(gathered + split * part + i % part), i / part, sum);
+      if (d < active) store_cluster(shared_address(&gathered_ml[split][x]), d, make_float2(top, weight));
+    } else {
       part_out[(head * splits + split) * D + d] = sum;
       if (d == 0) part_ml[head * splits + split] = make_float2(top, weight);
     }
   }
   if (active == 1) return;
+  if (clustered) {
+    cluster_arrive();
+    cluster_wait();
+    for (int at = threadIdx.x; at < part && split * part + at < G * D; at += W * 32) {
+      const int i = split * part + at, x = i / D;
+      float top = -1e30f, sum = 0.f, weight = 0.f;
+      for (int s = 0; s < active; s++) top = fmaxf(top, gathered_ml[s][x].x);
+      for (int s = 0; s < active; s++) {
+        const float2 p = gathered_ml[s][x];
+        const float f = exp2_fast(p.x - top);
+        weight += f * p.y;
+        sum += f * gathered[s * part + at];
+      }
+      out[((u64)b * h.heads + head0 + x) * D + i % D] = to_element(sum / weight);
+    }
+    return;
+  }
   __threadfence();
   __syncthreads();
   u32* counter = arrivals + (u64)b * gridDim.y + blockIdx.y;
@@ -279,24 +310,24 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
     out[head * D + d] = to_element(sum / weight);
   }
 }
-#define DECODE(NAME, D, W, RING, RESIDENT)                                                                                                                                        \
-  extern "C" __global__ void __launch_bounds__(W * 32, RESIDENT) NAME(State state, const Counts* counts, const int* row, const int* position, const Element* qkv, Element* out,          \
-                                                                      float* part_out, float2* part_ml, u32* arrivals, Rope rope, Cache cache, Heads h,                             \
-                                                                      const __grid_constant__ TensorMap k_map, const __grid_constant__ TensorMap v_map, int stages, int beside) {   \
-    if (W == 8 && !RING) let_next_start();                                                                                                                                        \
-    const int sequences = counts ? counts->decodes : gridDim.z;                                                                                                                     \
-    if (blockIdx.z >= sequences) return;                                                                                                                                           \
-    decode_body<D, W, RING>(state, row, position, qkv, out, part_out, part_ml, arrivals, rope, cache, h, k_map, v_map, stages, beside);                                              \
-    if (beside && blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == sequences - 1) wait_for_previous();                                                                            \
+#define DECODE(NAME, D, W, RING, CLUSTER, RESIDENT)                                                                                                                           \
+  extern "C" __global__ void __launch_bounds__(W * 32, RESIDENT) NAME(State state, const Counts* counts, const int* row, const int* position, const Element* qkv, Element* out,\
+                                                                      float* part_out, float2* part_ml, u32* arrivals, Rope rope, Cache cache, Heads h,                       \
+                                                                      const __grid_constant__ TensorMap k_map, const __grid_constant__ TensorMap v_map, int stages, int beside) {\
+    if (W == 8 && !RING) let_next_start();                                                                                                                                    \
+    const int sequences = counts ? counts->decodes : gridDim.z;                                                                                                               \
+    if (blockIdx.z >= sequences) return;                                                                                                                                      \
+    decode_body<D, W, RING, CLUSTER>(state, row, position, qkv, out, part_out, part_ml, arrivals, rope, cache, h, k_map, v_map, stages, beside);                              \
+    if (beside && blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == sequences - 1) wait_for_previous();                                                                     \
   }
-DECODE(decode_64, 64, 4, false, 4)
-DECODE(decode_128, 128, 4, false, 4)
-DECODE(decode_64_few, 64, 8, false, 1)
-DECODE(decode_128_few, 128, 8, false, 1)
-DECODE(decode_64_deep, 64, 8, true, 1)
-DECODE(decode_128_deep, 128, 8, true, 1)
-DECODE(decode_64_shallow, 64, 4, true, 4)
-DECODE(decode_128_shallow, 128, 4, true, 4)
+DECODE(decode_64, 64, 4, false, false, 4)
+DECODE(decode_128, 128, 4, false, false, 4)
+DECODE(decode_64_few, 64, 8, false, true, 1)
+DECODE(decode_128_few, 128, 8, false, true, 1)
+DECODE(decode_64_deep, 64, 8, true, true, 1)
+DECODE(decode_128_deep, 128, 8, true, true, 1)
+DECODE(decode_64_shallow, 64, 4, true, true, 4)
+DECODE(decode_128_shallow, 128, 4, true, true, 4)
 
 // ---- any head size up to 256 and any group: one warp a query and head, one key at a time. For correctness, not for speed.
 extern "C" __global__ void attention_plain(State state, const int* row, const int* position, const Element* qkv, Element* out, Cache cache, Heads h, int tokens) {

@@ -33,9 +33,24 @@ __device__ __forceinline__ u32 rank_in_cluster() {
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
+__device__ __forceinline__ u32 blocks_of_cluster() {
+  u32 count;
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(count));
+  return count;
+}
 __device__ __forceinline__ void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// The two halves of it, for warps that may have parted. Blocks that have ended are not waited for.
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+// Stores to where an address of this block's shared memory lies in block `rank` of the cluster, which must run.
+__device__ __forceinline__ void store_cluster(u32 at, u32 rank, float v) {
+  asm volatile("{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; st.shared::cluster.f32 [there], %2; }" ::"r"(at), "r"(rank), "f"(v) : "memory");
+}
+__device__ __forceinline__ void store_cluster(u32 at, u32 rank, float2 v) {
+  asm volatile("{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; st.shared::cluster.v2.f32 [there], {%2, %3}; }" ::"r"(at), "r"(rank), "f"(v.x), "f"(v.y) : "memory");
 }
 
 // Brings a map to where the copy engine reads it.

@@ -360,15 +360,17 @@ impl Stream {
         ended?;
         let mut executable = std::ptr::null_mut();
         // SAFETY: the graph was just captured, whole or not; destroying it leaves the executable whole.
-        unsafe {
-            let made = done.and_then(|()| driver!(cuGraphInstantiateWithFlags(&mut executable, graph, 0)));
+        let others = unsafe {
+            let others = done.and_then(|()| nodes_beside_kernels(graph));
+            let made = others
+                .and_then(|others| driver!(cuGraphInstantiateWithFlags(&mut executable, graph, 0)).map(|()| others));
             driver!(cuGraphDestroy(graph))?;
-            made?;
-        }
-        let executable = Graph(executable);
+            made?
+        };
+        let graph = Graph { executable, others };
         // SAFETY: our own handles.
-        unsafe { driver!(cuGraphUpload(executable.0, self.0)) }?;
-        Ok(executable)
+        unsafe { driver!(cuGraphUpload(graph.executable, self.0)) }?;
+        Ok(graph)
     }
 }
 
@@ -379,9 +381,38 @@ impl Drop for Stream {
     }
 }
 
+/// How many nodes of a captured graph are no kernels.
+///
+/// # Safety
+/// The graph lives.
+unsafe fn nodes_beside_kernels(graph: cu::CUgraph) -> Result<usize, CudaError> {
+    let mut count = 0;
+    // SAFETY: without room for nodes the call tells how many there are; then there is room for as many.
+    let nodes = unsafe {
+        driver!(cuGraphGetNodes(graph, std::ptr::null_mut(), &mut count))?;
+        let mut nodes = vec![std::ptr::null_mut(); count];
+        if count > 0 {
+            driver!(cuGraphGetNodes(graph, nodes.as_mut_ptr(), &mut count))?;
+        }
+        nodes.truncate(count);
+        nodes
+    };
+    let mut others = 0;
+    for node in nodes {
+        let mut kind = cu::CUgraphNodeType::CU_GRAPH_NODE_TYPE_KERNEL;
+        // SAFETY: a node of the graph, out-pointer to a local.
+        unsafe { driver!(cuGraphNodeGetType(node, &mut kind)) }?;
+        others += usize::from(kind != cu::CUgraphNodeType::CU_GRAPH_NODE_TYPE_KERNEL);
+    }
+    Ok(others)
+}
+
 /// Recorded work, to be launched in one call.
 #[derive(Debug)]
-pub(crate) struct Graph(cu::CUgraphExec);
+pub(crate) struct Graph {
+    executable: cu::CUgraphExec,
+    others: usize,
+}
 
 // SAFETY: a handle, used by one thread at a time.
 unsafe impl Send for Graph {}
@@ -389,14 +420,19 @@ unsafe impl Send for Graph {}
 impl Graph {
     pub(crate) fn launch(&self, stream: &Stream) -> Result<(), CudaError> {
         // SAFETY: what it works on lives as long as the executor that owns both.
-        unsafe { driver!(cuGraphLaunch(self.0, stream.0)) }
+        unsafe { driver!(cuGraphLaunch(self.executable, stream.0)) }
+    }
+
+    /// Nodes that are no kernels, such as counters of a library's that are set first: kernels overlap with kernels alone.
+    pub(crate) fn others(&self) -> usize {
+        self.others
     }
 }
 
 impl Drop for Graph {
     fn drop(&mut self) {
         // SAFETY: our own, destroyed once.
-        let _ = unsafe { cu::cuGraphExecDestroy(self.0) };
+        let _ = unsafe { cu::cuGraphExecDestroy(self.executable) };
     }
 }
 
@@ -504,6 +540,43 @@ pub(crate) struct Shape {
     pub(crate) overlap: bool,
 }
 
+impl Shape {
+    fn attributes(&self) -> Vec<cu::CUlaunchAttribute> {
+        let attribute = |id| cu::CUlaunchAttribute {
+            id,
+            // SAFETY: a union of plain data, for which zeros are valid.
+            ..unsafe { std::mem::zeroed() }
+        };
+        let mut attributes = Vec::with_capacity(2);
+        if self.overlap {
+            let mut overlap = attribute(cu::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION);
+            overlap.value.programmaticStreamSerializationAllowed = 1;
+            attributes.push(overlap);
+        }
+        if self.cluster > 0 {
+            let mut cluster = attribute(cu::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION);
+            cluster.value.clusterDim = cu::CUlaunchAttributeValue_union__bindgen_ty_1 { x: self.cluster, y: 1, z: 1 };
+            attributes.push(cluster);
+        }
+        attributes
+    }
+
+    fn config(&self, stream: cu::CUstream, attributes: &mut [cu::CUlaunchAttribute]) -> cu::CUlaunchConfig {
+        cu::CUlaunchConfig {
+            gridDimX: self.grid.0,
+            gridDimY: self.grid.1,
+            gridDimZ: self.grid.2,
+            blockDimX: self.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: self.shared_bytes,
+            hStream: stream,
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
+        }
+    }
+}
+
 impl Function {
     /// Lets blocks ask for up to `bytes` of dynamic shared memory.
     pub(crate) fn allow_shared(&self, bytes: usize) -> Result<(), CudaError> {
@@ -523,35 +596,19 @@ impl Function {
         shape: Shape,
         arguments: &mut [*mut c_void],
     ) -> Result<(), CudaError> {
-        let attribute = |id| cu::CUlaunchAttribute {
-            id,
-            // SAFETY: a union of plain data, for which zeros are valid.
-            ..unsafe { std::mem::zeroed() }
-        };
-        let mut attributes = Vec::with_capacity(2);
-        if shape.overlap {
-            let mut overlap = attribute(cu::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION);
-            overlap.value.programmaticStreamSerializationAllowed = 1;
-            attributes.push(overlap);
-        }
-        if shape.cluster > 0 {
-            let mut cluster = attribute(cu::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION);
-            cluster.value.clusterDim = cu::CUlaunchAttributeValue_union__bindgen_ty_1 { x: shape.cluster, y: 1, z: 1 };
-            attributes.push(cluster);
-        }
-        let config = cu::CUlaunchConfig {
-            gridDimX: shape.grid.0,
-            gridDimY: shape.grid.1,
-            gridDimZ: shape.grid.2,
-            blockDimX: shape.threads,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: shape.shared_bytes,
-            hStream: stream.0,
-            attrs: attributes.as_mut_ptr(),
-            numAttrs: attributes.len() as u32,
-        };
+        let mut attributes = shape.attributes();
+        let config = shape.config(stream.0, &mut attributes);
         // SAFETY: the caller's promise; the configuration lives through the call.
         unsafe { driver!(cuLaunchKernelEx(&config, self.0, arguments.as_mut_ptr(), std::ptr::null_mut())) }
+    }
+
+    /// How many clusters of a launch of this shape run at once on the whole device.
+    pub(crate) fn clusters_at_once(&self, shape: Shape) -> Result<usize, CudaError> {
+        let mut attributes = shape.attributes();
+        let config = shape.config(std::ptr::null_mut(), &mut attributes);
+        let mut count = 0;
+        // SAFETY: out-pointer to a local; the configuration lives through the call.
+        unsafe { driver!(cuOccupancyMaxActiveClusters(&mut count, self.0, &config)) }?;
+        Ok(count.max(0) as usize)
     }
 }

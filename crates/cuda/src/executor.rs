@@ -213,15 +213,7 @@ impl CudaExecutor {
         };
         executor.keep_kernel_choices(options);
         executor.make_cache(free_before, options)?;
-        let begin = Instant::now();
-        let known = executor.recall_costs();
-        if !known && !options.prepare_at_start.is_zero() {
-            executor.measure_prompts()?;
-        }
-        executor.prepare_at_start(options.prepare_at_start.saturating_sub(begin.elapsed()))?;
-        if !known {
-            executor.measure_decodes()?;
-        }
+        executor.prepare(options.prepare_at_start)?;
         Ok(executor)
     }
 
@@ -229,11 +221,13 @@ impl CudaExecutor {
     /// layers. Classes overlap less with each other than alone, so their sum is not the whole. Spoils the state of all rows.
     pub(crate) fn profile(&mut self, tune: bool) -> Result<Vec<(&'static str, f32)>, CudaError> {
         const REPLAYS: usize = 7;
-        const SUSTAINED_US: f32 = 4e5;
+        let sustained_us: f32 = if self.last_pass.is_some_and(|pass| pass.prompts) { 4e5 } else { 1e5 };
         let Some(pass) = self.last_pass else { return Ok(Vec::new()) };
         self.context.enter()?;
-        if tune {
-            self.forward.matmul.tune(&self.forward.kernels, &self.stream, &self.forward.products(&pass))?;
+        match tune {
+            true if pass.is_decode() => self.choose_for_staged(&pass)?,
+            true => self.forward.matmul.tune(&self.forward.kernels, &self.stream, &self.forward.products(&pass))?,
+            false => {}
         }
         let (begin, end) = (Event::create()?, Event::create()?);
         let median = |launch: &mut dyn FnMut() -> Result<(), CudaError>| {
@@ -260,19 +254,17 @@ impl CudaExecutor {
         classes.reverse();
         let eagerly = median(&mut || self.forward.run(&self.stream, &pass))?;
         classes.push(("whole step, kernel by kernel", eagerly));
-        if pass.prompts {
-            // Steps one after another, as under load: at the power limit of the card what counts is energy, and other choices win.
-            let whole = self.stream.capture(|| self.forward.run(&self.stream, &pass))?;
-            let count = (SUSTAINED_US / classes[0].1).ceil().clamp(1.0, 1e4);
+        // Steps one after another, as under load: at the power limit of the card what counts is energy, and other choices win.
+        let whole = self.stream.capture(|| self.forward.run(&self.stream, &pass))?;
+        let count = (sustained_us / classes[0].1).ceil().clamp(1.0, 1e4);
+        whole.launch(&self.stream)?;
+        begin.record(&self.stream)?;
+        for _ in 0..count as usize {
             whole.launch(&self.stream)?;
-            begin.record(&self.stream)?;
-            for _ in 0..count as usize {
-                whole.launch(&self.stream)?;
-            }
-            end.record(&self.stream)?;
-            end.wait()?;
-            classes.push(("whole step, without rest", end.milliseconds_since(&begin)? * 1e3 / count));
         }
+        end.record(&self.stream)?;
+        end.wait()?;
+        classes.push(("whole step, without rest", end.milliseconds_since(&begin)? * 1e3 / count));
         Ok(classes)
     }
 

@@ -7,7 +7,7 @@
 use crate::{
     CudaError,
     choose::{Chooser, Samples},
-    decode,
+    decode::{self, Division},
     driver::{Buffer, Context, DevicePointer, Shape, Stream},
     kernels::{
         Cache, Heads, Kernels, ROPE_WHOLE_THREADS, Rope, State, TILE_QUERIES, WARPGROUP_THREADS, flash_shared_bytes,
@@ -17,9 +17,12 @@ use crate::{
     product::{Norm, Output, Product},
     staging::{COUNTS_AT, Layout},
     tensor_map::TensorMap,
-    weights::DeviceWeights,
+    weights::{DeviceWeights, LayerWeights},
 };
 use powertrain_model::spec::{Activation, AttentionSpec, DecoderSpec, LayerSpec};
+
+/// Weights of the layers by which kernels are chosen: 12 layers of Qwen2.5-1.5B, 3 of Llama-3.1-8B, all of SmolLM2-135M.
+const LAYERS_BYTES: usize = 1 << 30;
 
 /// What a pass computes. `layout` says where its arrays are; the counts split its positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -133,7 +136,7 @@ impl Workspace {
             .layers
             .iter()
             .flat_map(|layer| (1..=sequences).flat_map(move |n| [false, true].map(|far| (n, far, &layer.attention))))
-            .map(|(n, far, attention)| n * attention.heads * decode::divide(n, attention, far).1);
+            .map(|(n, far, attention)| n * attention.heads * decode::divide(n, attention, far, None).splits);
         let parts = parts.max().unwrap_or(0);
         let attended_bytes = widest(|l| l.attention.heads * l.attention.head_dim) * 2;
         Ok(Self {
@@ -197,6 +200,25 @@ impl Forward {
             products.push(self.pass_head(pass));
         }
         products
+    }
+
+    /// The embedding and the first layers of a pass alone.
+    pub(crate) fn run_layers(&self, stream: &Stream, pass: &Pass, layers: usize) -> Result<(), CudaError> {
+        self.embed(stream, pass)?;
+        (0..layers).try_for_each(|index| self.layer(stream, pass, index))
+    }
+
+    /// So many layers that their weights do not fit the second-level cache, and that what stands around them is little.
+    pub(crate) fn cold_layers(&self) -> usize {
+        let bytes = |layer: &LayerWeights| {
+            let matrices = [&layer.qkv, &layer.output, &layer.gate_up, &layer.down];
+            matrices.map(|matrix| matrix.rows * matrix.columns * 2).iter().sum::<usize>()
+        };
+        let cold = self.weights.layers.iter().scan(0, |all, layer| {
+            *all += bytes(layer);
+            Some(*all)
+        });
+        (cold.take_while(|&all| all < LAYERS_BYTES).count() + 1).min(self.weights.layers.len())
     }
 
     /// The launches of one class alone, over all layers, for profiles: see [`CLASSES`].
@@ -441,7 +463,8 @@ impl Forward {
             self.rope_write(stream, pass, 0, rope, cache, heads)?;
             return self.attention_plain(stream, pass, cache, heads);
         }
-        let division = (pass.decodes > 0).then(|| decode::divide(pass.decodes, spec, pass.far));
+        let clusters = Some(&self.kernels.decode_clusters[usize::from(spec.head_dim == 128)]).filter(|_| !pass.prompts);
+        let division = (pass.decodes > 0).then(|| decode::divide(pass.decodes, spec, pass.far, clusters));
         let mut attends_prompts = false;
         if pass.layout.tiles > 0 {
             self.rope_write(stream, pass, self.counts(pass), rope, cache, heads)?;
@@ -449,7 +472,7 @@ impl Forward {
             attends_prompts = self.after_attention(pass, index).count > 0;
             if attends_prompts {
                 let all = self.multiprocessors;
-                let blocks = division.map_or(all, |(beside, _)| beside.left_to_prompts(all));
+                let blocks = division.map_or(all, |decodes| decodes.kernel.left_to_prompts(all));
                 self.flash(stream, pass, spec, (cache, heads), blocks)?;
             }
         }
@@ -510,7 +533,7 @@ impl Forward {
         stream: &Stream,
         pass: &Pass,
         spec: &AttentionSpec,
-        (kernel, splits): (decode::DecodeKernel, usize),
+        Division { kernel, splits, cluster }: Division,
         (rope, cache, heads): (Rope, Cache, Heads),
         beside: bool,
     ) -> Result<(), CudaError> {
@@ -521,6 +544,7 @@ impl Forward {
         let grid = (splits as u32, decode::groups(spec) as u32, pass.decodes as u32);
         let shape = Shape {
             shared_bytes: kernel.shared_bytes(spec.head_dim) as u32,
+            cluster: if cluster { splits as u32 } else { 0 },
             ..shape(grid, 32 * kernel.warps() as u32)
         };
         let [keys, values] = self.cache_maps(spec, cache)?;

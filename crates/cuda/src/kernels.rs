@@ -1,7 +1,7 @@
 //! The kernels by name, with their parameters' types. The layouts here are those of `kernels/*.cu`.
 
 use crate::{
-    decode::DecodeKernel,
+    decode::{Clusters, DecodeKernel},
     driver::{Context, DevicePointer, Function, Module, Shape, Stream},
     element::Element,
     error::CudaError,
@@ -151,6 +151,8 @@ pub(crate) struct Kernels {
     pub(crate) rope_write_whole: [Function; 2],
     /// Head size 64, 128; then by [`DecodeKernel`].
     pub(crate) decode: [[Function; DecodeKernel::SUFFIXES.len()]; 2],
+    /// Head size 64, 128: how many clusters of them run at once.
+    pub(crate) decode_clusters: [Clusters; 2],
     /// Head size 64, 128.
     pub(crate) flash: [Function; 2],
     pub(crate) attention_plain: Function,
@@ -186,12 +188,13 @@ impl Kernels {
             let function = |groups| skinny_module.function(&format!("skinny_{columns}_{groups}"));
             skinny.push([function(1)?, function(2)?]);
         }
-        let mut decode = Vec::new();
+        let (mut decode, mut decode_clusters) = (Vec::new(), Vec::new());
         for head_dim in [64, 128] {
             let [many, few, deep, shallow] =
                 DecodeKernel::SUFFIXES.map(|suffix| attention.function(&format!("decode_{head_dim}{suffix}")));
             let functions = [many?, few?, deep?, shallow?];
             functions[DecodeKernel::Deep as usize].allow_shared(DecodeKernel::Deep.shared_bytes(head_dim))?;
+            decode_clusters.push(clusters_at_once(&functions, head_dim)?);
             decode.push(functions);
         }
         let kernels = Self {
@@ -214,6 +217,7 @@ impl Kernels {
             ],
             rope_write_whole: [rope.function("rope_write_64")?, rope.function("rope_write_128")?],
             decode: decode.try_into().expect("one for each head size"),
+            decode_clusters: decode_clusters.try_into().expect("one for each head size"),
             flash: [flash.function("flash_64")?, flash.function("flash_128")?],
             attention_plain: attention.function("attention_plain")?,
             adjust_logits: sample.function("adjust_logits")?,
@@ -234,6 +238,22 @@ impl Kernels {
         kernels.gated.allow_shared(GATED_SHARED_BYTES as usize)?;
         Ok(kernels)
     }
+}
+
+/// How many clusters of each size the device runs at once; of [`DecodeKernel::Many`], which does not merge in clusters, none.
+fn clusters_at_once(functions: &[Function], head_dim: usize) -> Result<Clusters, CudaError> {
+    let mut clusters = Clusters::default();
+    for kernel in DecodeKernel::ALL.into_iter().filter(|&kernel| kernel != DecodeKernel::Many) {
+        for (blocks, at_once) in clusters[kernel as usize].iter_mut().enumerate().skip(2) {
+            let shape = Shape {
+                shared_bytes: kernel.shared_bytes(head_dim) as u32,
+                cluster: blocks as u32,
+                ..shape((blocks as u32, 1, 1), 32 * kernel.warps() as u32)
+            };
+            *at_once = functions[kernel as usize].clusters_at_once(shape)?;
+        }
+    }
+    Ok(clusters)
 }
 
 /// Two stages of 128 queries, keys and values; with room to begin on a multiple of 1024.

@@ -78,7 +78,8 @@ pub struct CudaOptions {
     pub deterministic: bool,
     /// Folder in which what tuning finds is kept; `None`: nowhere.
     pub kernel_choices: Option<PathBuf>,
-    /// How long loading may take longer to choose kernels and capture decode graphs; what is left then is done while nothing comes.
+    /// How long loading may take longer to choose kernels and capture decode graphs; what is left then is done while nothing comes. What steps cost is
+    /// measured after that, for as long again at most, and for no longer than 1.75 s.
     pub prepare_at_start: Duration,
     /// A kind of steps with prompts is captured as a graph when it comes for this time.
     pub capture_prompts_at: u32,

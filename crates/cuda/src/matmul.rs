@@ -11,7 +11,7 @@ mod launch;
 mod tune;
 
 pub(crate) use launch::norm_threads;
-pub(crate) use tune::time;
+pub(crate) use tune::{Open, time};
 
 use crate::{
     cublaslt::{Lt, LtKey},

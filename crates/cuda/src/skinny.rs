@@ -61,7 +61,7 @@ pub(crate) fn takes(p: &Product<'_>) -> bool {
 }
 
 /// Whether a product may be chosen by its own time. Whole steps of Llama-3.1-8B at 8 and at 48 and more rows were slower by up to 3 % with this
-/// kernel though its products were faster, those of Qwen2.5-1.5B above 64 rows by 1 %; why is open (docs/dev/cuda.md).
+/// kernel for all products though each was faster, those of Qwen2.5-1.5B above 64 rows by 1 %.
 pub(crate) fn pays(p: &Product<'_>) -> bool {
     let small = p.matrix.rows * p.matrix.columns * 2 < SMALL_BYTES;
     match p.m {

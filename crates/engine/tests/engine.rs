@@ -6,8 +6,8 @@ use powertrain_engine::{
     StartError, StopConditions, SubmitError,
 };
 use powertrain_step::{
-    Executor, ExecutorFacts, ExecutorLost, SamplingParams, StepCost, StepCosts, StepError, StepLimits, StepPlan,
-    StepResult, TokenId,
+    CostsBeside, Executor, ExecutorFacts, ExecutorLost, SamplingParams, StepCost, StepCosts, StepError, StepLimits,
+    StepPlan, StepResult, TokenId,
     mock::{Fault, Gate, MockExecutor, expected_tokens},
 };
 use std::{
@@ -513,7 +513,8 @@ fn a_step_ahead_or_not_the_tokens_are_the_same() {
 fn prompts_spread_over_steps_or_not_the_tokens_are_the_same() {
     let asked: Vec<Request> = (0..40).map(|name| request(name, 1 + name * 5 % 200, 1 + name * 3 % 41)).collect();
     let cost = |positions, seconds| StepCost { positions, seconds };
-    let costs = StepCosts { decodes: vec![cost(1, 1.0)], prompts: vec![cost(40, 1.1), cost(60, 1.6)] };
+    let beside = CostsBeside { decodes: 1, alone: 1.0, prompts: vec![cost(40, 1.1), cost(60, 1.6)] };
+    let costs = StepCosts { beside: vec![beside] };
     let limits = StepLimits { max_num_batched_tokens: 200, ..LIMITS };
     let run = |pace_prompts: bool| {
         let config = EngineConfig { pace_prompts, limits, ..config() };

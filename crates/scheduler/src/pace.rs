@@ -8,7 +8,8 @@
 //!
 //! What comes of that under a load can be computed without a device: `cargo run --release -p powertrain-scheduler --example simulate`.
 
-use powertrain_step::{StepCost, StepCosts};
+use powertrain_step::StepCosts;
+use std::collections::BTreeMap;
 
 /// The prompt whose turn it is gets at least this part of itself a step: of more steps each is shorter, and the first token later.
 const PROMPT_PART: u32 = 4;
@@ -36,16 +37,66 @@ pub(crate) struct Backlog {
 }
 
 pub(crate) struct Pace {
-    costs: StepCosts,
+    /// Ascending in positions.
+    sizes: Vec<Size>,
     /// Positions of prompts that come while a step is computed, averaged.
     arriving: f64,
 }
 
+/// Steps of a size, and what a position of a prompt costs in them: seconds, never negative.
+struct Size {
+    /// All positions of the step.
+    positions: u32,
+    /// The price while nothing decodes.
+    without_decodes: f64,
+    /// Numbers of decodes beside which such steps were measured, ascending, at least one; with the price beside them.
+    beside: Vec<(u32, f64)>,
+}
+
+impl Size {
+    /// Those that were measured. What is no number, or leaves prompts no position, is passed over.
+    fn all(costs: &StepCosts) -> Vec<Self> {
+        let mut sizes = BTreeMap::<u32, Self>::new();
+        for beside in &costs.beside {
+            for cost in &beside.prompts {
+                let of_prompts = cost.positions.saturating_sub(beside.decodes);
+                let price = (cost.seconds - beside.alone) / f64::from(of_prompts);
+                if of_prompts == 0 || !price.is_finite() {
+                    continue;
+                }
+                let size = sizes.entry(cost.positions).or_insert_with(|| Self {
+                    positions: cost.positions,
+                    without_decodes: (cost.seconds / f64::from(cost.positions)).max(0.0),
+                    beside: Vec::new(),
+                });
+                size.beside.push((beside.decodes, price.max(0.0)));
+            }
+        }
+        sizes.into_values().collect()
+    }
+
+    /// Seconds for a position of a prompt beside so many decodes: on a straight line between the nearest numbers of decodes with which this
+    /// size was measured, and as with the nearest where there are none on one side.
+    fn price(&self, decodes: u32) -> f64 {
+        if decodes == 0 {
+            return self.without_decodes;
+        }
+        let above = self.beside.partition_point(|&(known, _)| known < decodes);
+        match (&self.beside[..above], &self.beside[above..]) {
+            (&[.., (fewer, low)], &[(more, high), ..]) => {
+                low + (high - low) * f64::from(decodes - fewer) / f64::from(more - fewer)
+            }
+            (&[.., (_, price)], []) | ([], &[(_, price), ..]) => price,
+            ([], []) => f64::INFINITY,
+        }
+    }
+}
+
 impl Pace {
-    pub(crate) fn new(costs: StepCosts) -> Self {
-        debug_assert!(costs.prompts.is_sorted_by(|a, b| a.positions < b.positions));
-        debug_assert!(costs.decodes.is_sorted_by(|a, b| a.positions < b.positions));
-        Self { costs, arriving: 0.0 }
+    pub(crate) fn new(costs: &StepCosts) -> Self {
+        debug_assert!(costs.beside.is_sorted_by(|a, b| a.decodes < b.decodes));
+        debug_assert!(costs.beside.iter().all(|beside| beside.prompts.is_sorted_by(|a, b| a.positions < b.positions)));
+        Self { sizes: Size::all(costs), arriving: 0.0 }
     }
 
     /// Positions of prompts for the next step at most, beside so many decodes. `arrived`: those of the prompts that came since the last step. At
@@ -80,12 +131,11 @@ impl Pace {
     /// Of the measured sizes with at least so many positions of prompts beside the decodes, the smallest whose positions are cheap. `None` where
     /// none is large enough.
     fn cheapest(&self, decodes: u32, least: f64) -> Option<u32> {
-        let alone = if decodes == 0 { 0.0 } else { seconds(&self.costs.decodes, decodes) };
         let fewest = f64::from(FEWEST.max(decodes / 8)).max(least);
         let offers = || {
-            self.costs.prompts.iter().filter_map(|cost| {
-                let positions = cost.positions.checked_sub(decodes).filter(|&more| f64::from(more) >= fewest)?;
-                Some((positions, (cost.seconds - alone).max(0.0) / f64::from(positions)))
+            self.sizes.iter().filter_map(|size| {
+                let positions = size.positions.checked_sub(decodes).filter(|&more| f64::from(more) >= fewest)?;
+                Some((positions, size.price(decodes)))
             })
         };
         let price = offers().map(|(_, price)| price).reduce(f64::min)?;
@@ -96,34 +146,40 @@ impl Pace {
     }
 }
 
-/// What so many positions cost, between measured ones on a straight line.
-fn seconds(costs: &[StepCost], positions: u32) -> f64 {
-    let above = costs.partition_point(|cost| cost.positions < positions);
-    match (above.checked_sub(1).map(|below| costs[below]), costs.get(above)) {
-        (_, Some(cost)) if cost.positions == positions => cost.seconds,
-        (Some(below), Some(above)) => {
-            let share = f64::from(positions - below.positions) / f64::from(above.positions - below.positions);
-            below.seconds + share * (above.seconds - below.seconds)
-        }
-        (Some(last), None) => last.seconds,
-        (None, Some(first)) => first.seconds,
-        (None, None) => 0.0,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use powertrain_step::{CostsBeside, StepCost};
+
+    /// Decodes, ms of theirs alone, and positions and ms with prompts.
+    type Beside<'a> = (u32, f64, &'a [(u32, f64)]);
+
+    fn costs(list: &[Beside<'_>]) -> StepCosts {
+        let cost = |&(positions, ms): &(u32, f64)| StepCost { positions, seconds: ms * 1e-3 };
+        let beside = |&(decodes, ms, prompts): &Beside<'_>| CostsBeside {
+            decodes,
+            alone: ms * 1e-3,
+            prompts: prompts.iter().map(cost).collect(),
+        };
+        StepCosts { beside: list.iter().map(beside).collect() }
+    }
 
     /// Llama-3.1-8B on an H100, ms: 256 rows are nearly free beside decodes; just past 1,024 rows a wave of tiles more is begun.
     fn pace() -> Pace {
-        let costs = |list: &[(u32, f64)]| {
-            list.iter().map(|&(positions, ms)| StepCost { positions, seconds: ms * 1e-3 }).collect::<Vec<_>>()
-        };
-        Pace::new(StepCosts {
-            decodes: costs(&[(1, 5.15), (16, 5.9), (64, 6.9), (128, 7.7), (256, 8.6)]),
-            prompts: costs(&[(256, 7.46), (512, 12.71), (768, 18.24), (1024, 22.89), (1408, 34.02), (2048, 44.19)]),
-        })
+        let sizes = [(256, 7.46), (512, 12.71), (768, 18.24), (1024, 22.89), (1408, 34.02), (2048, 44.19)];
+        let decodes = [(1, 5.15), (16, 5.9), (64, 6.9), (128, 7.7)].map(|(decodes, ms)| (decodes, ms, &sizes[..]));
+        Pace::new(&costs(&[&decodes[..], &[(256, 8.6, &sizes[1..])]].concat()))
+    }
+
+    /// ms for a position beside so many decodes.
+    fn price(pace: &Pace, positions: u32, decodes: u32) -> f64 {
+        let size = pace.sizes.iter().find(|size| size.positions == positions);
+        size.expect("it was measured").price(decodes) * 1e3
+    }
+
+    #[track_caller]
+    fn assert_near(found: f64, expected: f64) {
+        assert!((found - expected).abs() < 1e-12, "{found}, and not {expected}");
     }
 
     fn waiting(positions: u64) -> Backlog {
@@ -217,17 +273,83 @@ mod tests {
 
     #[test]
     fn positions_that_cost_nothing_are_all_taken() {
-        let cost = |positions, seconds| StepCost { positions, seconds };
-        let pace = Pace::new(StepCosts {
-            decodes: vec![cost(1, 1.0)],
-            prompts: vec![cost(256, 0.9), cost(512, 1.0), cost(1024, 2.0)],
-        });
+        let pace = Pace::new(&costs(&[(1, 1.0, &[(256, 0.9), (512, 1.0), (1024, 2.0)])]));
         assert_eq!(pace.next(10, waiting(300), 0.0), 502);
     }
 
     #[test]
+    fn prices_lie_between_those_beside_fewer_and_more_decodes() {
+        let measured: [Beside<'_>; 3] =
+            [(56, 1.0, &[(256, 2.0), (512, 4.0)]), (100, 2.0, &[(512, 5.0)]), (156, 3.0, &[(256, 6.0)])];
+        let pace = Pace::new(&costs(&measured));
+        let [low, high] = [1.0 / 200.0, 3.0 / 100.0];
+        assert_near(price(&pace, 256, 56), low);
+        assert_near(price(&pace, 256, 156), high);
+        // Nothing was measured beside 100: a straight line from 56 to 156.
+        assert_near(price(&pace, 256, 100), low + 0.44 * (high - low));
+        assert_near(price(&pace, 256, 106), (low + high) / 2.0);
+        // Fewer and more than were measured with this size.
+        assert_near(price(&pace, 256, 1), low);
+        assert_near(price(&pace, 256, 157), high);
+        let [low, high] = [3.0 / 456.0, 3.0 / 412.0];
+        assert_near(price(&pace, 512, 78), (low + high) / 2.0);
+        assert_near(price(&pace, 512, 100), high);
+        assert_near(price(&pace, 512, 300), high);
+        // Without decodes nothing is taken off, and the fewest have most of prompts.
+        assert_near(price(&pace, 256, 0), 2.0 / 256.0);
+        assert_near(price(&pace, 512, 0), 4.0 / 512.0);
+    }
+
+    #[test]
+    fn the_cheapest_size_changes_with_the_decodes_beside_it() {
+        let pace = Pace::new(&costs(&[(100, 2.0, &[(512, 3.0), (1024, 4.9)]), (240, 4.0, &[(512, 6.0), (1024, 7.0)])]));
+        assert_eq!(pace.next(100, waiting(300), 0.0), 412);
+        assert_eq!(pace.next(240, waiting(300), 0.0), 784);
+        // us: 2.43 and 3.14 beside 100, 7.35 and 3.83 beside 240: equal at 123 or 124.
+        assert_eq!(pace.next(118, waiting(300), 0.0), 394);
+        assert_eq!(pace.next(130, waiting(300), 0.0), 894);
+    }
+
+    #[test]
+    fn sizes_measured_beside_few_or_many_decodes_alone_are_offered_beside_all() {
+        let pace = Pace::new(&costs(&[(8, 1.0, &[(256, 2.0)]), (240, 2.0, &[(1024, 5.0)])]));
+        let long = |first: u32| Backlog { positions: first.into(), first, first_whole: first };
+        assert_eq!(pace.next(8, waiting(300), 0.0), 1016);
+        assert_eq!(pace.next(8, long(4 * 1016), 0.0), 1016);
+        assert_eq!(pace.next(8, long(4 * 1017), 0.0), u32::MAX);
+        let pace = Pace::new(&costs(&[(8, 1.0, &[(256, 1.2)]), (240, 2.0, &[(1024, 5.0)])]));
+        assert_eq!(pace.next(8, waiting(300), 0.0), 248);
+        assert_eq!(pace.next(100, waiting(300), 0.0), 156);
+        // Too few beside 230 decodes.
+        assert_eq!(pace.next(230, waiting(300), 0.0), 794);
+    }
+
+    #[test]
+    fn what_is_no_cost_is_passed_over() {
+        let (nan, infinite) = (f64::NAN, f64::INFINITY);
+        let list: [Beside<'_>; 5] = [
+            (0, 0.0, &[(0, 1.0)]),
+            (8, 1.0, &[(4, 0.1), (8, 0.1), (256, nan), (384, infinite), (512, 0.5), (1024, 2.0)]),
+            (48, nan, &[(512, 9.0)]),
+            (100, -infinite, &[(512, 9.0)]),
+            (240, 1.0, &[]),
+        ];
+        let pace = Pace::new(&costs(&list));
+        assert_eq!(pace.sizes.iter().map(|size| size.positions).collect::<Vec<_>>(), [512, 1024]);
+        for size in &pace.sizes {
+            assert!((0..300).map(|decodes| size.price(decodes)).all(|price| price.is_finite() && price >= 0.0));
+        }
+        assert_near(price(&pace, 512, 8), 0.0);
+        assert_near(price(&pace, 1024, 8), 1.0 / 1016.0);
+        // Decodes alone: nothing is known of prompts beside them.
+        let pace = Pace::new(&costs(&[(8, 1.0, &[]), (48, 2.0, &[])]));
+        assert!(pace.sizes.is_empty());
+        assert_eq!(pace.next(8, waiting(300), 0.0), u32::MAX);
+    }
+
+    #[test]
     fn there_is_always_a_position() {
-        let nothing = Pace::new(StepCosts::default());
+        let nothing = Pace::new(&StepCosts::default());
         let pace = pace();
         for decodes in 0..400 {
             for positions in [0, 1, 31, 32, 1000, u64::from(u32::MAX) * 1000] {

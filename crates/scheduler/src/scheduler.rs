@@ -91,7 +91,7 @@ impl Scheduler {
             spare_flights: Vec::new(),
             first_scheduled: Vec::new(),
             counters: Stats::default(),
-            pace: config.step_costs.clone().map(Pace::new),
+            pace: config.step_costs.as_ref().map(Pace::new),
             arrived_tokens: 0.0,
             config,
         })

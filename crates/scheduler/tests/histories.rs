@@ -9,7 +9,7 @@ mod harness;
 
 use harness::{Bench, Choices, seeded, sequence};
 use powertrain_scheduler::{NewSequence, Refusal, SchedulerConfig, SequenceId};
-use powertrain_step::{StepCost, StepCosts, StepLimits, TokenId, mock::Fault};
+use powertrain_step::{CostsBeside, StepCost, StepCosts, StepLimits, TokenId, mock::Fault};
 use std::sync::Arc;
 
 /// Prints the seed of the history that panics.
@@ -99,17 +99,20 @@ fn random_config(choices: &mut Choices) -> SchedulerConfig {
     }
 }
 
+/// Sizes differ from one number of decodes to the next, and may be no more than the decodes.
 fn random_costs(choices: &mut Choices) -> StepCosts {
-    let mut list = |longest: u32| {
-        let mut positions = 0;
-        let count = choices.of(0..=5);
-        let costs = (0..count).map(|_| {
-            positions += choices.of(1..=longest);
-            StepCost { positions, seconds: f64::from(choices.of(0..=1000)) * 1e-5 }
+    let mut decodes = 0;
+    let beside = (0..choices.of(0..=3)).map(|_| {
+        decodes += choices.of(1..=4);
+        let seconds = |choices: &mut Choices| f64::from(choices.of(0..=1000)) * 1e-5;
+        let (alone, mut positions) = (seconds(choices), 0);
+        let prompts = (0..choices.of(0..=5)).map(|_| {
+            positions += choices.of(1..=20);
+            StepCost { positions, seconds: seconds(choices) }
         });
-        costs.collect()
-    };
-    StepCosts { decodes: list(3), prompts: list(20) }
+        CostsBeside { decodes, alone, prompts: prompts.collect() }
+    });
+    StepCosts { beside: beside.collect() }
 }
 
 fn random_prefixes(choices: &mut Choices, config: &SchedulerConfig) -> Vec<Vec<TokenId>> {

@@ -4,7 +4,7 @@ mod harness;
 
 use harness::{Bench, End, config, seeded, sequence};
 use powertrain_scheduler::{ConfigError, FinishReason, NewSequence, Refusal, Scheduler, SchedulerConfig, SequenceId};
-use powertrain_step::{StepCost, StepCosts, StepPlan, TokenId};
+use powertrain_step::{CostsBeside, StepCost, StepCosts, StepPlan, TokenId};
 use std::sync::Arc;
 
 fn prompt(len: u32) -> Vec<TokenId> {
@@ -55,7 +55,8 @@ fn decodes_come_first_and_prefill_takes_the_rest_of_the_budget() {
 fn prompts_are_spread_over_steps_by_what_steps_cost() {
     let cost = |positions, seconds| StepCost { positions, seconds };
     // 40 positions are nearly free beside decodes; a step of 200 costs so much that it is taken only for who waits long.
-    let costs = StepCosts { decodes: vec![cost(1, 1.0), cost(8, 1.1)], prompts: vec![cost(40, 1.2), cost(200, 9.0)] };
+    let beside = |decodes, alone| CostsBeside { decodes, alone, prompts: vec![cost(40, 1.2), cost(200, 9.0)] };
+    let costs = StepCosts { beside: vec![beside(1, 1.0), beside(8, 1.1)] };
     let mut bench = Bench::new(SchedulerConfig { step_costs: Some(costs), ..config(8, 512, 4, 1000) });
     bench.submit_one(sequence(prompt(300), 20));
     bench.step();

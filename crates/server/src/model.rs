@@ -1,7 +1,7 @@
 //! The model as HTTP sees it: its text side, its defaults, and what it says of itself.
 
 use powertrain_engine::Handle;
-use powertrain_step::{StepCost, StepCosts, TokenId};
+use powertrain_step::{CostsBeside, StepCost, StepCosts, TokenId};
 use powertrain_text::{ChatTemplate, Tokenizer};
 use serde::Serialize;
 use std::sync::Arc;
@@ -132,19 +132,28 @@ pub struct EngineReport {
     pub load_stages: Vec<LoadStage>,
 }
 
-/// What steps cost beside their attention, ascending in positions.
+/// What steps take, as measured when the model was loaded.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct StepCostsReport {
-    /// Of decodes alone.
-    pub decodes: Vec<StepCostReport>,
-    /// With prompts.
+    /// By numbers of decodes, ascending.
+    pub beside: Vec<CostsBesideReport>,
+}
+
+/// Steps with so many decodes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CostsBesideReport {
+    /// Sequences of which a step computes one token each.
+    pub decodes: u32,
+    /// How long a step of these alone takes.
+    pub alone_seconds: f64,
+    /// With prompts for the rest, ascending in positions.
     pub prompts: Vec<StepCostReport>,
 }
 
 /// One size of step.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct StepCostReport {
-    /// Positions computed.
+    /// Positions computed, those of decodes among them.
     pub positions: u32,
     /// How long that took.
     pub seconds: f64,
@@ -152,10 +161,13 @@ pub struct StepCostReport {
 
 impl From<&StepCosts> for StepCostsReport {
     fn from(costs: &StepCosts) -> Self {
-        let report = |costs: &[StepCost]| {
-            costs.iter().map(|cost| StepCostReport { positions: cost.positions, seconds: cost.seconds }).collect()
+        let step = |cost: &StepCost| StepCostReport { positions: cost.positions, seconds: cost.seconds };
+        let beside = |costs: &CostsBeside| CostsBesideReport {
+            decodes: costs.decodes,
+            alone_seconds: costs.alone,
+            prompts: costs.prompts.iter().map(step).collect(),
         };
-        Self { decodes: report(&costs.decodes), prompts: report(&costs.prompts) }
+        Self { beside: costs.beside.iter().map(beside).collect() }
     }
 }
 

@@ -177,24 +177,34 @@ pub struct ExecutorFacts {
     pub device_memory: Option<DeviceMemory>,
     /// What is captured as graphs, counted while it goes on.
     pub graphs: Option<Arc<Graphs>>,
-    /// What steps of some sizes cost. `None`: as much as they have positions.
+    /// What steps of some sizes take. `None`: as much as they have positions.
     pub step_costs: Option<StepCosts>,
 }
 
-/// What the products of steps cost by their number of positions, measured when the executor was loaded, with attention over short sequences. What
-/// longer ones add depends on them, and is a little more the more steps their positions are spread over.
+/// What steps take, measured when the executor was loaded with steps as they come under load: decodes some hundred positions into their sequences,
+/// and prompts of some hundred positions beside them. What longer ones add depends on them, and is a little more the more steps their positions
+/// are spread over.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepCosts {
-    /// Steps of decodes alone, ascending in positions.
-    pub decodes: Vec<StepCost>,
-    /// Steps with some decodes and prompts for the rest, ascending in positions.
+    /// By numbers of decodes, ascending.
+    pub beside: Vec<CostsBeside>,
+}
+
+/// Measured: steps with so many decodes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CostsBeside {
+    /// Rows of which a step computes one position each.
+    pub decodes: u32,
+    /// Seconds of a step of these decodes and nothing else.
+    pub alone: f64,
+    /// Steps with these decodes and prompts for the rest, ascending in positions.
     pub prompts: Vec<StepCost>,
 }
 
 /// Measured: a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepCost {
-    /// Positions it computes.
+    /// Positions it computes, those of decodes among them.
     pub positions: u32,
     /// How long that takes.
     pub seconds: f64,

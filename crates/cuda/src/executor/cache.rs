@@ -124,7 +124,7 @@ impl CudaExecutor {
         if planned == 0 {
             return Ok(0);
         }
-        self.forward.matmul.tune(&self.forward.kernels, &self.stream, &self.forward.products(&decode))?;
+        self.choose_kernels(&decode)?;
         self.forward.matmul.save_choices();
         let (mut each, mut captured) = (0, Vec::new());
         for draws in [false, true] {
@@ -197,7 +197,7 @@ fn largest_tokens(limits: &StepLimits) -> usize {
 }
 
 /// Flash tiles of prompts of a length, one after another at these of a step's positions, as if all were the idle row's.
-pub(super) fn prompt_tiles(idle: u32, at: Range<u32>, length: u32) -> impl Iterator<Item = [u32; 4]> + use<> {
+fn prompt_tiles(idle: u32, at: Range<u32>, length: u32) -> impl Iterator<Item = [u32; 4]> + use<> {
     at.clone().step_by(length as usize).flat_map(move |begin| {
         let len = length.min(at.end - begin);
         let tile = move |done: u32| [idle, begin + done, done, TILE_QUERIES.min(len - done)];

@@ -3,13 +3,15 @@
 //! Pure decodes are of few kinds. What is likely is done before serving, the rest when nothing runs. A decode whose graph is not there yet gets one at
 //! once from what is known: capturing takes a few milliseconds, timing its kernels a fraction of a second.
 //!
-//! Steps with prompts are of many kinds, and their kernels are not timed: prompt_graphs.rs says which are captured.
+//! Steps with prompts are of many kinds: products of some sizes are timed at start; prompt_graphs.rs says which are captured.
 
 use super::CudaExecutor;
 use crate::{
     CudaError,
-    driver::{Graph, Stream},
+    driver::{Event, Graph, Stream},
     forward::Pass,
+    matmul::Open,
+    product::Output,
     shapes::bucket,
     staging::Layout,
 };
@@ -17,6 +19,14 @@ use std::{
     sync::atomic::Ordering::Relaxed,
     time::{Duration, Instant},
 };
+
+/// Positions of steps with prompts whose products are timed, the likeliest first.
+const PROMPT_SIZES: [usize; 6] = [512, 256, 1024, 384, 768, 640];
+
+/// Where decodes stand while kernels are chosen for their step.
+const DECODE_POSITION: u32 = 512;
+/// What is less of a gain is noise.
+const WORTH_A_CHANGE: f32 = 0.995;
 
 /// A pure decode, recorded.
 pub(super) struct DecodeGraph {
@@ -104,11 +114,10 @@ impl CudaExecutor {
         // Another graph of these sizes has the same products.
         let mut chosen = self.graphs.iter().any(|(other, graph)| other.layout == pass.layout && graph.chosen);
         if !chosen {
-            let products = self.forward.products(pass);
             chosen = match choose {
                 Choose::Now => {
                     let timed = self.forward.matmul.shapes_timed();
-                    self.forward.matmul.tune(&self.forward.kernels, &self.stream, &products)?;
+                    self.choose_kernels(pass)?;
                     self.forward.matmul.save_choices();
                     // Some of their products may be of these shapes.
                     if self.forward.matmul.shapes_timed() > timed {
@@ -116,7 +125,7 @@ impl CudaExecutor {
                     }
                     true
                 }
-                Choose::Later => self.forward.matmul.recall_all(&products)?,
+                Choose::Later => self.forward.matmul.recall_all(&self.forward.products(pass))?,
             };
         }
         if let Some(graphs) = &self.facts.graphs {
@@ -129,6 +138,71 @@ impl CudaExecutor {
             graphs.captured.fetch_add(u64::from(!replaced), Relaxed);
         }
         Ok(())
+    }
+
+    /// Chooses the kernels for a pure decode's products: those of layers by the time that some layers take with them. What a kernel takes alone does not
+    /// tell what its neighbours gain or lose by it, which is as much. Nothing may be running.
+    pub(super) fn choose_kernels(&mut self, pass: &Pass) -> Result<(), CudaError> {
+        if self.deterministic {
+            return Ok(());
+        }
+        // The idle row's table names its own block throughout.
+        let position = DECODE_POSITION.min(self.limits.max_model_len - 1);
+        self.stage_idle(pass, |_| position, &[])?;
+        self.choose_for_staged(pass)
+    }
+
+    /// The same with the rows that are staged, which then have other keys and values.
+    pub(super) fn choose_for_staged(&self, pass: &Pass) -> Result<(), CudaError> {
+        let (forward, stream) = (&self.forward, &self.stream);
+        let products = forward.products(pass);
+        let (in_layers, others): (Vec<_>, Vec<_>) =
+            forward.matmul.open(stream, &products)?.into_iter().partition(Open::is_in_layers);
+        for open in &others {
+            forward.matmul.settle(open, forward.matmul.fastest_alone(&forward.kernels, stream, open)?);
+        }
+        if in_layers.is_empty() {
+            return Ok(());
+        }
+        // From what is fastest alone, one product after another.
+        let mut chosen = Vec::new();
+        for open in &in_layers {
+            let way = forward.matmul.fastest_alone(&forward.kernels, stream, open)?;
+            forward.matmul.take(open, way);
+            chosen.push(way);
+        }
+        let layers = forward.cold_layers();
+        let mut fastest = self.time_layers(pass, layers)?;
+        for (open, chosen) in in_layers.iter().zip(&mut chosen) {
+            let first = *chosen;
+            for &way in open.ways.iter().filter(|&&way| way != first) {
+                forward.matmul.take(open, way);
+                let milliseconds = self.time_layers(pass, layers)?;
+                if milliseconds < fastest * WORTH_A_CHANGE {
+                    (fastest, *chosen) = (milliseconds, way);
+                }
+            }
+            forward.matmul.settle(open, *chosen);
+        }
+        Ok(())
+    }
+
+    /// Milliseconds of some layers of a staged pass.
+    fn time_layers(&self, pass: &Pass, layers: usize) -> Result<f32, CudaError> {
+        const ROUNDS: usize = 2;
+        const LAUNCHES: usize = 4;
+        let graph = self.stream.capture(|| self.forward.run_layers(&self.stream, pass, layers))?;
+        let (begin, end) = (Event::create()?, Event::create()?);
+        let mut fastest = f32::INFINITY;
+        for _ in 0..ROUNDS {
+            graph.launch(&self.stream)?;
+            begin.record(&self.stream)?;
+            (0..LAUNCHES).try_for_each(|_| graph.launch(&self.stream))?;
+            end.record(&self.stream)?;
+            end.wait()?;
+            fastest = fastest.min(end.milliseconds_since(&begin)?);
+        }
+        Ok(fastest)
     }
 
     fn record(&self, pass: &Pass) -> Result<Graph, CudaError> {
@@ -160,8 +234,19 @@ impl CudaExecutor {
         }
     }
 
+    /// What is done before the first request, for `limit` and half of it at most.
+    pub(super) fn prepare(&mut self, limit: Duration) -> Result<(), CudaError> {
+        let known = self.recall_costs(limit);
+        self.choose_for_prompts(limit / 8)?;
+        self.prepare_decodes(limit * 3 / 4)?;
+        if !known && !limit.is_zero() {
+            self.measure_costs(limit)?;
+        }
+        Ok(())
+    }
+
     /// Chooses kernels and captures graphs, the likeliest first, until all are there or `limit` is over; what is left is done while nothing comes.
-    pub(super) fn prepare_at_start(&mut self, limit: Duration) -> Result<(), CudaError> {
+    fn prepare_decodes(&mut self, limit: Duration) -> Result<(), CudaError> {
         let began = Instant::now();
         while !self.to_capture.is_empty() && began.elapsed() < limit {
             if let Err(error) = self.prepare_next() {
@@ -181,6 +266,26 @@ impl CudaExecutor {
         Ok(())
     }
 
+    /// Chooses cuBLASLt's algorithms for steps with prompts, until `limit` is over: of the sizes that the pace takes most often; those between take after
+    /// the next larger one. Gate and up is left to what is expected: alone, on a card that rests, it is found to be the faster by what is the slower in whole
+    /// steps. Nothing may be running.
+    pub(super) fn choose_for_prompts(&mut self, limit: Duration) -> Result<(), CudaError> {
+        let began = Instant::now();
+        for tokens in PROMPT_SIZES.into_iter().filter(|&size| size <= self.limits.max_num_batched_tokens as usize) {
+            if began.elapsed() >= limit {
+                break;
+            }
+            let layout = Layout { tokens, samples: 0, tiles: 1 };
+            let pass =
+                Pass { layout, decodes: 0, prompts: true, far: false, draws: false, extras: false, keeps_all: true };
+            let mut products = self.forward.products(&pass);
+            products.retain(|product| !matches!(product.output, Output::Gated { .. }));
+            self.forward.matmul.tune(&self.forward.kernels, &self.stream, &products)?;
+        }
+        self.forward.matmul.save_choices();
+        Ok(())
+    }
+
     /// Chooses the kernels of the next decode that waits for it, and captures it. Nothing may be running.
     pub(super) fn prepare_next(&mut self) -> Result<(), CudaError> {
         let Some(pass) = self.to_capture.pop() else { return Ok(()) };
@@ -188,9 +293,6 @@ impl CudaExecutor {
             return Ok(());
         }
         self.context.enter()?;
-        // Tuning runs the head on the rows that the staged step names: row 0, not what another layout left at that place.
-        self.forward.staged.clear(&self.stream)?;
-        self.stream.wait()?;
         self.captured(&pass, Choose::Now).map(|_| ())
     }
 
@@ -202,7 +304,15 @@ impl CudaExecutor {
         };
         let (count, seconds) = (graphs.captured.load(Relaxed), graphs.microseconds.load(Relaxed) as f64 / 1e6);
         let (mib, timed) = (graphs.bytes.load(Relaxed) >> 20, graphs.shapes_timed.load(Relaxed));
-        tracing::info!(count, seconds, mib, shapes_timed = timed, "all graphs are captured");
+        let others: usize = self.graphs.values().map(|graph| graph.graph.others()).sum();
+        tracing::info!(
+            count,
+            seconds,
+            mib,
+            shapes_timed = timed,
+            nodes_beside_kernels = others,
+            "all graphs are captured"
+        );
     }
 }
 

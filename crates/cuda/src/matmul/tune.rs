@@ -2,7 +2,7 @@
 
 use super::{GATED_ROWS, Matmul, Way};
 use crate::{
-    cublaslt::{Lt, LtKey, LtKind},
+    cublaslt::{COLD_BYTES, Lt, LtKey, LtKind},
     driver::{Event, Stream},
     error::CudaError,
     kernels::Kernels,
@@ -10,18 +10,48 @@ use crate::{
     skinny,
     tuned::Tuned,
 };
-use std::{cell::RefCell, collections::HashMap};
+use std::cell::RefCell;
 
 /// What a kernel costs that does not overlap with its neighbours, beside one that does. With 3 us, Llama-3.1-8B at 64 rows took own kernels for
 /// products that cuBLASLt computes 1 to 2 us faster; with 0, Qwen2.5-1.5B at 16 rows lost 0.1 ms a step.
 const CHAIN_BREAK_MS: f32 = 0.001;
 
+/// A shape whose way is to be chosen, and its products.
+pub(crate) struct Open<'a, 'p> {
+    key: LtKey,
+    output: Output,
+    same: Vec<&'a Product<'p>>,
+    /// What may be fastest: at least one.
+    pub(crate) ways: Vec<Way>,
+}
+
+impl Open<'_, '_> {
+    /// Whether this is a product of layers, with others around it.
+    pub(crate) fn is_in_layers(&self) -> bool {
+        self.output != Output::Logits
+    }
+}
+
 impl Matmul {
-    /// Times cuBLASLt's algorithms for these products and keeps the fastest of each shape, then that against our own kernels where they
-    /// can. `products` of one shape are taken in turn, so that their weights come from memory as they do in a step.
+    /// Chooses cuBLASLt's algorithms for these products, then that or one of our own kernels, each by its time alone.
     /// Overwrites the products' outputs.
     pub(crate) fn tune(&self, kernels: &Kernels, stream: &Stream, products: &[Product<'_>]) -> Result<(), CudaError> {
-        let Some(lt) = self.lt.as_ref().filter(|_| !self.deterministic) else { return Ok(()) };
+        for open in self.open(stream, products)? {
+            let way = self.fastest_alone(kernels, stream, &open)?;
+            self.settle(&open, way);
+        }
+        Ok(())
+    }
+
+    /// The shapes of these products of which nothing is known, with the fastest of cuBLASLt's algorithms chosen for each. `products` of one
+    /// shape are taken in turn, so that their weights come from memory as they do in a step. Overwrites the products' outputs.
+    pub(crate) fn open<'a, 'p>(
+        &self,
+        stream: &Stream,
+        products: &'a [Product<'p>],
+    ) -> Result<Vec<Open<'a, 'p>>, CudaError> {
+        let Some(lt) = self.lt.as_ref().filter(|_| !self.deterministic) else { return Ok(Vec::new()) };
+        let mut all = Vec::new();
         for ((key, output), same) in by_shape(products) {
             let ways = self.ways(same[0]);
             if self.recall(lt, key, output, &ways)? {
@@ -33,23 +63,44 @@ impl Matmul {
             };
             let operands: Vec<_> = same.iter().map(|p| (p.matrix.buffer.pointer(), p.x)).collect();
             lt.tune(stream, key, &operands, out)?;
-            let mut best = (f32::INFINITY, Way::Library);
-            for way in ways {
-                let alone = time(stream, &same, |p| self.run_as(way, kernels, stream, p))?;
-                // Among kernels that start before their neighbours end, another costs more than it does alone.
-                let breaks = !matches!(way, Way::Streaming | Way::Skinny(_));
-                let milliseconds = alone + if breaks { CHAIN_BREAK_MS * timed(same.len()) as f32 } else { 0.0 };
-                if milliseconds < best.0 {
-                    best = (milliseconds, way);
-                }
-            }
-            self.fastest.borrow_mut().insert((key, output), best.1);
-            self.timed.set(self.timed.get() + 1);
-            if let Some(algorithm) = lt.choice(key) {
-                self.kept.borrow_mut().set(format!("{key:?} {output:?}"), format!("{algorithm} {:?}", best.1));
+            all.push(Open { key, output, same, ways });
+        }
+        Ok(all)
+    }
+
+    /// The way that is fastest where nothing stands around the product, of those that may be chosen by that.
+    pub(crate) fn fastest_alone(&self, kernels: &Kernels, stream: &Stream, open: &Open) -> Result<Way, CudaError> {
+        let product = open.same[0];
+        let pays = |way: &Way| !matches!(way, Way::Skinny(_)) || skinny::pays(product);
+        let ways: Vec<Way> = open.ways.iter().copied().filter(pays).collect();
+        let cold = COLD_BYTES.div_ceil(2 * product.matrix.rows * product.matrix.columns);
+        let same = &open.same[..cold.min(open.same.len())];
+        let mut best = (f32::INFINITY, ways[0]);
+        for &way in ways.iter().filter(|_| ways.len() > 1) {
+            let alone = time(stream, same, |p| self.run_as(way, kernels, stream, p))?;
+            // Among kernels that start before their neighbours end, another costs more than it does alone.
+            let breaks = !matches!(way, Way::Streaming | Way::Skinny(_));
+            let milliseconds = alone + if breaks { CHAIN_BREAK_MS * timed(same.len()) as f32 } else { 0.0 };
+            if milliseconds < best.0 {
+                best = (milliseconds, way);
             }
         }
-        Ok(())
+        Ok(best.1)
+    }
+
+    /// Computes these products so, until another way is taken.
+    pub(crate) fn take(&self, open: &Open, way: Way) {
+        self.fastest.borrow_mut().insert((open.key, open.output), way);
+    }
+
+    /// Computes these products so from now on, and at later starts.
+    pub(crate) fn settle(&self, open: &Open, way: Way) {
+        self.take(open, way);
+        self.timed.set(self.timed.get() + 1);
+        if let Some(algorithm) = self.lt.as_ref().and_then(|lt| lt.choice(open.key)) {
+            let shape = format!("{:?} {:?}", open.key, open.output);
+            self.kept.borrow_mut().set(shape, format!("{algorithm} {way:?}"));
+        }
     }
 
     /// Takes over what is known of these products' shapes, and times nothing. Whether all are known.
@@ -71,7 +122,7 @@ impl Matmul {
         if matches!(p.output, Output::Gated { .. }) && p.m >= GATED_ROWS {
             ways.push(Way::Fused);
         }
-        if self.skinny && skinny::takes(p) && skinny::pays(p) {
+        if self.skinny && skinny::takes(p) {
             ways.extend(self.tilings(p).into_iter().map(Way::Skinny));
         }
         ways
@@ -124,11 +175,18 @@ fn timed(products: usize) -> usize {
     products.max(8)
 }
 
-/// Products of one shape together.
-fn by_shape<'a, 'p>(products: &'a [Product<'p>]) -> HashMap<(LtKey, Output), Vec<&'a Product<'p>>> {
-    let mut by_shape: HashMap<_, Vec<_>> = HashMap::new();
+/// A shape, and the products of it.
+type OfShape<'a, 'p> = ((LtKey, Output), Vec<&'a Product<'p>>);
+
+/// Products of one shape together, in the order of the first of each.
+fn by_shape<'a, 'p>(products: &'a [Product<'p>]) -> Vec<OfShape<'a, 'p>> {
+    let mut by_shape: Vec<OfShape<'a, 'p>> = Vec::new();
     for p in products {
-        by_shape.entry((p.key(), p.output)).or_default().push(p);
+        let shape = (p.key(), p.output);
+        match by_shape.iter_mut().find(|(known, _)| *known == shape) {
+            Some((_, same)) => same.push(p),
+            None => by_shape.push((shape, vec![p])),
+        }
     }
     by_shape
 }

@@ -2,7 +2,8 @@
 
 use powertrain_scheduler::{NewSequence, Output, Scheduler, SchedulerConfig, SequenceId, StopConditions};
 use powertrain_step::{
-    RowOutput, RowWork, SampledToken, SamplingParams, StepCost, StepCosts, StepLimits, StepPlan, StepResult,
+    CostsBeside, RowOutput, RowWork, SampledToken, SamplingParams, StepCost, StepCosts, StepLimits, StepPlan,
+    StepResult,
 };
 use std::{
     collections::{HashMap, VecDeque},
@@ -88,13 +89,22 @@ impl Device {
         products + behind * self.decode_attention + longer * self.prompt_attention
     }
 
+    /// As the executor measures them when it is loaded: decodes at 512.
     fn costs(&self) -> StepCosts {
-        let sizes = [256, 384, 512, 640, 768, 1024, 1280, 1536, 2048, 4096];
-        let cost = |positions, ms: f64| StepCost { positions, seconds: ms * 1e-3 };
-        StepCosts {
-            decodes: self.decodes.iter().map(|&(rows, ms)| cost(rows, ms)).collect(),
-            prompts: sizes.iter().map(|&size| cost(size, between(self.prompts, size))).collect(),
-        }
+        const DECODES: [u32; 4] = [8, 48, 100, 240];
+        const POSITIONS: [u32; 10] = [256, 384, 512, 640, 768, 1024, 1280, 1536, 2048, 4096];
+        let beside = DECODES.map(|decodes| {
+            let attention = f64::from(decodes) * 512.0 * self.decode_attention;
+            let seconds = |table, positions| (between(table, positions) + attention) * 1e-3;
+            let measured = |&positions: &u32| {
+                let all = decodes == DECODES[DECODES.len() - 1];
+                (all || positions <= 1280) && positions >= decodes + 32.max(decodes / 8)
+            };
+            let prompts = POSITIONS.into_iter().filter(measured);
+            let prompts = prompts.map(|positions| StepCost { positions, seconds: seconds(self.prompts, positions) });
+            CostsBeside { decodes, alone: seconds(self.decodes, decodes), prompts: prompts.collect() }
+        });
+        StepCosts { beside: beside.to_vec() }
     }
 }
 
