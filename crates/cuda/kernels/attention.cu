@@ -8,8 +8,9 @@
 // its queries and the newest key and value from the projections itself; that of the last split writes the latter to the cache. A tile goes
 // to tensor-core fragments, S^T[16 x 8 heads] = K . q^T, O^T[head_dim x 8 heads] += V^T . P^T, either straight from memory or through a ring
 // of the warp's own in shared memory, which the copy engine fills: the warps' own loads of two tiles take 4 us to issue, and one block a
-// multiprocessor then cannot keep memory busy. The last block of a (sequence, KV head) to finish merges the splits; where blocks of whole
-// sequences suffice there is nothing to merge (src/decode.rs). block_size is a multiple of 16.
+// multiprocessor then cannot keep memory busy. Where the splits of a (sequence, KV head) are a cluster, each block merges a part of the heads' elements,
+// which the others store into its shared memory; else the last block to finish merges all; where blocks of whole sequences suffice there is nothing to
+// merge (src/decode.rs). block_size is a multiple of 16.
 //
 // Beside prompts (`counts` says how many sequences there are, of as many as the grid has room for; `beside`: flash.cu runs before it) these blocks
 // begin when those of flash.cu run, on the multiprocessors that those leave free: flash.cu lets them start when all before it is done, so the
@@ -327,7 +328,7 @@ DECODE(decode_128_few, 128, 8, false, true, 1)
 DECODE(decode_64_deep, 64, 8, true, true, 1)
 DECODE(decode_128_deep, 128, 8, true, true, 1)
 DECODE(decode_64_shallow, 64, 4, true, true, 4)
-DECODE(decode_128_shallow, 128, 4, true, true, 4)
+DECODE(decode_128_shallow, 128, 4, true, false, 4)
 
 // ---- any head size up to 256 and any group: one warp a query and head, one key at a time. For correctness, not for speed.
 extern "C" __global__ void attention_plain(State state, const int* row, const int* position, const Element* qkv, Element* out, Cache cache, Heads h, int tokens) {

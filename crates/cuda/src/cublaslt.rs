@@ -11,6 +11,9 @@ use std::{cell::RefCell, collections::HashMap, ffi::c_void};
 const LT_WORKSPACE_BYTES: usize = 64 << 20;
 /// Algorithms timed per shape.
 const LT_CANDIDATES: usize = 16;
+/// What a node of a graph that is no kernel costs the host, roughly.
+const NODE_MS: f32 = 0.001;
+const MULTIPLY: &str = "cublasLtMatmul";
 /// Weights that are read in turn while algorithms are timed, unless there are fewer: three times the second-level cache of an H100.
 pub(crate) const COLD_BYTES: usize = 150 << 20;
 
@@ -191,15 +194,19 @@ impl Lt {
     /// the library's first proposal.
     fn expect(&self, key: LtKey) -> Result<LtPlan, CudaError> {
         let (mut plan, _) = self.propose(key, self.preference, 1)?;
-        let plans = self.plans.borrow();
+        if let Some(algorithm) = self.followed(&self.plans.borrow(), key, &plan) {
+            plan.algorithm = algorithm;
+        }
+        Ok(plan)
+    }
+
+    /// The algorithm that was fastest with the fewest rows that are no fewer than these and no more than half again as many.
+    fn followed(&self, plans: &HashMap<LtKey, LtPlan>, key: LtKey, plan: &LtPlan) -> Option<lt::cublasLtMatmulAlgo_t> {
         let larger = plans.iter().filter(|&(other, timed)| {
             timed.tuned && LtKey { m: key.m, ..*other } == key && (key.m..=key.m + key.m / 2).contains(&other.m)
         });
         let nearest = larger.min_by_key(|(other, _)| other.m).map(|(_, timed)| timed.algorithm);
-        if let Some(algorithm) = nearest.filter(|algorithm| self.takes(&plan, algorithm, LT_WORKSPACE_BYTES)) {
-            plan.algorithm = algorithm;
-        }
-        Ok(plan)
+        nearest.filter(|algorithm| self.takes(plan, algorithm, LT_WORKSPACE_BYTES))
     }
 
     /// The plan of a shape by the one algorithm that serves its matrix with any number of rows: the library's first proposal for
@@ -307,7 +314,7 @@ impl Lt {
                 stream.0.cast(),
             )
         };
-        check_lt("cublasLtMatmul", status)
+        check_lt(MULTIPLY, status)
     }
 
     /// The algorithm of a shape that was tuned, as text.
@@ -326,7 +333,7 @@ impl Lt {
         let serves = self.takes(&plan, &plan.algorithm, LT_WORKSPACE_BYTES);
         if serves {
             plan.tuned = true;
-            self.plans.borrow_mut().insert(key, plan);
+            self.keep(key, plan);
         }
         Ok(serves)
     }
@@ -353,13 +360,17 @@ impl Lt {
         let launches = COLD_BYTES.div_ceil(2 * key.n * key.k).clamp(4, operands.len().max(4));
         let (mut plan, algorithms) = self.propose(key, self.preference, LT_CANDIDATES)?;
         let (begin, end) = (Event::create()?, Event::create()?);
-        let mut best = (usize::MAX, f32::INFINITY);
+        let mut best = f32::INFINITY;
         for algorithm in algorithms {
             // As graphs, which is how they run, and since the host takes as long to launch a small product as the device to compute it.
-            let graph = stream.capture(|| {
+            let graph = match stream.capture(|| {
                 let mut operands = operands.iter().cycle().take(launches);
                 operands.try_for_each(|&(weights, x)| self.multiply(stream, key, &plan, &algorithm, weights, x, out))
-            })?;
+            }) {
+                // Proposed, and refused when it is to run.
+                Err(CudaError::Call { call: MULTIPLY, .. }) => continue,
+                graph => graph?,
+            };
             let mut fastest = f32::INFINITY;
             for _ in 0..ROUNDS {
                 begin.record(stream)?;
@@ -368,14 +379,30 @@ impl Lt {
                 end.wait()?;
                 fastest = fastest.min(end.milliseconds_since(&begin)?);
             }
-            // First those that need nothing but kernels: what sets counters of its own first takes the host long to launch.
-            if (graph.others(), fastest) < best {
-                best = (graph.others(), fastest);
+            // What sets counters of its own first takes the host longer to launch.
+            fastest += NODE_MS * graph.others() as f32;
+            if fastest < best {
+                best = fastest;
                 plan.algorithm = algorithm;
             }
         }
         plan.tuned = true;
-        self.plans.borrow_mut().insert(key, plan);
+        self.keep(key, plan);
         Ok(())
+    }
+
+    /// Keeps the plan of a shape that is known, and has those that were expected of the same matrix follow it.
+    fn keep(&self, key: LtKey, plan: LtPlan) {
+        let mut plans = self.plans.borrow_mut();
+        plans.insert(key, plan);
+        let expected =
+            |(other, plan): (&LtKey, &LtPlan)| (!plan.tuned && LtKey { m: key.m, ..*other } == key).then_some(*other);
+        let expected: Vec<LtKey> = plans.iter().filter_map(expected).collect();
+        for other in expected {
+            let algorithm = self.followed(&plans, other, &plans[&other]);
+            if let (Some(algorithm), Some(plan)) = (algorithm, plans.get_mut(&other)) {
+                plan.algorithm = algorithm;
+            }
+        }
     }
 }

@@ -3,7 +3,7 @@
 
 use powertrain_model::spec::AttentionSpec;
 
-/// Multiprocessors reckoned with: those of an H100. Fixed, so that sums are divided alike on every device.
+/// Multiprocessors reckoned with: those of an H100. Fixed, so that sums that are merged through memory are divided alike on every device.
 const MULTIPROCESSORS: usize = 132;
 /// Blocks of four warps whose tiles are in registers that a multiprocessor holds.
 const MANY_RESIDENT: usize = 4;
@@ -70,6 +70,11 @@ impl DecodeKernel {
         }
     }
 
+    /// Whether its blocks can be a cluster.
+    pub(crate) fn merges_in_clusters(self, head_dim: usize) -> bool {
+        self.clustered_resident(head_dim) > 0
+    }
+
     /// Tiles of a warp's ring. With three of the deep kernel's, the blocks of its neighbours find no room beside it: 2 % slower.
     pub(crate) fn stages(self) -> usize {
         match self {
@@ -102,7 +107,7 @@ pub(crate) fn groups(attention: &AttentionSpec) -> usize {
 
 /// How so many sequences are divided; fixed by the numbers so that a graph can hold it. `far`: some sequence has [`FAR_POSITIONS`]. A merge of parts
 /// through memory costs about 3 us: where the blocks of whole sequences keep memory busy, there are none. Within a cluster it costs
-/// less, so that the positions are divided among as many blocks as run at once; more of them would wait for all others. `clusters`: `None` beside
+/// less, so that the positions are divided among as many blocks as run at once, eight at most; more of them would wait for all others. `clusters`: `None` beside
 /// prompts, whose blocks leave room one by one.
 pub(crate) fn divide(sequences: usize, attention: &AttentionSpec, far: bool, clusters: Option<&Clusters>) -> Division {
     let groups = sequences * groups(attention);

@@ -213,7 +213,7 @@ impl CudaExecutor {
         };
         executor.keep_kernel_choices(options);
         executor.make_cache(free_before, options)?;
-        executor.prepare(options.prepare_at_start)?;
+        executor.prepare_for_serving(options.prepare_at_start)?;
         Ok(executor)
     }
 

@@ -194,7 +194,7 @@ impl Kernels {
                 DecodeKernel::SUFFIXES.map(|suffix| attention.function(&format!("decode_{head_dim}{suffix}")));
             let functions = [many?, few?, deep?, shallow?];
             functions[DecodeKernel::Deep as usize].allow_shared(DecodeKernel::Deep.shared_bytes(head_dim))?;
-            decode_clusters.push(clusters_at_once(&functions, head_dim)?);
+            decode_clusters.push(clusters_at_once(&functions, head_dim));
             decode.push(functions);
         }
         let kernels = Self {
@@ -240,20 +240,21 @@ impl Kernels {
     }
 }
 
-/// How many clusters of each size the device runs at once; of [`DecodeKernel::Many`], which does not merge in clusters, none.
-fn clusters_at_once(functions: &[Function], head_dim: usize) -> Result<Clusters, CudaError> {
+/// How many clusters of each size the device runs at once; of kernels that do not merge in clusters, none.
+fn clusters_at_once(functions: &[Function], head_dim: usize) -> Clusters {
     let mut clusters = Clusters::default();
-    for kernel in DecodeKernel::ALL.into_iter().filter(|&kernel| kernel != DecodeKernel::Many) {
+    for kernel in DecodeKernel::ALL.into_iter().filter(|kernel| kernel.merges_in_clusters(head_dim)) {
         for (blocks, at_once) in clusters[kernel as usize].iter_mut().enumerate().skip(2) {
             let shape = Shape {
                 shared_bytes: kernel.shared_bytes(head_dim) as u32,
                 cluster: blocks as u32,
                 ..shape((blocks as u32, 1, 1), 32 * kernel.warps() as u32)
             };
-            *at_once = functions[kernel as usize].clusters_at_once(shape)?;
+            // Where the driver has no answer, parts are merged through memory.
+            *at_once = functions[kernel as usize].clusters_at_once(shape).unwrap_or(0);
         }
     }
-    Ok(clusters)
+    clusters
 }
 
 /// Two stages of 128 queries, keys and values; with room to begin on a multiple of 1024.

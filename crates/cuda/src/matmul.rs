@@ -1,7 +1,7 @@
 //! Products with weight matrices: which kernel computes which, and the norms, activations and sums fused with them.
 //!
 //! Up to `GEMV_ROWS` rows the weight-streaming kernel can do it all in one launch, up to `SKINNY_ROWS` skinny.cu. Above, cuBLASLt multiplies
-//! and small kernels stand around it; where several can, [`Matmul::tune`] measures which is fastest. Without cuBLASLt our own kernels take
+//! and small kernels stand around it; where several can, `matmul/tune.rs` measures which is fastest alone, and executor/graphs.rs in which decodes are. Without cuBLASLt our own kernels take
 //! the rows in groups: slow for prompts, and said at start.
 //!
 //! What a product is stands in `product.rs`. Here is which way it takes; how the fastest is found and kept, in `matmul/tune.rs`; how each is

@@ -7,9 +7,11 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Ends with this code at the second signal, as a shell reports Ctrl-C.
 const INTERRUPTED: i32 = 130;
 
-/// Requests `stop` at the first signal. At the second, servers that were started are killed, not left behind.
+/// Requests `stop` at the first signal. At the second, servers that were started are killed, not left behind. Signals that come after this call are
+/// not lost.
 pub(crate) fn stop_on_interrupt(stop: &Stop) {
     let stop = stop.clone();
+    let (watches, watching) = std::sync::mpsc::channel::<()>();
     let watch = move || {
         let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
         runtime.block_on(async {
@@ -19,6 +21,7 @@ pub(crate) fn stop_on_interrupt(stop: &Stop) {
                 return;
             };
             let mut hangup = if ignores_hangup() { None } else { signal(SignalKind::hangup()).ok() };
+            drop(watches);
             for time in 0.. {
                 tokio::select! {
                     _ = interrupt.recv() => {}
@@ -36,6 +39,8 @@ pub(crate) fn stop_on_interrupt(stop: &Stop) {
     };
     // Without this thread a signal ends the program at once, as it would any other.
     _ = std::thread::Builder::new().name("interrupt".to_owned()).spawn(watch);
+    // Until the thread watches, or is gone: its end of the channel is dropped.
+    _ = watching.recv();
 }
 
 /// Whether whoever started this wants it to outlive the terminal, as nohup does.

@@ -57,16 +57,18 @@ impl Size {
     /// Those that were measured. What is no number, or leaves prompts no position, is passed over.
     fn all(costs: &StepCosts) -> Vec<Self> {
         let mut sizes = BTreeMap::<u32, Self>::new();
+        let fewest = costs.beside.first().map_or(0.0, |beside| beside.alone);
         for beside in &costs.beside {
             for cost in &beside.prompts {
                 let of_prompts = cost.positions.saturating_sub(beside.decodes);
                 let price = (cost.seconds - beside.alone) / f64::from(of_prompts);
-                if of_prompts == 0 || !price.is_finite() {
+                if of_prompts == 0 || !price.is_finite() || !fewest.is_finite() {
                     continue;
                 }
                 let size = sizes.entry(cost.positions).or_insert_with(|| Self {
                     positions: cost.positions,
-                    without_decodes: (cost.seconds / f64::from(cost.positions)).max(0.0),
+                    // As if all sizes had been measured beside the fewest decodes, which are next to none.
+                    without_decodes: ((cost.seconds - beside.alone + fewest) / f64::from(cost.positions)).max(0.0),
                     beside: Vec::new(),
                 });
                 size.beside.push((beside.decodes, price.max(0.0)));

@@ -49,7 +49,6 @@ impl CudaExecutor {
     /// device is lost.
     pub(super) fn measure_costs(&mut self, prepare_at_start: Duration) -> Result<(), CudaError> {
         let limit = limit(prepare_at_start);
-        // Asked for first: steps that find no memory for their graphs change what it says.
         let name = self.costs_name(limit);
         let before = (self.next_slot, self.last_pass, self.launch_seconds);
         // None of these steps is a sighting of a kind that a load makes.
@@ -70,8 +69,9 @@ impl CudaExecutor {
             }
         }
         self.tell_of_costs();
-        // Decodes whose kernels are still to be chosen will be faster.
-        if let Some(costs) = self.facts.step_costs.as_ref().filter(|_| self.to_capture.is_empty()) {
+        // Decodes whose kernels are still to be chosen will be faster, and steps for whose graphs there was no memory are slower than others will be.
+        let as_later = self.to_capture.is_empty() && name == self.costs_name(limit);
+        if let Some(costs) = self.facts.step_costs.as_ref().filter(|_| as_later) {
             self.forward.matmul.keep(name, text(costs));
             self.forward.matmul.save_choices();
         }

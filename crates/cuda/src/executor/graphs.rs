@@ -159,30 +159,32 @@ impl CudaExecutor {
         let (in_layers, others): (Vec<_>, Vec<_>) =
             forward.matmul.open(stream, &products)?.into_iter().partition(Open::is_in_layers);
         for open in &others {
-            forward.matmul.settle(open, forward.matmul.fastest_alone(&forward.kernels, stream, open)?);
+            forward.matmul.settle(open, forward.matmul.alone(&forward.kernels, stream, open)?.fastest);
         }
         if in_layers.is_empty() {
             return Ok(());
         }
         // From what is fastest alone, one product after another.
-        let mut chosen = Vec::new();
+        let mut by_themselves = Vec::new();
         for open in &in_layers {
-            let way = forward.matmul.fastest_alone(&forward.kernels, stream, open)?;
-            forward.matmul.take(open, way);
-            chosen.push(way);
+            let alone = forward.matmul.alone(&forward.kernels, stream, open)?;
+            forward.matmul.take(open, alone.fastest);
+            by_themselves.push(alone);
         }
         let layers = forward.cold_layers();
-        let mut fastest = self.time_layers(pass, layers)?;
-        for (open, chosen) in in_layers.iter().zip(&mut chosen) {
-            let first = *chosen;
-            for &way in open.ways.iter().filter(|&&way| way != first) {
+        let mut least = self.time_layers(pass, layers)?;
+        for (open, alone) in in_layers.iter().zip(by_themselves) {
+            let mut chosen = alone.fastest;
+            for way in alone.near.into_iter().filter(|_| open.is_among(&products[..4 * layers])) {
                 forward.matmul.take(open, way);
-                let milliseconds = self.time_layers(pass, layers)?;
-                if milliseconds < fastest * WORTH_A_CHANGE {
-                    (fastest, *chosen) = (milliseconds, way);
+                let timed = self.time_layers(pass, layers);
+                match timed {
+                    Ok(milliseconds) if milliseconds < least * WORTH_A_CHANGE => (least, chosen) = (milliseconds, way),
+                    _ => forward.matmul.take(open, chosen),
                 }
+                timed?;
             }
-            forward.matmul.settle(open, *chosen);
+            forward.matmul.settle(open, chosen);
         }
         Ok(())
     }
@@ -234,11 +236,19 @@ impl CudaExecutor {
         }
     }
 
-    /// What is done before the first request, for `limit` and half of it at most.
-    pub(super) fn prepare(&mut self, limit: Duration) -> Result<(), CudaError> {
+    /// What is done before the first request: kernels and graphs for `limit`, then what steps cost.
+    pub(super) fn prepare_for_serving(&mut self, limit: Duration) -> Result<(), CudaError> {
         let known = self.recall_costs(limit);
-        self.choose_for_prompts(limit / 8)?;
-        self.prepare_decodes(limit * 3 / 4)?;
+        let (for_prompts, for_decodes) = shares(limit);
+        if !self.enforce_eager
+            && let Err(error) = self.choose_for_prompts(for_prompts)
+        {
+            if self.lost(&error).is_some() {
+                return Err(error);
+            }
+            tracing::warn!(%error, "kernels for prompts are not chosen: those that are expected to be fast are taken");
+        }
+        self.prepare_decodes(for_decodes)?;
         if !known && !limit.is_zero() {
             self.measure_costs(limit)?;
         }
@@ -336,4 +346,22 @@ pub(super) fn decode_passes(sequences: usize, by_tiles: bool) -> Vec<Pass> {
         }
     };
     sizes.iter().map(pass(false)).chain(sizes.iter().map(pass(true))).rev().collect()
+}
+
+/// Of the time to prepare: for products of prompts, and for decodes. The rest is left to what comes after them.
+fn shares(limit: Duration) -> (Duration, Duration) {
+    (limit / 8, limit / 4 * 3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_time_can_be_shared() {
+        assert_eq!(shares(Duration::from_secs(4)), (Duration::from_millis(500), Duration::from_secs(3)));
+        assert_eq!(shares(Duration::ZERO), (Duration::ZERO, Duration::ZERO));
+        let (prompts, decodes) = shares(Duration::MAX);
+        assert!(prompts + decodes <= Duration::MAX);
+    }
 }

@@ -16,16 +16,43 @@ use std::cell::RefCell;
 /// products that cuBLASLt computes 1 to 2 us faster; with 0, Qwen2.5-1.5B at 16 rows lost 0.1 ms a step.
 const CHAIN_BREAK_MS: f32 = 0.001;
 
+/// A way that takes longer by this factor alone is not tried in a step: it hardly wins there, and trying takes time. A guess, not measured.
+const NEAR: f32 = 1.25;
+
 /// A shape whose way is to be chosen, and its products.
 pub(crate) struct Open<'a, 'p> {
     key: LtKey,
     output: Output,
     same: Vec<&'a Product<'p>>,
     /// What may be fastest: at least one.
-    pub(crate) ways: Vec<Way>,
+    ways: Vec<Way>,
+}
+
+/// What a shape's ways are by their own times.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Alone {
+    /// Of those that may be chosen by that.
+    pub(crate) fastest: Way,
+    /// Of all others those that are not so much slower that their neighbours could make up for it.
+    pub(crate) near: Vec<Way>,
+}
+
+impl Alone {
+    /// Of ways and their times; `pays` is whether a way may be chosen by its time.
+    fn of(times: &[(Way, f32)], pays: impl Fn(Way) -> bool) -> Self {
+        let paying = times.iter().filter(|(way, _)| pays(*way));
+        let &(fastest, least) = paying.min_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or(&times[0]);
+        let near = times.iter().filter(|&&(way, time)| way != fastest && time <= least * NEAR);
+        Self { fastest, near: near.map(|&(way, _)| way).collect() }
+    }
 }
 
 impl Open<'_, '_> {
+    /// Whether one of these products is of this shape.
+    pub(crate) fn is_among(&self, products: &[Product<'_>]) -> bool {
+        products.iter().any(|p| (p.key(), p.output) == (self.key, self.output))
+    }
+
     /// Whether this is a product of layers, with others around it.
     pub(crate) fn is_in_layers(&self) -> bool {
         self.output != Output::Logits
@@ -37,7 +64,7 @@ impl Matmul {
     /// Overwrites the products' outputs.
     pub(crate) fn tune(&self, kernels: &Kernels, stream: &Stream, products: &[Product<'_>]) -> Result<(), CudaError> {
         for open in self.open(stream, products)? {
-            let way = self.fastest_alone(kernels, stream, &open)?;
+            let way = self.alone(kernels, stream, &open)?.fastest;
             self.settle(&open, way);
         }
         Ok(())
@@ -68,24 +95,23 @@ impl Matmul {
         Ok(all)
     }
 
-    /// The way that is fastest where nothing stands around the product, of those that may be chosen by that.
-    pub(crate) fn fastest_alone(&self, kernels: &Kernels, stream: &Stream, open: &Open) -> Result<Way, CudaError> {
+    /// Times all ways where nothing stands around the product.
+    pub(crate) fn alone(&self, kernels: &Kernels, stream: &Stream, open: &Open) -> Result<Alone, CudaError> {
         let product = open.same[0];
-        let pays = |way: &Way| !matches!(way, Way::Skinny(_)) || skinny::pays(product);
-        let ways: Vec<Way> = open.ways.iter().copied().filter(pays).collect();
         let cold = COLD_BYTES.div_ceil(2 * product.matrix.rows * product.matrix.columns);
         let same = &open.same[..cold.min(open.same.len())];
-        let mut best = (f32::INFINITY, ways[0]);
-        for &way in ways.iter().filter(|_| ways.len() > 1) {
-            let alone = time(stream, same, |p| self.run_as(way, kernels, stream, p))?;
+        let mut times = Vec::new();
+        for &way in &open.ways {
+            let alone = match open.ways.len() {
+                1 => 0.0,
+                _ => time(stream, same, |p| self.run_as(way, kernels, stream, p))?,
+            };
             // Among kernels that start before their neighbours end, another costs more than it does alone.
             let breaks = !matches!(way, Way::Streaming | Way::Skinny(_));
-            let milliseconds = alone + if breaks { CHAIN_BREAK_MS * timed(same.len()) as f32 } else { 0.0 };
-            if milliseconds < best.0 {
-                best = (milliseconds, way);
-            }
+            times.push((way, alone + if breaks { CHAIN_BREAK_MS * timed(same.len()) as f32 } else { 0.0 }));
         }
-        Ok(best.1)
+        let pays = |way: Way| !matches!(way, Way::Skinny(_)) || skinny::pays(product);
+        Ok(Alone::of(&times, pays))
     }
 
     /// Computes these products so, until another way is taken.
@@ -208,4 +234,27 @@ pub(crate) fn time(
         fastest = fastest.min(end.milliseconds_since(&begin)?);
     }
     Ok(fastest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_much_slower_alone_is_not_tried_in_a_step() {
+        let skinny = |groups, splits| Way::Skinny(skinny::Tiling { groups, splits });
+        let times = [
+            (Way::Library, 1.0),
+            (Way::Streaming, 1.3),
+            (skinny(1, 2), 0.9),
+            (skinny(2, 4), 1.2),
+            (skinny(1, 8), 1.26),
+        ];
+        let all = Alone::of(&times, |_| true);
+        assert_eq!(all, Alone { fastest: skinny(1, 2), near: vec![Way::Library] });
+        let library = Alone::of(&times, |way| !matches!(way, Way::Skinny(_)));
+        assert_eq!(library, Alone { fastest: Way::Library, near: vec![skinny(1, 2), skinny(2, 4)] });
+        assert_eq!(Alone::of(&times[..1], |_| true), Alone { fastest: Way::Library, near: Vec::new() });
+        assert_eq!(Alone::of(&times[2..3], |_| false).fastest, skinny(1, 2), "where none may be chosen, the first is");
+    }
 }

@@ -98,7 +98,7 @@ impl Device {
             let seconds = |table, positions| (between(table, positions) + attention) * 1e-3;
             let measured = |&positions: &u32| {
                 let all = decodes == DECODES[DECODES.len() - 1];
-                (all || positions <= 1280) && positions >= decodes + 32.max(decodes / 8)
+                (all || positions <= 1024) && positions >= decodes + 32.max(decodes / 8)
             };
             let prompts = POSITIONS.into_iter().filter(measured);
             let prompts = prompts.map(|positions| StepCost { positions, seconds: seconds(self.prompts, positions) });
