@@ -53,6 +53,9 @@ pub(crate) struct Seen {
     pub(crate) gpus: Vec<GpuSummary>,
 }
 
+/// How long the looks that are under way or to come when the work is over may take.
+const LAST_LOOK_MAX: Duration = Duration::from_secs(2);
+
 /// Runs `work` and looks meanwhile; not at all without a period.
 pub(crate) fn during<T>(
     target: &Target,
@@ -61,8 +64,10 @@ pub(crate) fn during<T>(
     work: impl FnOnce() -> T,
 ) -> io::Result<(T, Seen)> {
     let Some(period) = period else { return Ok((work(), Seen::default())) };
-    let session = Session::new(&Stop::new())?;
+    let patience = Stop::new();
+    let session = Session::new(&patience)?;
     let (done, ended) = mpsc::channel::<()>();
+    let (over, looked) = mpsc::channel::<()>();
     Ok(std::thread::scope(|scope| {
         let watch = scope.spawn(move || {
             let mut watch =
@@ -80,10 +85,15 @@ pub(crate) fn during<T>(
                     }
                 }
             }
+            drop(over);
             watch.seen()
         });
         let result = work();
         drop(done);
+        // A server that does not answer is not waited for.
+        if looked.recv_timeout(LAST_LOOK_MAX) == Err(RecvTimeoutError::Timeout) {
+            patience.request();
+        }
         let seen = watch.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         (result, seen)
     }))
