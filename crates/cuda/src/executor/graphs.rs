@@ -27,6 +27,8 @@ const PROMPT_SIZES: [usize; 6] = [512, 256, 1024, 384, 768, 640];
 const DECODE_POSITION: u32 = 512;
 /// What is less of a gain is noise.
 const WORTH_A_CHANGE: f32 = 0.995;
+/// What is more by this is no noise.
+const CLEARLY_MORE: f32 = 1.03;
 
 /// A pure decode, recorded.
 pub(super) struct DecodeGraph {
@@ -172,12 +174,12 @@ impl CudaExecutor {
             by_themselves.push(alone);
         }
         let layers = forward.cold_layers();
-        let mut least = self.time_layers(pass, layers)?;
+        let mut least = self.time_layers(pass, layers, f32::INFINITY)?;
         for (open, alone) in in_layers.iter().zip(by_themselves) {
             let mut chosen = alone.fastest;
             for way in alone.near.into_iter().filter(|_| open.is_among(&products[..4 * layers])) {
                 forward.matmul.take(open, way);
-                let timed = self.time_layers(pass, layers);
+                let timed = self.time_layers(pass, layers, least);
                 match timed {
                     Ok(milliseconds) if milliseconds < least * WORTH_A_CHANGE => (least, chosen) = (milliseconds, way),
                     _ => forward.matmul.take(open, chosen),
@@ -189,8 +191,8 @@ impl CudaExecutor {
         Ok(())
     }
 
-    /// Milliseconds of some layers of a staged pass.
-    fn time_layers(&self, pass: &Pass, layers: usize) -> Result<f32, CudaError> {
+    /// Milliseconds of some layers of a staged pass, measured once where they are clearly more than `least`.
+    fn time_layers(&self, pass: &Pass, layers: usize, least: f32) -> Result<f32, CudaError> {
         const ROUNDS: usize = 2;
         const LAUNCHES: usize = 4;
         let graph = self.stream.capture(|| self.forward.run_layers(&self.stream, pass, layers))?;
@@ -203,6 +205,9 @@ impl CudaExecutor {
             end.record(&self.stream)?;
             end.wait()?;
             fastest = fastest.min(end.milliseconds_since(&begin)?);
+            if fastest > least * CLEARLY_MORE {
+                break;
+            }
         }
         Ok(fastest)
     }
