@@ -13,7 +13,7 @@ use std::{
 };
 
 /// Those of elements, which are bf16 or f16 (common.cuh), and those that touch none.
-const OF_ELEMENTS: [&str; 7] = ["attention", "flash", "gated", "gemv", "rope", "skinny", "step"];
+const OF_ELEMENTS: [&str; 9] = ["attention", "best", "even", "flash", "gated", "gemv", "rope", "skinny", "step"];
 const OF_NONE: [&str; 1] = ["sample"];
 
 fn main() {

@@ -69,7 +69,7 @@ fn main() -> ExitCode {
         Some("bench-sampling") => bench::sampling_all(&arguments[1..]),
         _ => {
             println!(
-                "usage: cuda_check [f16] products [skinny | general | gated | overflow] | sampling | deterministic [CONFIG_FOLDER...] | gated | skinny [ROWS...] | models [only:TEXT...] [FOLDER...] | damaged | faults | profile [case:ROWSxLENGTH@BEFORE | mixed:DECODESxPOSITIONS...] CONFIG_FOLDER... | decode CONFIG_FOLDER... | engine CONFIG_FOLDER... | bench CONFIG_FOLDER... | mixed CONFIG_FOLDER... | bench-sampling CONFIG_FOLDER..."
+                "usage: cuda_check [f16] products [skinny | general | gated | overflow | best] | sampling | deterministic [CONFIG_FOLDER...] | gated | skinny [ROWS...] | models [only:TEXT...] [FOLDER...] | damaged | faults | profile [case:ROWSxLENGTH@BEFORE | mixed:DECODESxPOSITIONS...] CONFIG_FOLDER... | decode CONFIG_FOLDER... | engine CONFIG_FOLDER... | bench CONFIG_FOLDER... | mixed CONFIG_FOLDER... | bench-sampling CONFIG_FOLDER..."
             );
             return ExitCode::from(2);
         }
@@ -81,11 +81,12 @@ fn main() -> ExitCode {
 fn products(only: Option<&str>) -> usize {
     use powertrain_cuda::check;
     type Check = fn(Element) -> Result<Vec<check::Finding>, powertrain_cuda::CudaError>;
-    let all: [(&str, Check); 4] = [
+    let all: [(&str, Check); 5] = [
         ("skinny", check::skinny),
         ("general", check::products),
         ("gated", check::gated),
         ("overflow", check::overflow),
+        ("best", check::best),
     ];
     let wanted = all.into_iter().filter(|(name, _)| only.is_none_or(|only| only == *name));
     let findings: Result<Vec<_>, _> = wanted.map(|(_, check)| check(element())).collect();

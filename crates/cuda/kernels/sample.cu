@@ -1,18 +1,11 @@
 // The choice of tokens on the device, as powertrain-sampling defines it: bias, held-back tokens and penalties, the lowest surviving logit, then
 // a Gumbel-max draw on Philox words keyed by (seed, position, token), and log-probabilities of the raw logits.
-#include "common.cuh"
+#include "best.cuh"
 
 // What happens with a row's logits; per sampled row. The low bits say who chooses, the others what comes with it; from bit 8 on stands
 // how many of the likeliest tokens are reported.
 enum { ROW_UNUSED = 0, ROW_GREEDY = 1, ROW_DRAW = 2, ROW_HOST = 3, ROW_KIND = 0xf, ROW_ADJUST = 0x10, ROW_COUNTS = 0x20, ROW_FRESH = 0x40, ROW_LOGPROBS = 0x80 };
 #define DAMAGED 0xffffffffu
-
-// Ordered like the floats they come from; NaN aside.
-__device__ __forceinline__ u32 key_of(float x) {
-  const u32 bits = __float_as_uint(x == 0.f ? 0.f : x);  // -0 equals 0
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-__device__ __forceinline__ float of_key(u32 key) { return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
 
 // The token follows at position + 1: into the row's token table for the next step, and to the host.
 __device__ __forceinline__ void deliver(const State& state, int row, int position, u32 token, u32* result, int place) {
@@ -101,13 +94,15 @@ extern "C" __global__ void __launch_bounds__(256) adjust_logits(State state, con
   for (int i = begin + threadIdx.x; i < end; i += 256) to[i] = penalised(to[i], i);
 }
 
+// The token of what is highest; DAMAGED where nothing is finite, or something NaN or +inf.
+__device__ __forceinline__ u32 token_of(u64 best) { return best == BAD || of_key((u32)(best >> 32)) == -INFINITY ? DAMAGED : ~(u32)best; }
+
 // The highest logit of each row, its lowest token among equals; NaN and +inf make it DAMAGED. Greedy rows are delivered.
 // Grid (splits, rows); the last block of a row finishes it. `best` and `arrivals` start at zero and are left so.
 // Reads vocab * 4 bytes a row.
 extern "C" __global__ void __launch_bounds__(256) choose_greedy(State state, const u32* header, const int* mode, const int* row, const int* position, const float* logits, u64* best, u32* arrivals,
                                                                 float* highest, u32* likeliest, int vocab) {
   __shared__ u64 warp_best[8];
-  __shared__ u32 warp_bad[8];
   let_next_start();
   wait_for_previous();
   const int s = blockIdx.y, what = mode[s], kind = what & ROW_KIND;
@@ -115,10 +110,8 @@ extern "C" __global__ void __launch_bounds__(256) choose_greedy(State state, con
   const float* z = (what & ROW_ADJUST ? adjusted_of(header) : logits) + (u64)s * vocab;
   const int per = ((vocab + gridDim.x - 1) / gridDim.x + 3) / 4 * 4, begin = blockIdx.x * per, end = min(vocab, begin + per);
   u64 mine = 0;
-  u32 bad = 0;
   auto take = [&](float x, int i) {
-    if (!(x < INFINITY)) bad = 1;
-    const u64 packed = ((u64)key_of(x) << 32) | (u32)~i;
+    const u64 packed = pack_best(x, i);
     if (packed > mine) mine = packed;
   };
   if (vocab % 4 == 0) {
@@ -134,27 +127,33 @@ extern "C" __global__ void __launch_bounds__(256) choose_greedy(State state, con
   for (int d = 16; d; d >>= 1) {
     const u64 other = __shfl_xor_sync(~0u, mine, d);
     if (other > mine) mine = other;
-    bad |= __shfl_xor_sync(~0u, bad, d);
   }
-  if ((threadIdx.x & 31) == 0) { warp_best[threadIdx.x >> 5] = mine; warp_bad[threadIdx.x >> 5] = bad; }
+  if ((threadIdx.x & 31) == 0) warp_best[threadIdx.x >> 5] = mine;
   __syncthreads();
   if (threadIdx.x) return;
-  for (int w = 1; w < 8; w++) {
+  for (int w = 1; w < 8; w++)
     if (warp_best[w] > mine) mine = warp_best[w];
-    bad |= warp_bad[w];
-  }
-  if (bad) mine = ~0ull;  // above every finite key, and it stays
   atomicMax(best + s, mine);
   __threadfence();
   if (atomicAdd(arrivals + s, 1) != gridDim.x - 1) return;
   __threadfence();
   const u64 won = atomicExch(best + s, 0ull);
   arrivals[s] = 0;
-  const float top = won == ~0ull ? -INFINITY : of_key((u32)(won >> 32));
-  const u32 token = won == ~0ull || top == -INFINITY ? DAMAGED : ~(u32)won;
-  highest[s] = top;
+  const u32 token = token_of(won);
+  highest[s] = token == DAMAGED ? -INFINITY : of_key((u32)(won >> 32));
   likeliest[s] = token;
   if (kind == ROW_GREEDY || token == DAMAGED) deliver(state, row[s], position[s], token, result_of(header), s);
+}
+
+// Delivers what best.cu found of steps whose rows are all greedy; `best` is left at zero. A thread a row.
+extern "C" __global__ void __launch_bounds__(128) deliver_best(State state, const u32* header, const int* mode, const int* row, const int* position, u64* best, int samples) {
+  let_next_start();
+  wait_for_previous();
+  const int s = blockIdx.x * 128 + threadIdx.x;
+  if (s >= samples) return;
+  const u64 won = best[s];
+  best[s] = 0;
+  if ((mode[s] & ROW_KIND) == ROW_GREEDY) deliver(state, row[s], position[s], token_of(won), result_of(header), s);
 }
 
 __device__ __forceinline__ void philox(u32 block, u32 position, u32 k0, u32 k1, u32 (&out)[4]) {

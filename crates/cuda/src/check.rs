@@ -8,6 +8,7 @@ pub use sampling::{SamplingFindings, sampling};
 use crate::{
     CudaError, CudaOptions, Element,
     driver::{Buffer, Context, Stream},
+    even::EVEN_ROWS,
     executor::CudaExecutor,
     kernels::{Kernels, fill_random},
     matmul::{Matmul, Way, time},
@@ -16,8 +17,10 @@ use crate::{
 use powertrain_model::Model;
 use powertrain_step::{BlockId, Executor, ExecutorFacts, StepError, StepLimits, StepPlan, StepResult};
 
+mod best;
 mod skinny;
 
+pub use best::best;
 pub use skinny::{Timed, skinny, skinny_times};
 
 /// Device time of the last of some steps by class of kernel: pairs of name and microseconds per step.
@@ -307,10 +310,14 @@ pub fn gated(element: Element) -> Result<Vec<Finding>, CudaError> {
     let stream = Stream::create()?;
     let rows_max = 1100;
     let mut matmul = Matmul::new(&context, element, rows_max, 2048, 4096)?;
-    matmul.forced = Some(Way::Fused);
     let mut findings = Vec::new();
-    // The last has whole tiles, then halves or quarters.
-    for (n, k) in [(16, 64), (256, 64), (272, 72), (528, 200), (1040, 1536), (3072, 576), (17936, 72)] {
+    let sizes = [1, 17, 64, 65, 100, 127, 128, 129, 256, 300, 640, 1100];
+    let few = sizes.into_iter().filter(|&m| m <= EVEN_ROWS).map(|m| (m, Way::Even));
+    let cases: Vec<_> = sizes.into_iter().map(|m| (m, Way::Fused)).chain(few).collect();
+    // 17,936: whole tiles, then halves or quarters. The last two: tiles of 224 rows of weights, and two rounds of those of 144, for few rows of x.
+    for (n, k) in
+        [(16, 64), (256, 64), (272, 72), (528, 200), (1040, 1536), (3072, 576), (17936, 72), (28_688, 72), (38_032, 16)]
+    {
         let matrix = Matrix { buffer: Buffer::allocate(&context, n * k * 2, "check")?, rows: n, columns: k };
         fill_random(&kernels, &stream, matrix.buffer.pointer(), (n * k) as u64, (3.0 / k as f32).sqrt(), 7)?;
         let x = Buffer::allocate(&context, rows_max * k * 2, "check")?;
@@ -325,7 +332,8 @@ pub fn gated(element: Element) -> Result<Vec<Finding>, CudaError> {
             n,
             k,
         };
-        for m in [17, 64, 127, 128, 129, 256, 300, 640, 1100] {
+        for (m, way) in cases.iter().copied().filter(|&(m, _)| n < 20_000 || m <= EVEN_ROWS) {
+            matmul.forced = Some(way);
             for (norm, gelu) in [(false, false), (true, true)] {
                 out.write(0, &vec![element.bits(0.75); rows_max * n / 2])?;
                 matmul.fill_scratch(&stream, 0xff)?;
@@ -349,7 +357,9 @@ pub fn gated(element: Element) -> Result<Vec<Finding>, CudaError> {
                 let size: f64 = want.iter().map(|b| b.powi(2)).sum();
                 let spoiled = past.iter().any(|&bits| bits != element.bits(0.75));
                 findings.push(Finding {
-                    case: format!("gated gelu {gelu} norm {norm} m {m} n {n} k {k}, written past the end: {spoiled}"),
+                    case: format!(
+                        "gated {way:?} gelu {gelu} norm {norm} m {m} n {n} k {k}, written past the end: {spoiled}"
+                    ),
                     relative_error: if spoiled { f64::INFINITY } else { (difference / size).sqrt() },
                     allowed: tolerance(element),
                 });
@@ -415,38 +425,52 @@ struct Shape<'a> {
 
 impl Shape<'_> {
     fn reference(&self, product: &Product<'_>, norm: bool, with_bias: bool, picked: Option<&[u32]>) -> Vec<f64> {
-        let mut out = Vec::new();
-        for m in 0..product.m {
-            let row = picked.map_or(m, |picked| picked[m] as usize);
-            let mut x = self.x[row * self.k..(row + 1) * self.k].to_vec();
-            if norm {
-                let scale = 1.0 / (x.iter().map(|x| x * x).sum::<f64>() / self.k as f64 + 1e-5).sqrt();
-                x.iter_mut().zip(self.norm_weight).for_each(|(x, &w)| {
-                    let folded = product.norm.is_some_and(|norm| norm.weight == 0);
-                    *x *= scale * if folded { 1.0 } else { f64::from(w) };
+        let mut rows = vec![Vec::new(); product.m];
+        let each = product.m.div_ceil(std::thread::available_parallelism().map_or(1, usize::from)).max(1);
+        std::thread::scope(|scope| {
+            for (part, rows) in rows.chunks_mut(each).enumerate() {
+                scope.spawn(move || {
+                    for (at, to) in rows.iter_mut().enumerate() {
+                        *to = self.row(product, part * each + at, norm, with_bias, picked);
+                    }
                 });
             }
-            let dot = |n: usize| -> f64 {
-                let weights = &self.weights[n * self.k..(n + 1) * self.k];
-                let sum: f64 = weights.iter().zip(&x).map(|(w, x)| w * x).sum();
-                sum + if with_bias { f64::from(self.bias[n]) } else { 0.0 }
-            };
-            match product.output {
-                Output::Store => out.extend((0..self.n).map(dot)),
-                Output::Residual => out.extend((0..self.n).map(|n| 0.75 + dot(n))),
-                Output::Logits if product.softcap > 0.0 => {
-                    let cap = f64::from(product.softcap);
-                    out.extend((0..self.n).map(|n| cap * (dot(n) / cap).tanh()));
-                }
-                Output::Logits => out.extend((0..self.n).map(dot)),
-                Output::Gated { gelu } => out.extend((0..self.n / 2).map(|i| {
+        });
+        rows.concat()
+    }
+
+    /// What row `m` should give.
+    fn row(&self, product: &Product<'_>, m: usize, norm: bool, with_bias: bool, picked: Option<&[u32]>) -> Vec<f64> {
+        let row = picked.map_or(m, |picked| picked[m] as usize);
+        let mut x = self.x[row * self.k..(row + 1) * self.k].to_vec();
+        if norm {
+            let scale = 1.0 / (x.iter().map(|x| x * x).sum::<f64>() / self.k as f64 + 1e-5).sqrt();
+            x.iter_mut().zip(self.norm_weight).for_each(|(x, &w)| {
+                let folded = product.norm.is_some_and(|norm| norm.weight == 0);
+                *x *= scale * if folded { 1.0 } else { f64::from(w) };
+            });
+        }
+        let dot = |n: usize| -> f64 {
+            let weights = &self.weights[n * self.k..(n + 1) * self.k];
+            let sum: f64 = weights.iter().zip(&x).map(|(w, x)| w * x).sum();
+            sum + if with_bias { f64::from(self.bias[n]) } else { 0.0 }
+        };
+        match product.output {
+            Output::Store => (0..self.n).map(dot).collect(),
+            Output::Residual => (0..self.n).map(|n| 0.75 + dot(n)).collect(),
+            Output::Logits if product.softcap > 0.0 => {
+                let cap = f64::from(product.softcap);
+                (0..self.n).map(|n| cap * (dot(n) / cap).tanh()).collect()
+            }
+            Output::Logits => (0..self.n).map(dot).collect(),
+            Output::Gated { gelu } => (0..self.n / 2)
+                .map(|i| {
                     let at = i / 8 * 16 + i % 8;
                     let (gate, up) = (dot(at), dot(at + 8));
                     let inner = (2.0 / std::f64::consts::PI).sqrt() * (gate + 0.044715 * gate.powi(3));
                     up * if gelu { 0.5 * gate * (1.0 + inner.tanh()) } else { gate / (1.0 + (-gate).exp()) }
-                })),
-            }
+                })
+                .collect(),
         }
-        out
     }
 }

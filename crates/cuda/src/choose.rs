@@ -16,6 +16,7 @@ const SPLITS_MAX: usize = 32;
 pub(crate) struct Chooser {
     /// `[samples, vocabulary]` in f32.
     pub(crate) logits: Buffer,
+    /// The highest logit and its token, as one number (best.cuh); zero between steps.
     best: Buffer,
     arrivals: Buffer,
     highest: Buffer,
@@ -56,6 +57,28 @@ impl Chooser {
             chosen: buffer(samples * 4)?,
             vocab_size,
         })
+    }
+
+    /// Where best.cu puts the highest logit and its token of each sample.
+    pub(crate) fn best(&self) -> DevicePointer {
+        self.best.pointer()
+    }
+
+    /// As between steps.
+    pub(crate) fn forget_best(&self, stream: &Stream) -> Result<(), CudaError> {
+        self.best.clear(stream)
+    }
+
+    /// Delivers what best.cu found.
+    pub(crate) fn deliver_best(&self, kernels: &Kernels, stream: &Stream, samples: &Samples) -> Result<(), CudaError> {
+        const THREADS: u32 = 128;
+        let Samples { state, staged: header, layout, .. } = *samples;
+        let staged_at = |word: usize| header + word as u64 * 4;
+        let (modes, rows) = (staged_at(layout.modes()), staged_at(layout.sample_rows()));
+        let positions = staged_at(layout.sample_positions());
+        let (best, count) = (self.best.pointer(), layout.samples as i32);
+        let shape = shape(((layout.samples as u32).div_ceil(THREADS), 1, 1), THREADS);
+        launch!(stream, kernels.deliver_best, shape, state, header, modes, rows, positions, best, count)
     }
 
     pub(crate) fn run(&self, kernels: &Kernels, stream: &Stream, samples: &Samples) -> Result<(), CudaError> {

@@ -13,7 +13,7 @@ use crate::{
         Cache, Heads, Kernels, ROPE_WHOLE_THREADS, Rope, State, TILE_QUERIES, WARPGROUP_THREADS, flash_shared_bytes,
         launch, shape,
     },
-    matmul::{Matmul, norm_threads},
+    matmul::{Matmul, norm_threads, time},
     product::{Norm, Output, Product},
     staging::{COUNTS_AT, Layout},
     tensor_map::TensorMap,
@@ -35,7 +35,7 @@ pub(crate) struct Pass {
     pub(crate) prompts: bool,
     /// Whether one of them is far into its sequence ([`FAR_POSITIONS`](decode::FAR_POSITIONS)).
     pub(crate) far: bool,
-    /// Whether some row draws instead of taking the highest.
+    /// Whether some row needs its logits, for more than the highest of them: it draws, or the host chooses.
     pub(crate) draws: bool,
     /// Whether some row has its logits changed or reports log-probabilities; then `draws` is set too, so that there are fewer graphs.
     pub(crate) extras: bool,
@@ -172,9 +172,47 @@ impl Forward {
             self.layer(stream, pass, index)?;
         }
         if pass.layout.samples > 0 {
-            self.matmul.run(&self.kernels, stream, &self.pass_head(pass))?;
-            self.choose(stream, pass)?;
+            let finds_best = self.finds_best(pass);
+            self.head(stream, pass, finds_best)?;
+            let chosen = self.choose(stream, pass, finds_best);
+            if chosen.is_err() {
+                // What was found and not delivered must not be joined with what the next step finds.
+                self.workspace.chooser.forget_best(stream)?;
+            }
+            chosen?;
         }
+        Ok(())
+    }
+
+    /// Whether a pass finds the highest logits without writing any.
+    fn finds_best(&self, pass: &Pass) -> bool {
+        !pass.draws && self.matmul.finds_best(&self.pass_head(pass))
+    }
+
+    /// Logits of the chosen positions, or the highest of each.
+    fn head(&self, stream: &Stream, pass: &Pass, finds_best: bool) -> Result<(), CudaError> {
+        let head = self.pass_head(pass);
+        match finds_best {
+            true => self.matmul.best(&self.kernels, stream, &head, self.workspace.chooser.best()),
+            false => self.matmul.run(&self.kernels, stream, &head),
+        }
+    }
+
+    /// Measures which of the two a greedy pass of these sizes is to take, unless that is known. Its step must be staged, and its logits' product timed.
+    pub(crate) fn choose_head(&self, stream: &Stream, pass: &Pass) -> Result<(), CudaError> {
+        let head = self.pass_head(pass);
+        if pass.layout.samples == 0 || !self.matmul.best_is_open(&head) {
+            return Ok(());
+        }
+        let greedy = Pass { draws: false, extras: false, ..*pass };
+        let timed = |finds_best: bool| {
+            time(stream, &[&head], |_| {
+                self.head(stream, &greedy, finds_best)?;
+                self.choose(stream, &greedy, finds_best)
+            })
+        };
+        let pays = timed(true)? < timed(false)?;
+        self.matmul.settle_best(&head, pays);
         Ok(())
     }
 
@@ -225,8 +263,8 @@ impl Forward {
     pub(crate) fn run_class(&self, stream: &Stream, pass: &Pass, class: usize) -> Result<(), CudaError> {
         match class {
             0 => return self.run(stream, pass),
-            6 => return self.matmul.run(&self.kernels, stream, &self.pass_head(pass)),
-            7 => return self.choose(stream, pass),
+            6 => return self.head(stream, pass, self.finds_best(pass)),
+            7 => return self.choose(stream, pass, self.finds_best(pass)),
             8 => return self.apply_changes(stream).and_then(|()| self.embed(stream, pass)),
             _ => {}
         }
@@ -596,7 +634,8 @@ impl Forward {
         launch!(stream, function, shape, queries, keys, values, self.state, counts, tiles, out, block_size, heads)
     }
 
-    fn choose(&self, stream: &Stream, pass: &Pass) -> Result<(), CudaError> {
+    /// Tokens from what [`head`](Self::head) left.
+    fn choose(&self, stream: &Stream, pass: &Pass, finds_best: bool) -> Result<(), CudaError> {
         let samples = Samples {
             state: self.state,
             staged: self.staged.pointer(),
@@ -604,6 +643,9 @@ impl Forward {
             draws: pass.draws,
             extras: pass.extras,
         };
-        self.workspace.chooser.run(&self.kernels, stream, &samples)
+        match finds_best {
+            true => self.workspace.chooser.deliver_best(&self.kernels, stream, &samples),
+            false => self.workspace.chooser.run(&self.kernels, stream, &samples),
+        }
     }
 }

@@ -5,6 +5,7 @@ use crate::{
     driver::{Context, DevicePointer, Function, Module, Shape, Stream},
     element::Element,
     error::CudaError,
+    even,
 };
 use std::ffi::c_void;
 
@@ -97,6 +98,23 @@ pub(crate) struct Skinny {
     pub(crate) normalise: i32,
 }
 
+/// `Even` of even.cu.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Even {
+    pub(crate) out: DevicePointer,
+    pub(crate) factors: DevicePointer,
+    pub(crate) softcap: f32,
+    pub(crate) m: i32,
+    pub(crate) n: i32,
+    pub(crate) k: i32,
+    pub(crate) gelu: i32,
+}
+
+/// Rows of weights of the tiles of even.cu, and stages of the rings of its kernels.
+pub(crate) const EVEN_TILES: [usize; 2] = [144, 224];
+pub(crate) const EVEN_STAGES: [usize; 2] = [6, 5];
+
 /// Rows of x that the kernels of skinny.cu take, columns of a stage, stages at most, and static shared memory, rounded up.
 pub(crate) const SKINNY_COLUMNS: [usize; 4] = [16, 32, 64, 128];
 pub(crate) const SKINNY_DEPTH: usize = 64;
@@ -117,15 +135,16 @@ pub(crate) const RECORD_WORDS: usize = 48;
 pub(crate) const ROPE_WHOLE_THREADS: u32 = 128;
 /// Queries of one flash tile (flash.cu).
 pub(crate) const TILE_QUERIES: u32 = 128;
-/// Threads of a block of flash.cu and of gated.cu: two warpgroups that multiply, one that copies.
+/// Threads of a block of flash.cu, gated.cu and best.cu: two warpgroups that multiply, one that copies.
 pub(crate) const WARPGROUP_THREADS: u32 = 384;
-/// Rows and columns of a tile of gated.cu; a cluster takes two tiles of rows.
-pub(crate) const GATED_TILE: (usize, usize) = (128, 256);
+/// Rows of x and of weights of a tile of pairs.cuh; a cluster takes two tiles of rows of x.
+pub(crate) const PAIR_TILE: (usize, usize) = (128, 256);
 /// The parts that it divides the tiles of an incomplete last round into at most, and the rows of the weights' boxes of those.
-pub(crate) const GATED_PARTS_MAX: usize = 4;
-pub(crate) const GATED_PART_BOX: usize = 32;
-/// Dynamic shared memory of gated.cu: four stages of 64 columns of both operands, the result's tile, room to begin on a multiple of 1024.
-pub(crate) const GATED_SHARED_BYTES: u32 = 4 * (128 + 256) * 64 * 2 + 128 * 128 * 2 + 1024;
+pub(crate) const PAIR_PARTS_MAX: usize = 4;
+pub(crate) const PAIR_PART_BOX: usize = 32;
+/// Dynamic shared memory of best.cu: four stages of 64 columns of both operands, room to begin on a multiple of 1024; and of gated.cu, with the result's tile.
+pub(crate) const BEST_SHARED_BYTES: u32 = 4 * (128 + 256) * 64 * 2 + 1024;
+pub(crate) const GATED_SHARED_BYTES: u32 = BEST_SHARED_BYTES + 128 * 128 * 2;
 
 /// Every kernel, loaded.
 #[derive(Debug)]
@@ -143,6 +162,10 @@ pub(crate) struct Kernels {
     /// Up to 8 rows, up to 16, and up to 8 of one tile a block.
     pub(crate) gemv: [Function; 3],
     pub(crate) gated: Function,
+    pub(crate) best: Function,
+    /// By [`EVEN_TILES`].
+    pub(crate) even_gated: [Function; EVEN_TILES.len()],
+    pub(crate) even_best: [Function; EVEN_TILES.len()],
     /// By [`SKINNY_COLUMNS`], then by warpgroups.
     pub(crate) skinny: [[Function; 2]; SKINNY_COLUMNS.len()],
     /// Any head, by how many rotated pairs a lane holds: 1, 2, 4.
@@ -158,9 +181,10 @@ pub(crate) struct Kernels {
     pub(crate) attention_plain: Function,
     pub(crate) adjust_logits: Function,
     pub(crate) choose_greedy: Function,
+    pub(crate) deliver_best: Function,
     pub(crate) choose_drawn: Function,
     pub(crate) score_chosen: Function,
-    _modules: [Module; 8],
+    _modules: [Module; 10],
 }
 
 /// The code of `kernels/NAME.cu` for a type of elements.
@@ -178,6 +202,12 @@ impl Kernels {
         let step = Module::load(cubin!(element, "step"))?;
         let gemv = Module::load(cubin!(element, "gemv"))?;
         let gated = Module::load(cubin!(element, "gated"))?;
+        let best = Module::load(cubin!(element, "best"))?;
+        let even_module = Module::load(cubin!(element, "even"))?;
+        let even = |made: &str| -> Result<[Function; EVEN_TILES.len()], CudaError> {
+            let [narrow, wide] = EVEN_TILES.map(|tile| even_module.function(&format!("even_{made}_{tile}")));
+            Ok([narrow?, wide?])
+        };
         let skinny_module = Module::load(cubin!(element, "skinny"))?;
         let attention = Module::load(cubin!(element, "attention"))?;
         let rope = Module::load(cubin!(element, "rope"))?;
@@ -209,6 +239,9 @@ impl Kernels {
             fill_random: step.function("fill_random")?,
             gemv: [gemv.function("gemv_8")?, gemv.function("gemv_16")?, gemv.function("gemv_8_direct")?],
             gated: gated.function("gated")?,
+            best: best.function("best")?,
+            even_gated: even("gated")?,
+            even_best: even("best")?,
             skinny: skinny.try_into().expect("one for each of the columns"),
             rope_write: [
                 rope.function("rope_write_1")?,
@@ -222,9 +255,10 @@ impl Kernels {
             attention_plain: attention.function("attention_plain")?,
             adjust_logits: sample.function("adjust_logits")?,
             choose_greedy: sample.function("choose_greedy")?,
+            deliver_best: sample.function("deliver_best")?,
             choose_drawn: sample.function("choose_drawn")?,
             score_chosen: sample.function("score_chosen")?,
-            _modules: [step, gemv, gated, skinny_module, attention, rope, flash, sample],
+            _modules: [step, gemv, gated, best, even_module, skinny_module, attention, rope, flash, sample],
         };
         for gemv in kernels.gemv {
             gemv.allow_shared(context.shared_memory_max - GEMV_STATIC_BYTES)?;
@@ -236,6 +270,11 @@ impl Kernels {
             function.allow_shared(context.shared_memory_max / 2)?;
         }
         kernels.gated.allow_shared(GATED_SHARED_BYTES as usize)?;
+        kernels.best.allow_shared(BEST_SHARED_BYTES as usize)?;
+        for (which, (gated, best)) in kernels.even_gated.iter().zip(&kernels.even_best).enumerate() {
+            gated.allow_shared(even::shared_bytes(which) as usize)?;
+            best.allow_shared(even::shared_bytes(which) as usize)?;
+        }
         Ok(kernels)
     }
 }
@@ -281,8 +320,9 @@ pub(crate) use launch;
 /// Checked when the crate is compiled: what the kernels assume of these layouts.
 const _: () = {
     assert!(size_of::<State>() == 32 && size_of::<Cache>() == 24 && size_of::<Heads>() == 32);
-    assert!(size_of::<crate::gated::Items>() == 12);
+    assert!(size_of::<crate::pairs::Items>() == 12);
     assert!(size_of::<Gemv>() == 88 && size_of::<Rope>() == 56 && size_of::<Skinny>() == 56);
+    assert!(size_of::<Even>() == 40);
     assert!(size_of::<*mut c_void>() == size_of::<DevicePointer>());
 };
 

@@ -22,17 +22,19 @@ mod decode;
 #[cfg(feature = "cuda")]
 mod driver;
 #[cfg(feature = "cuda")]
+mod even;
+#[cfg(feature = "cuda")]
 mod executor;
 #[cfg(feature = "cuda")]
 mod forward;
-#[cfg(feature = "cuda")]
-mod gated;
 #[cfg(feature = "cuda")]
 mod kernels;
 #[cfg(feature = "cuda")]
 mod libraries;
 #[cfg(feature = "cuda")]
 mod matmul;
+#[cfg(feature = "cuda")]
+mod pairs;
 #[cfg(feature = "cuda")]
 mod product;
 #[cfg(feature = "cuda")]

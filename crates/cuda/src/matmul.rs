@@ -5,8 +5,9 @@
 //! the rows in groups: slow for prompts, and said at start.
 //!
 //! What a product is stands in `product.rs`. Here is which way it takes; how the fastest is found and kept, in `matmul/tune.rs`; how each is
-//! launched, in `matmul/launch.rs`.
+//! launched, in `matmul/launch.rs`; the head of greedy steps in `matmul/best.rs`.
 
+mod best;
 mod launch;
 mod tune;
 
@@ -18,8 +19,8 @@ use crate::{
     driver::{Buffer, Context, Stream},
     element::Element,
     error::CudaError,
-    gated::Items,
-    kernels::{GATED_TILE, Kernels},
+    kernels::{Kernels, PAIR_TILE},
+    pairs::Items,
     product::{Output, Product},
     skinny::{self, Tiling},
     tuned::Tuned,
@@ -44,6 +45,8 @@ pub(crate) enum Way {
     Library,
     /// gated.cu behind a kernel for the norm or its factors.
     Fused,
+    /// even.cu, likewise.
+    Even,
 }
 
 /// The products' kernels and scratch memory.
@@ -68,6 +71,8 @@ pub(crate) struct Matmul {
     kept: RefCell<Tuned>,
     /// How many of them this process timed.
     timed: Cell<u64>,
+    /// Whether finding the best at once was measured to be faster than logits and the choice among them, by the shape of the head.
+    best_pays: RefCell<HashMap<LtKey, bool>>,
 }
 
 impl Matmul {
@@ -104,6 +109,7 @@ impl Matmul {
             fastest: RefCell::default(),
             kept: RefCell::default(),
             timed: Cell::new(0),
+            best_pays: RefCell::default(),
         })
     }
 
@@ -132,7 +138,7 @@ impl Matmul {
             return false;
         }
         match self.way(p) {
-            Way::Streaming | Way::Fused => false,
+            Way::Streaming | Way::Fused | Way::Even => false,
             Way::Skinny(_) => skinny::leaves_norm(p),
             Way::Library if self.lt.is_some() => p.folded_norm().is_some() && p.output == Output::Store,
             Way::Library => in_skinny_groups(p) && skinny::leaves_norm(p),
@@ -163,6 +169,7 @@ impl Matmul {
         match (way, p.output, &self.lt) {
             (Way::Streaming, ..) => self.gemv(kernels, stream, p),
             (Way::Skinny(tiling), ..) => self.skinny(kernels, stream, p, tiling, self.skinny_leaves_norm(p)),
+            (Way::Even, Output::Gated { gelu }, _) => self.even_gated(kernels, stream, p, gelu),
             (Way::Fused, Output::Gated { gelu }, _) => self.gated(kernels, stream, p, gelu),
             (_, _, Some(lt)) => self.with_library(lt, kernels, stream, p),
             (_, _, None) => self.in_groups(kernels, stream, p),
@@ -175,7 +182,7 @@ impl Matmul {
     fn expects_fused(&self, p: &Product<'_>) -> bool {
         let (n, k) = (p.matrix.rows, p.matrix.columns);
         let pairs = (self.multiprocessors / 2) as usize;
-        let places = Items::of(p.m, n, pairs).rounds(pairs) * (pairs * 2 * GATED_TILE.0 * GATED_TILE.1) as f64;
+        let places = Items::of(p.m, n, pairs).rounds(pairs) * (pairs * 2 * PAIR_TILE.0 * PAIR_TILE.1) as f64;
         let filled = (p.m * n) as f64 / places;
         matches!(p.output, Output::Gated { .. }) && p.m >= GATED_ROWS && filled * (1.0 + 500.0 / k as f64) >= 1.05
     }

@@ -27,9 +27,9 @@ impl Mode {
     const FRESH: u32 = 0x40;
     const LOGPROBS: u32 = 0x80;
 
-    /// Whether the token is drawn on the device.
+    /// Whether the token takes more than the highest logit: it is drawn on the device, or the host chooses.
     pub(crate) fn draws(self) -> bool {
-        self.0 & Self::KIND == Self::DRAW.0
+        [Self::DRAW, Self::HOST].map(|mode| mode.0).contains(&(self.0 & Self::KIND))
     }
 
     /// Whether it takes the kernels that plain rows do without.

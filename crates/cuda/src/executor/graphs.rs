@@ -163,6 +163,7 @@ impl CudaExecutor {
         for open in &others {
             forward.matmul.settle(open, forward.matmul.alone(&forward.kernels, stream, open)?.fastest);
         }
+        forward.choose_head(stream, pass)?;
         if in_layers.is_empty() {
             return Ok(());
         }

@@ -5,11 +5,12 @@ use crate::{
     cublaslt::Lt,
     driver::{DevicePointer, Shape, Stream},
     error::CudaError,
-    gated::Items,
+    even::{self, Made},
     kernels::{
-        GATED_PART_BOX, GATED_PARTS_MAX, GATED_SHARED_BYTES, GATED_TILE, GEMV_STAGE_BYTES, GEMV_STAGES_MAX,
-        GEMV_STATIC_BYTES, Gemv, Kernels, WARPGROUP_THREADS, launch, shape,
+        GATED_SHARED_BYTES, GEMV_STAGE_BYTES, GEMV_STAGES_MAX, GEMV_STATIC_BYTES, Gemv, Kernels, PAIR_PART_BOX,
+        PAIR_PARTS_MAX, PAIR_TILE, launch, shape,
     },
+    pairs::{self, Items},
     product::{Norm, Output, Product},
     skinny::{self, SKINNY_ROWS, Tiling},
     tensor_map::TensorMap,
@@ -145,6 +146,19 @@ impl Matmul {
         Ok(())
     }
 
+    /// Gate and up of few rows with the activation in one kernel.
+    pub(super) fn even_gated(
+        &self,
+        kernels: &Kernels,
+        stream: &Stream,
+        p: &Product<'_>,
+        gelu: bool,
+    ) -> Result<(), CudaError> {
+        let (x, factors) = self.with_factors(kernels, stream, p)?;
+        let made = Made::Gated { gelu, factors };
+        even::run(kernels, stream, p, (x, p.out), made, self.multiprocessors as usize)
+    }
+
     /// Gate and up with the activation in one kernel.
     pub(super) fn gated(
         &self,
@@ -154,39 +168,44 @@ impl Matmul {
         gelu: bool,
     ) -> Result<(), CudaError> {
         let (n, k) = (p.matrix.rows, p.matrix.columns);
-        // A norm whose weights are in the matrix is a factor per row, which the kernel applies to its sums.
-        let (x, factors) = match p.norm {
-            Some(Norm { weight: 0, epsilon }) if p.x_rows == 0 => {
-                let factors = self.normed.pointer();
-                let (rows, width) = (p.m as i32, k as i32);
-                let shape = shape((p.m.div_ceil(FACTOR_ROWS) as u32, 1, 1), 32 * FACTOR_ROWS as u32);
-                launch!(stream, kernels.norm_factors, shape, p.x, factors, rows, width, epsilon)?;
-                (p.x, factors)
-            }
-            _ => (self.normalised(kernels, stream, p)?, 0),
-        };
+        let (x, factors) = self.with_factors(kernels, stream, p)?;
         let weights = p.matrix.buffer.pointer();
-        let x = TensorMap::matrix(x, p.m, k, GATED_TILE.0)?;
-        let whole = TensorMap::matrix(weights, n, k, GATED_TILE.1 / 2)?;
-        let part = TensorMap::matrix(weights, n, k, GATED_PART_BOX)?;
-        let out = TensorMap::matrix(p.out, p.m, n / 2, GATED_TILE.0 / 2)?;
-        let out_columns = GATED_TILE.1 / 2 / GATED_PARTS_MAX;
-        let out_part = TensorMap::matrix_in(p.out, p.m, n / 2, [GATED_TILE.0 / 2, out_columns])?;
+        let x = TensorMap::matrix(x, p.m, k, PAIR_TILE.0)?;
+        let whole = TensorMap::matrix(weights, n, k, PAIR_TILE.1 / 2)?;
+        let part = TensorMap::matrix(weights, n, k, PAIR_PART_BOX)?;
+        let out = TensorMap::matrix(p.out, p.m, n / 2, PAIR_TILE.0 / 2)?;
+        let out_columns = PAIR_TILE.1 / 2 / PAIR_PARTS_MAX;
+        let out_part = TensorMap::matrix_in(p.out, p.m, n / 2, [PAIR_TILE.0 / 2, out_columns])?;
         let pairs = (self.multiprocessors / 2) as usize;
         let items = Items::of(p.m, n, pairs);
-        let shape = Shape {
-            grid: (2 * items.count().min(pairs) as u32, 1, 1),
-            threads: WARPGROUP_THREADS,
-            shared_bytes: GATED_SHARED_BYTES,
-            cluster: 0,
-            overlap: true,
-        };
+        let shape = pairs::shape(items, pairs, GATED_SHARED_BYTES);
         let (m, n, k, gelu) = (p.m as i32, n as i32, k as i32, i32::from(gelu));
         launch!(stream, kernels.gated, shape, x, whole, part, out, out_part, factors, m, n, k, items, gelu)
     }
 
+    /// The product's input and its norm's factors, which the product is to apply to its sums. Where the norm's weights are not in the matrix, the
+    /// input is behind it and the factors are 0: none.
+    fn with_factors(
+        &self,
+        kernels: &Kernels,
+        stream: &Stream,
+        p: &Product<'_>,
+    ) -> Result<(DevicePointer, DevicePointer), CudaError> {
+        let Some(Norm { epsilon, .. }) = p.folded_norm() else { return Ok((self.normalised(kernels, stream, p)?, 0)) };
+        let factors = self.normed.pointer();
+        let (rows, width) = (p.m as i32, p.matrix.columns as i32);
+        let shape = shape((p.m.div_ceil(FACTOR_ROWS) as u32, 1, 1), 32 * FACTOR_ROWS as u32);
+        launch!(stream, kernels.norm_factors, shape, p.x, factors, rows, width, epsilon)?;
+        Ok((p.x, factors))
+    }
+
     /// The product's input behind its norm, which takes a kernel where there is one.
-    fn normalised(&self, kernels: &Kernels, stream: &Stream, p: &Product<'_>) -> Result<DevicePointer, CudaError> {
+    pub(super) fn normalised(
+        &self,
+        kernels: &Kernels,
+        stream: &Stream,
+        p: &Product<'_>,
+    ) -> Result<DevicePointer, CudaError> {
         let Some(norm) = p.norm else { return Ok(p.x) };
         let (none, no_epsilon, width): (DevicePointer, f32, i32) = (0, 0.0, p.matrix.columns as i32);
         let (x, rows, out) = (p.x, p.x_rows, self.normed.pointer());

@@ -5,6 +5,7 @@ use crate::{
     cublaslt::{COLD_BYTES, Lt, LtKey, LtKind},
     driver::{Event, Stream},
     error::CudaError,
+    even,
     kernels::Kernels,
     product::{Output, Product},
     skinny,
@@ -18,6 +19,9 @@ const CHAIN_BREAK_MS: f32 = 0.001;
 
 /// A way that takes longer by this factor alone is not tried in a step: it hardly wins there, and trying takes time. A guess, not measured.
 const NEAR: f32 = 1.25;
+
+/// More rows than these, even.cu is tried: with fewer skinny.cu is near what the bytes take.
+const EVEN_FROM: usize = 32;
 
 /// A shape whose way is to be chosen, and its products.
 pub(crate) struct Open<'a, 'p> {
@@ -147,6 +151,9 @@ impl Matmul {
         }
         if matches!(p.output, Output::Gated { .. }) && p.m >= GATED_ROWS {
             ways.push(Way::Fused);
+        }
+        if p.m > EVEN_FROM && even::takes_gated(p) {
+            ways.push(Way::Even);
         }
         if self.skinny && skinny::takes(p) {
             ways.extend(self.tilings(p).into_iter().map(Way::Skinny));

@@ -1,12 +1,15 @@
-//! How gated.cu's work is divided: tiles of two blocks each, all pairs of blocks side by side, round after round.
+//! How the work of gated.cu and best.cu is divided: tiles of two blocks each, all pairs of blocks side by side, round after round.
 
-use crate::kernels::{GATED_PARTS_MAX, GATED_TILE};
+use crate::{
+    driver::Shape,
+    kernels::{PAIR_PARTS_MAX, PAIR_TILE, WARPGROUP_THREADS},
+};
 
 /// What a part of a tile is reckoned with beyond its share of the tile's time, so that `Matmul::expects_fused` is right on most measured shapes
 /// (docs/benchmarks/h100-raw/gated.txt). It takes more itself: 0.2 to 0.35 of a tile's time with the 1,536 columns of Qwen2.5-1.5B.
 const PART_OVERHEAD: f64 = 0.05;
 
-/// What the pairs compute: so many whole tiles, then `parts` of each that is left (`Items` of gated.cu).
+/// What the pairs compute: so many whole tiles, then `parts` of each that is left (`Items` of pairs.cuh).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Items {
@@ -18,14 +21,14 @@ pub(crate) struct Items {
 impl Items {
     /// Of a product of `m` rows with a matrix of `n` rows. Tiles that would leave half of the pairs without one in the last round are divided.
     pub(crate) fn of(m: usize, n: usize, pairs: usize) -> Self {
-        let tiles = m.div_ceil(2 * GATED_TILE.0) * n.div_ceil(GATED_TILE.1);
+        let tiles = m.div_ceil(2 * PAIR_TILE.0) * n.div_ceil(PAIR_TILE.1);
         let rest = tiles % pairs;
-        let parts = [GATED_PARTS_MAX, 2].into_iter().find(|parts| parts * rest <= pairs).unwrap_or(1);
+        let parts = [PAIR_PARTS_MAX, 2].into_iter().find(|parts| parts * rest <= pairs).unwrap_or(1);
         let whole = tiles - rest;
         Self { whole: whole as i32, parts: parts as i32, count: (whole + rest * parts) as i32 }
     }
 
-    pub(crate) fn count(self) -> usize {
+    fn count(self) -> usize {
         self.count as usize
     }
 
@@ -38,6 +41,12 @@ impl Items {
         };
         f64::from(self.whole) / pairs as f64 + last
     }
+}
+
+/// The launch of a kernel whose blocks, in pairs, stay for all their items. The size of clusters is the kernel's own.
+pub(crate) fn shape(items: Items, pairs: usize, shared_bytes: u32) -> Shape {
+    let grid = (2 * items.count().min(pairs) as u32, 1, 1);
+    Shape { grid, threads: WARPGROUP_THREADS, shared_bytes, cluster: 0, overlap: true }
 }
 
 #[cfg(test)]
