@@ -4,7 +4,7 @@
 //   best:  best[m] = max over n of (softcap(x[m] . W[n]), n)
 //
 // Must move N K * 2 bytes of weights once. A tile is all rows of x by TILE rows of weights, the operand across: of TILE 144 and 224 the host takes the one
-// that leaves the fewest multiprocessors without a tile in the last round, so that each of them reads about as much. One block a multiprocessor with
+// with which a multiprocessor has the fewest rows at most, so that each of them reads about as much. One block a multiprocessor with
 // as deep a ring of 64 columns of K as fits. One warp copies, two warpgroups multiply 64 rows of x each and finish in registers. Weights that fill the
 // ring are asked for before the previous kernel is done. (Squares for the norm's factors, summed by three more warps from the ring: 6 us of 32.)
 #include "best.cuh"

@@ -389,12 +389,13 @@ impl Lt {
                 fastest = fastest.min(timed(&graph)?);
             }
             candidates.push((fastest, algorithm, graph));
+            // The others' graphs are given back: memory for graphs is short.
+            candidates.sort_by(|a, b| a.0.total_cmp(&b.0));
+            let near = candidates.iter().take_while(|candidate| candidate.0 <= candidates[0].0 * NEARLY).count();
+            candidates.truncate(near.min(FINALISTS));
         }
         // The first ones ran on another clock than the last.
-        candidates.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let near = candidates.iter().take_while(|candidate| candidate.0 <= candidates[0].0 * NEARLY).count();
-        candidates.truncate(near.min(FINALISTS));
-        if near > 1 {
+        if candidates.len() > 1 {
             candidates.iter_mut().for_each(|candidate| candidate.0 = f32::INFINITY);
             for _ in 0..FINAL_ROUNDS {
                 for (fastest, _, graph) in &mut candidates {

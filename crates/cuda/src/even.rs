@@ -13,7 +13,7 @@ pub(crate) const EVEN_ROWS: usize = 128;
 /// Threads of a block.
 const THREADS: u32 = 288;
 
-/// Which of [`EVEN_TILES`] leaves the least to be waited for in the last round.
+/// Which of [`EVEN_TILES`] gives no multiprocessor more rows than need be.
 pub(crate) fn tile_of(multiprocessors: usize, n: usize) -> usize {
     let rows_each = |tile: usize| n.div_ceil(tile).div_ceil(multiprocessors) * tile;
     (0..EVEN_TILES.len()).min_by_key(|&which| rows_each(EVEN_TILES[which])).expect("there are tiles")

@@ -198,12 +198,17 @@ impl Forward {
         }
     }
 
+    /// Whether it is still to be measured which of the two a greedy pass of these sizes is to take.
+    pub(crate) fn head_is_open(&self, pass: &Pass) -> bool {
+        pass.layout.samples > 0 && self.matmul.best_is_open(&self.pass_head(pass))
+    }
+
     /// Measures which of the two a greedy pass of these sizes is to take, unless that is known. Its step must be staged, and its logits' product timed.
     pub(crate) fn choose_head(&self, stream: &Stream, pass: &Pass) -> Result<(), CudaError> {
-        let head = self.pass_head(pass);
-        if pass.layout.samples == 0 || !self.matmul.best_is_open(&head) {
+        if !self.head_is_open(pass) {
             return Ok(());
         }
+        let head = self.pass_head(pass);
         let greedy = Pass { draws: false, extras: false, ..*pass };
         let timed = |finds_best: bool| {
             time(stream, &[&head], |_| {
@@ -263,7 +268,10 @@ impl Forward {
     pub(crate) fn run_class(&self, stream: &Stream, pass: &Pass, class: usize) -> Result<(), CudaError> {
         match class {
             0 => return self.run(stream, pass),
-            6 => return self.head(stream, pass, self.finds_best(pass)),
+            6 => {
+                self.head(stream, pass, self.finds_best(pass))?;
+                return self.workspace.chooser.forget_best(stream);
+            }
             7 => return self.choose(stream, pass, self.finds_best(pass)),
             8 => return self.apply_changes(stream).and_then(|()| self.embed(stream, pass)),
             _ => {}

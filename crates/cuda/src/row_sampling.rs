@@ -267,6 +267,8 @@ mod tests {
         assert_eq!(modes.take(10), held);
         assert_eq!(modes.take(11), Mode::GREEDY.with(Mode::COUNTS));
         assert!(!Mode::GREEDY.is_extra() && held.is_extra() && Mode::DRAW.draws());
+        // The host reads logits, which steps of greedy rows alone do not write.
+        assert!(Mode::HOST.draws() && !Mode::GREEDY.draws() && !Mode::UNUSED.draws());
         assert_eq!(Mode::GREEDY.with(Mode::LOGPROBS | 5 << 8).reported(), Some(5));
     }
 }

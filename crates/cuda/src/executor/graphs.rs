@@ -127,7 +127,10 @@ impl CudaExecutor {
                     }
                     true
                 }
-                Choose::Later => self.forward.matmul.recall_all(&self.forward.products(pass))?,
+                Choose::Later => {
+                    let known = self.forward.matmul.recall_all(&self.forward.products(pass))?;
+                    known && !self.forward.head_is_open(pass)
+                }
             };
         }
         if let Some(graphs) = &self.facts.graphs {

@@ -37,6 +37,7 @@ impl Matmul {
     /// Computes products of this shape so from now on, and at later starts.
     pub(crate) fn settle_best(&self, p: &Product<'_>, pays: bool) {
         self.best_pays.borrow_mut().insert(p.key(), pays);
+        self.timed.set(self.timed.get() + 1);
         self.keep(best_name(p), pays.to_string());
     }
 
