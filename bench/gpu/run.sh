@@ -105,7 +105,7 @@ products_and_f16() {
 
 models_and_damaged() {
     stage models 200 "$CUDA_CHECK" models "${checkpoints[@]}" ${model:+"$model"}
-    stage damaged 60 bash -c '"$CUDA_CHECK" damaged && "$CUDA_CHECK" f16 damaged'
+    stage damaged 120 bash -c '"$CUDA_CHECK" damaged && "$CUDA_CHECK" f16 damaged'
 }
 
 against_the_cpu() {

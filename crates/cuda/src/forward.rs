@@ -4,16 +4,18 @@
 //! activation, down + sum. Nothing here waits for the device or depends on what a step holds beyond its [`Pass`], so a pass
 //! can be captured once and replayed.
 
+mod head;
+
 use crate::{
     CudaError,
-    choose::{Chooser, Samples},
+    choose::Chooser,
     decode::{self, Division},
     driver::{Buffer, Context, DevicePointer, Shape, Stream},
     kernels::{
         Cache, Heads, Kernels, ROPE_WHOLE_THREADS, Rope, State, TILE_QUERIES, WARPGROUP_THREADS, flash_shared_bytes,
         launch, shape,
     },
-    matmul::{Matmul, norm_threads, time},
+    matmul::{Matmul, norm_threads},
     product::{Norm, Output, Product},
     staging::{COUNTS_AT, Layout},
     tensor_map::TensorMap,
@@ -181,43 +183,6 @@ impl Forward {
             }
             chosen?;
         }
-        Ok(())
-    }
-
-    /// Whether a pass finds the highest logits without writing any.
-    fn finds_best(&self, pass: &Pass) -> bool {
-        !pass.draws && self.matmul.finds_best(&self.pass_head(pass))
-    }
-
-    /// Logits of the chosen positions, or the highest of each.
-    fn head(&self, stream: &Stream, pass: &Pass, finds_best: bool) -> Result<(), CudaError> {
-        let head = self.pass_head(pass);
-        match finds_best {
-            true => self.matmul.best(&self.kernels, stream, &head, self.workspace.chooser.best()),
-            false => self.matmul.run(&self.kernels, stream, &head),
-        }
-    }
-
-    /// Whether it is still to be measured which of the two a greedy pass of these sizes is to take.
-    pub(crate) fn head_is_open(&self, pass: &Pass) -> bool {
-        pass.layout.samples > 0 && self.matmul.best_is_open(&self.pass_head(pass))
-    }
-
-    /// Measures which of the two a greedy pass of these sizes is to take, unless that is known. Its step must be staged, and its logits' product timed.
-    pub(crate) fn choose_head(&self, stream: &Stream, pass: &Pass) -> Result<(), CudaError> {
-        if !self.head_is_open(pass) {
-            return Ok(());
-        }
-        let head = self.pass_head(pass);
-        let greedy = Pass { draws: false, extras: false, ..*pass };
-        let timed = |finds_best: bool| {
-            time(stream, &[&head], |_| {
-                self.head(stream, &greedy, finds_best)?;
-                self.choose(stream, &greedy, finds_best)
-            })
-        };
-        let pays = timed(true)? < timed(false)?;
-        self.matmul.settle_best(&head, pays);
         Ok(())
     }
 
@@ -425,30 +390,6 @@ impl Forward {
         ]
     }
 
-    /// The head for the positions whose tokens a pass chooses.
-    fn pass_head(&self, pass: &Pass) -> Product<'_> {
-        let last = self.after_attention(pass, self.spec.layers.len() - 1);
-        let rows = if pass.narrows() { 0 } else { self.staged_at(pass.layout.sample_tokens()) };
-        self.head_product(last.residual, rows, pass.layout.samples)
-    }
-
-    fn head_product(&self, x: DevicePointer, rows: DevicePointer, m: usize) -> Product<'_> {
-        Product {
-            matrix: self.weights.head(),
-            x,
-            x_rows: rows,
-            norm: Some(Norm {
-                weight: self.weights.final_norm.as_ref().map_or(0, Buffer::pointer),
-                epsilon: self.spec.final_norm.epsilon,
-            }),
-            bias: 0,
-            out: self.workspace.chooser.logits.pointer(),
-            output: Output::Logits,
-            softcap: self.spec.logit_softcap.unwrap_or(0.0),
-            m,
-        }
-    }
-
     /// residual += rmsnorm(delta)
     fn add_normalised(
         &self,
@@ -640,20 +581,5 @@ impl Forward {
         let function = self.kernels.flash[usize::from(spec.head_dim == 128)];
         let (counts, block_size) = (self.counts(pass), cache.block_size);
         launch!(stream, function, shape, queries, keys, values, self.state, counts, tiles, out, block_size, heads)
-    }
-
-    /// Tokens from what [`head`](Self::head) left.
-    fn choose(&self, stream: &Stream, pass: &Pass, finds_best: bool) -> Result<(), CudaError> {
-        let samples = Samples {
-            state: self.state,
-            staged: self.staged.pointer(),
-            layout: pass.layout,
-            draws: pass.draws,
-            extras: pass.extras,
-        };
-        match finds_best {
-            true => self.workspace.chooser.deliver_best(&self.kernels, stream, &samples),
-            false => self.workspace.chooser.run(&self.kernels, stream, &samples),
-        }
     }
 }

@@ -1,0 +1,1 @@
+env VLLM_USE_RUST_FRONTEND=1 python3 -m vllm.entrypoints.cli.main serve /tmp/models/B-qwen2.5-1.5b --served-model-name B-qwen2.5-1.5b --load-format dummy --max-model-len 8192 --no-enable-prefix-caching --port 8000 --host 127.0.0.1
