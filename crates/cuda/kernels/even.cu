@@ -1,4 +1,5 @@
-// Products of 33 to 128 rows in tiles of which every multiprocessor has as many: gate and up with the activation, and the highest logits of a head.
+// Products of up to 128 rows in tiles of which every multiprocessor has as many: gate and up with the activation (tried from 33 rows on), and the highest
+// logits of a head.
 //
 //   gated: out[M, N / 2] = activation(f x . Wg^T) * (f x . Wu^T), f the factor of a row's norm, or 1
 //   best:  best[m] = max over n of (softcap(x[m] . W[n]), n)
