@@ -36,6 +36,16 @@ pub(crate) struct LtKey {
     pub(crate) kind: LtKind,
 }
 
+impl LtKey {
+    /// What is known of the shape that this one follows: of those with some more rows of the same matrix, which come in as many tiles or nearly so,
+    /// the one with the fewest. No more than half again as many rows.
+    pub(crate) fn followed<T>(&self, known: impl Iterator<Item = (LtKey, T)>) -> Option<T> {
+        let rows = self.m..=self.m + self.m / 2;
+        let near = known.filter(|(other, _)| LtKey { m: self.m, ..*other } == *self && rows.contains(&other.m));
+        near.min_by_key(|(other, _)| other.m).map(|(_, what)| what)
+    }
+}
+
 /// Type of the result, and whether it is added to what is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum LtKind {
@@ -204,13 +214,10 @@ impl Lt {
         Ok(plan)
     }
 
-    /// The algorithm that was fastest with the fewest rows that are no fewer than these and no more than half again as many.
+    /// The algorithm that was fastest for the shape that this one follows.
     fn followed(&self, plans: &HashMap<LtKey, LtPlan>, key: LtKey, plan: &LtPlan) -> Option<lt::cublasLtMatmulAlgo_t> {
-        let larger = plans.iter().filter(|&(other, timed)| {
-            timed.tuned && LtKey { m: key.m, ..*other } == key && (key.m..=key.m + key.m / 2).contains(&other.m)
-        });
-        let nearest = larger.min_by_key(|(other, _)| other.m).map(|(_, timed)| timed.algorithm);
-        nearest.filter(|algorithm| self.takes(plan, algorithm, LT_WORKSPACE_BYTES))
+        let timed = plans.iter().filter(|(_, other)| other.tuned).map(|(&shape, other)| (shape, other.algorithm));
+        key.followed(timed).filter(|algorithm| self.takes(plan, algorithm, LT_WORKSPACE_BYTES))
     }
 
     /// The plan of a shape by the one algorithm that serves its matrix with any number of rows: the library's first proposal for
@@ -424,5 +431,29 @@ impl Lt {
                 plan.algorithm = algorithm;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shape_follows_the_nearest_that_has_some_more_rows() {
+        let shape = |m| LtKey { m, n: 1536, k: 8960, kind: LtKind::ElementAdd };
+        let known = |rows: &[usize]| rows.iter().map(|&m| (shape(m), m)).collect::<Vec<_>>();
+        let followed = |m, rows| shape(m).followed(known(rows).into_iter());
+        assert_eq!(followed(96, &[64, 128, 112]), Some(112));
+        assert_eq!(followed(96, &[256, 144, 128]), Some(128));
+        assert_eq!(followed(96, &[96, 112]), Some(96), "its own");
+        assert_eq!(followed(96, &[64, 145, 256]), None, "more than half again as many");
+        assert_eq!(followed(96, &[95]), None);
+        assert_eq!(followed(1, &[2]), None);
+        let others = [
+            LtKey { n: 2048, ..shape(112) },
+            LtKey { k: 1536, ..shape(112) },
+            LtKey { kind: LtKind::F32, ..shape(112) },
+        ];
+        assert_eq!(shape(96).followed(others.map(|other| (other, ())).into_iter()), None, "another matrix or result");
     }
 }

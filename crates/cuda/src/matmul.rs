@@ -67,7 +67,9 @@ pub(crate) struct Matmul {
     pub(crate) deterministic: bool,
     /// What was measured to be fastest, by shape.
     fastest: RefCell<HashMap<(LtKey, Output), Way>>,
-    /// The same, beyond this process.
+    /// Of shapes that were not timed, what others' times say of them, as long as nothing is added to those.
+    followed: RefCell<HashMap<(LtKey, Output), Option<Way>>>,
+    /// What was measured to be fastest, beyond this process.
     kept: RefCell<Tuned>,
     /// How many of them this process timed.
     timed: Cell<u64>,
@@ -107,6 +109,7 @@ impl Matmul {
             skinny: true,
             deterministic: false,
             fastest: RefCell::default(),
+            followed: RefCell::default(),
             kept: RefCell::default(),
             timed: Cell::new(0),
             best_pays: RefCell::default(),
@@ -154,6 +157,9 @@ impl Matmul {
             return way;
         }
         if let Some(&way) = self.fastest.borrow().get(&(p.key(), p.output)) {
+            return way;
+        }
+        if let Some(way) = self.followed(p) {
             return way;
         }
         if self.streams(p) {

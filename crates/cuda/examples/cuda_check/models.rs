@@ -147,6 +147,8 @@ struct Device {
 
 /// So many that every decode kernel takes its turn: with two KV heads they are 144 groups of heads, with eight 576.
 const ROWS: u32 = 72;
+/// Decodes beside a prompt, so many that its attention is by small blocks (flash.rs) where there are two KV heads.
+const MANY: u32 = ROWS - 1;
 /// Rows that generate text, which the reference then reads.
 const WRITERS: usize = 12;
 const BLOCK: u32 = 16;
@@ -291,7 +293,11 @@ fn check_far(model: &Model, tokens: &[TokenId]) -> Result<String, String> {
     let mut device = Device::new(model, tokens.len() as u32 + 64)?;
     let mut spread = Spread::default();
     decode_each(&mut device, tokens, &wanted, &mut spread)?;
-    spread.finish("decode:", deviation)
+    let decode = spread.finish("decode:", deviation)?;
+    // The first chunk is short, the others are not.
+    let (chunk, mut spread) = (900, Spread::default());
+    score_prompt(&mut device, tokens, (chunk, MANY), &wanted, &mut spread)?;
+    Ok(format!("{decode}; {}", spread.finish(&format!("chunks of {chunk} beside {MANY}:"), deviation)?))
 }
 
 fn check(model: &Model, tokens: &[TokenId]) -> Result<String, String> {
@@ -299,10 +305,10 @@ fn check(model: &Model, tokens: &[TokenId]) -> Result<String, String> {
     let (deviation, wanted) = wanted_of(model, tokens);
     let mut device = Device::new(model, length as u32 + 64)?;
     let mut words = vec![format!("logits deviate {deviation:.2}")];
-    for chunk in [length, 129, 33] {
+    for (chunk, others) in [(length, 1), (129, 1), (33, 1), (length, MANY), (333, MANY), (65, MANY)] {
         let mut spread = Spread::default();
-        score_prompt(&mut device, tokens, chunk, &wanted, &mut spread)?;
-        words.push(spread.finish(&format!("chunks of {chunk}:"), deviation)?);
+        score_prompt(&mut device, tokens, (chunk, others), &wanted, &mut spread)?;
+        words.push(spread.finish(&format!("chunks of {chunk} beside {others}:"), deviation)?);
     }
     let mut spread = Spread::default();
     decode_each(&mut device, tokens, &wanted, &mut spread)?;
@@ -326,23 +332,27 @@ fn log_softmax(logits: &[f32]) -> Vec<f64> {
     logits.iter().map(|&x| f64::from(x - max) - sum.ln()).collect()
 }
 
-/// Prefill in chunks beside another row that decodes, every prompt token's log-probability compared.
+/// Prefill in chunks beside other rows that decode, every prompt token's log-probability compared.
 fn score_prompt(
     device: &mut Device,
     tokens: &[TokenId],
-    chunk: usize,
+    (chunk, others): (usize, u32),
     wanted: &[Vec<f64>],
     spread: &mut Spread,
 ) -> Result<(), String> {
-    let mut start = Device::start(1, tokens, tokens.len(), 0, SamplingParams::default());
+    let greedy = || SamplingParams { temperature: 0.0, ..Default::default() };
+    let started = (0..others).map(|row| Device::start(row, &tokens[..5], 5, 0, greedy())).collect();
+    let plan = device.plan(&[], started, (0..others).map(|row| work(row, 0, 5, true)).collect());
+    device.run(&plan)?;
+    let mut start = Device::start(others, tokens, tokens.len(), 0, SamplingParams::default());
     start.prompt_logprobs = Some(3);
-    let other = Device::start(0, &tokens[..5], 5, 0, SamplingParams { temperature: 0.0, ..Default::default() });
-    let mut started = vec![start, other];
+    let mut started = vec![start];
     let mut position = 1;
     for (index, begin) in (0..tokens.len()).step_by(chunk).enumerate() {
         let len = chunk.min(tokens.len() - begin);
-        let other = if index == 0 { work(0, 0, 5, true) } else { work(0, 4 + index, 1, true) };
-        let plan = device.plan(&[], std::mem::take(&mut started), vec![work(1, begin, len, false), other]);
+        let mut works = vec![work(others, begin, len, false)];
+        works.extend((0..others).map(|row| work(row, 5 + index, 1, true)));
+        let plan = device.plan(&[], std::mem::take(&mut started), works);
         for logprobs in &device.run(&plan)?[0].prompt_logprobs {
             if logprobs.token != tokens[position] {
                 return Err(format!("log-probability of token {} at {position}", logprobs.token));
@@ -354,7 +364,8 @@ fn score_prompt(
             position += 1;
         }
     }
-    let plan = device.plan(&[0, 1], vec![], vec![]);
+    let released: Vec<u32> = (0..=others).collect();
+    let plan = device.plan(&released, vec![], vec![]);
     device.run(&plan)?;
     if position != tokens.len() { Err(format!("{position} of {} tokens scored", tokens.len())) } else { Ok(()) }
 }

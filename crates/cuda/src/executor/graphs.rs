@@ -335,11 +335,16 @@ impl CudaExecutor {
     }
 }
 
-/// The pure decodes of up to `sequences` rows, the likeliest last: powers of two before the rest, greedy before drawn.
+/// The pure decodes of up to `sequences` rows, what is to be done first last: powers of two before the rest, greedy before drawn.
 pub(super) fn decode_passes(sequences: usize, by_tiles: bool) -> Vec<Pass> {
     let mut sizes: Vec<usize> = (1..=sequences).map(bucket).collect();
     sizes.dedup();
-    sizes.sort_by_key(|size| (!size.is_power_of_two(), *size));
+    // Those between follow the next power of two (`LtKey::followed`) until they are timed: those furthest below it first.
+    let above = |size: usize| size.next_power_of_two() as f64 / size as f64;
+    sizes.sort_by(|&a, &b| {
+        let order = a.is_power_of_two().cmp(&b.is_power_of_two()).reverse();
+        order.then(above(b).total_cmp(&above(a))).then(a.cmp(&b))
+    });
     let pass = |draws| {
         move |&size: &usize| {
             let (tiles, decodes) = if by_tiles { (size, 0) } else { (0, size) };
@@ -365,6 +370,22 @@ fn shares(limit: Duration) -> (Duration, Duration) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn decodes_that_others_follow_are_prepared_first() {
+        let mut passes = decode_passes(256, false);
+        let sizes: Vec<_> = passes.iter().rev().map(|pass| pass.layout.tokens).collect();
+        let each = [1, 2, 4, 8, 16, 32, 64, 128, 256, 10, 80, 160, 12, 24, 48, 96, 192, 14, 112, 224];
+        assert_eq!(sizes, [each, each].concat());
+        passes.reverse();
+        assert!(
+            passes[..each.len()].iter().all(|pass| !pass.draws) && passes[each.len()..].iter().all(|pass| pass.draws)
+        );
+        assert!(passes.iter().all(|pass| pass.decodes == pass.layout.tokens && pass.layout.tiles == 0));
+        let by_tiles = decode_passes(3, true);
+        assert!(by_tiles.iter().all(|pass| pass.decodes == 0 && pass.layout.tiles == pass.layout.tokens));
+        assert_eq!(by_tiles.len(), 6, "1, 2 and 4 rows");
+    }
 
     #[test]
     fn any_time_can_be_shared() {

@@ -120,7 +120,7 @@ impl Matmul {
 
     /// Computes these products so, until another way is taken.
     pub(crate) fn take(&self, open: &Open, way: Way) {
-        self.fastest.borrow_mut().insert((open.key, open.output), way);
+        self.know(open.key, open.output, way);
     }
 
     /// Computes these products so from now on, and at later starts.
@@ -172,9 +172,24 @@ impl Matmul {
         }
         let adopted = lt.adopt(key, algorithm)?;
         if adopted {
-            self.fastest.borrow_mut().insert((key, output), way);
+            self.know(key, output, way);
         }
         Ok(adopted)
+    }
+
+    fn know(&self, key: LtKey, output: Output, way: Way) {
+        self.fastest.borrow_mut().insert((key, output), way);
+        self.followed.borrow_mut().clear();
+    }
+
+    /// Of a shape that was not timed: the way that was fastest with some more rows of the same matrix, as cuBLASLt's algorithm follows theirs.
+    pub(super) fn followed(&self, p: &Product<'_>) -> Option<Way> {
+        let (key, output) = (p.key(), p.output);
+        *self.followed.borrow_mut().entry((key, output)).or_insert_with(|| {
+            let fastest = self.fastest.borrow();
+            let known = fastest.iter().filter(|((_, of), _)| *of == output).map(|(&(shape, _), &way)| (shape, way));
+            key.followed(known).filter(|way| self.ways(p).contains(way))
+        })
     }
 
     /// Finds choices in these, and adds to them.
