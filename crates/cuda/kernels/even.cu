@@ -27,18 +27,9 @@ __device__ __forceinline__ void multiply_tile(float (&d)[72], u64 x, u64 w, bool
 __device__ __forceinline__ void multiply_tile(float (&d)[112], u64 x, u64 w, bool begin) { multiply_224(d, x, w, !begin); }
 
 template <int TILE>
-struct Ring {
-  static constexpr int STAGE_BYTES = X_BYTES + TILE * DEPTH * 2, STAGES = TILE <= 144 ? 6 : 5;
-  u32 data, full, empty;
-  int stage = 0;
-  u32 phase = 0;
-  __device__ __forceinline__ u32 at() const { return data + stage * STAGE_BYTES; }
-  __device__ __forceinline__ void next() {
-    if (++stage == STAGES) { stage = 0; phase ^= 1; }
-  }
-  __device__ __forceinline__ void wait_full() const { barrier_wait(full + 8 * stage, phase); }
+struct Ring : RingOf<X_BYTES + TILE * DEPTH * 2, TILE <= 144 ? 6 : 5> {
   __device__ __forceinline__ void release(int which) const {
-    if ((threadIdx.x & 31) == 0) barrier_arrive(empty + 8 * which);
+    if ((threadIdx.x & 31) == 0) barrier_arrive(this->empty + 8 * which);
   }
 };
 
@@ -163,16 +154,7 @@ __device__ __forceinline__ void even_body(const TensorMap& x_map, const TensorMa
   extern __shared__ unsigned char raw[];
   __shared__ __align__(8) u64 barriers[2 * Ring<TILE>::STAGES];
   Ring<TILE> ring;
-  ring.data = (shared_address(raw) + 1023) & ~1023u;
-  ring.full = shared_address(barriers);
-  ring.empty = ring.full + 8 * Ring<TILE>::STAGES;
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < Ring<TILE>::STAGES; i++) {
-      barrier_init(ring.full + 8 * i, 1);
-      barrier_init(ring.empty + 8 * i, CONSUMERS / 32);
-    }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  }
+  ring.begin(raw, barriers, CONSUMERS / 32);
   __syncthreads();
   const int steps = (a.K + DEPTH - 1) / DEPTH, tiles = (a.N + TILE - 1) / TILE, warp = threadIdx.x >> 5;
   const int count = (tiles - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x * steps;

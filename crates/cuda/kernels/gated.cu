@@ -30,77 +30,46 @@ __device__ __forceinline__ void stage_result(const float (&d)[N / 2], const floa
   }
 }
 
-// A warpgroup's 64 rows of a tile of N columns.
-template <int N>
-__device__ __forceinline__ void compute_tile(Ring& ring, const TensorMap& out_map, const float* factors, u32 staging, int row, int column, int steps, int M, int gelu) {
-  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, group = threadIdx.x >> 7;
-  float d[N / 2], factor[2] = {1.f, 1.f};
-  if (factors) {
+struct Gated {
+  const TensorMap &out_map, &out_part_map;
+  const float* factors;
+  int M, gelu;
+  u32 staging;  // of the warpgroup: where the copy engine takes its results from
+  __device__ __forceinline__ bool wants(int) const { return true; }
+  template <int N>
+  __device__ __forceinline__ void make(Ring& ring, int row, int column, int steps) const {
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, group = threadIdx.x >> 7;
+    const TensorMap& map = N == COLUMNS / 4 ? out_part_map : out_map;
+    float d[N / 2], factor[2] = {1.f, 1.f};
+    if (factors) {
 #pragma unroll
-    for (int e = 0; e < 2; e++) {
-      const int at = row + group * 64 + (warp & 3) * 16 + (lane >> 2) + 8 * e;
-      if (at < M) factor[e] = factors[at];
+      for (int e = 0; e < 2; e++) {
+        const int at = row + group * 64 + (warp & 3) * 16 + (lane >> 2) + 8 * e;
+        if (at < M) factor[e] = factors[at];
+      }
+    }
+    multiply_tile<N>(ring, d, steps);
+    // The staging area is free when the last tile's stores have read it.
+    if (threadIdx.x % 128 == 0) stores_read();
+    named_sync(1 + group, 128);
+    if (gelu) stage_result<N, true>(d, factor, staging);
+    else stage_result<N, false>(d, factor, staging);
+    shared_writes_to_async();
+    named_sync(1 + group, 128);
+    if (threadIdx.x % 128 == 0) {
+      store_box_2d(map, staging, column / 2, row + group * 64);
+      if (N == COLUMNS) store_box_2d(map, staging + BOX_BYTES, column / 2 + 64, row + group * 64);
+      stores_commit();
     }
   }
-  multiply_tile<N>(ring, d, steps);
-  // The staging area is free when the last tile's stores have read it.
-  if (threadIdx.x % 128 == 0) stores_read();
-  named_sync(1 + group, 128);
-  if (gelu) stage_result<N, true>(d, factor, staging);
-  else stage_result<N, false>(d, factor, staging);
-  shared_writes_to_async();
-  named_sync(1 + group, 128);
-  if (threadIdx.x % 128 == 0) {
-    store_box_2d(out_map, staging, column / 2, row + group * 64);
-    if (N == COLUMNS) store_box_2d(out_map, staging + BOX_BYTES, column / 2 + 64, row + group * 64);
-    stores_commit();
+  __device__ __forceinline__ void begin(const Ring& ring, int group) { staging = ring.data + STAGES * STAGE_BYTES + group * 2 * BOX_BYTES; }
+  __device__ __forceinline__ void end() const {
+    if (threadIdx.x % 128 == 0) stores_done();
   }
-}
+};
 
 extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
     gated(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map, const __grid_constant__ TensorMap w_part_map, const __grid_constant__ TensorMap out_map,
           const __grid_constant__ TensorMap out_part_map, const float* factors, int M, int N, int K, Items items, int gelu) {
-  extern __shared__ unsigned char raw[];
-  __shared__ __align__(8) u64 barriers[2 * STAGES];
-  Ring ring;
-  begin_ring(ring, raw, barriers);
-  const int warp = threadIdx.x >> 5, group = threadIdx.x >> 7;
-  const int rank = rank_in_cluster();
-  let_next_start();
-  cluster_sync();
-  wait_for_previous();
-  const Places places(items, M, N);
-  const int steps = (K + DEPTH - 1) / DEPTH, pair = blockIdx.x / 2, here = gridDim.x / 2;
-  int row, column;
-  if (group == 2) {
-    give_registers<40>();
-    if (warp == 8) {
-      int item = pair;
-      for (; item < places.undivided; item += here) {
-        places.place(item, rank, row, column);
-        copy_tile<COLUMNS>(ring, x_map, w_map, row, column, rank, steps);
-      }
-      if (item < items.count) {
-        places.place(item, rank, row, column);
-        if (items.parts == 2) copy_tile<COLUMNS / 2>(ring, x_map, w_part_map, row, column, rank, steps);
-        else copy_tile<COLUMNS / 4>(ring, x_map, w_part_map, row, column, rank, steps);
-      }
-    }
-  } else {
-    take_registers<232>();
-    const u32 staging = ring.data + STAGES * STAGE_BYTES + group * 2 * BOX_BYTES;
-    int item = pair;
-    for (; item < places.undivided; item += here) {
-      places.place(item, rank, row, column);
-      compute_tile<COLUMNS>(ring, out_map, factors, staging, row, column, steps, M, gelu);
-    }
-    if (item < items.count) {
-      places.place(item, rank, row, column);
-      if (items.parts == 2) compute_tile<COLUMNS / 2>(ring, out_map, factors, staging, row, column, steps, M, gelu);
-      else compute_tile<COLUMNS / 4>(ring, out_part_map, factors, staging, row, column, steps, M, gelu);
-    }
-    if (threadIdx.x % 128 == 0) stores_done();
-  }
-  // Neither block of a pair leaves while the other may still signal it.
-  cluster_sync();
+  make_tiles(x_map, w_map, w_part_map, items, M, N, K, Gated{out_map, out_part_map, factors, M, gelu, 0});
 }

@@ -266,6 +266,33 @@ __device__ __forceinline__ void multiply_224(float (&d)[112], u64 a, u64 b, int 
       : "l"(a), "l"(b), "r"(accumulate));
 }
 
+// A ring of stages in shared memory that one warp fills: which stage is next, and the parity of its phase.
+template <int BYTES, int COUNT>
+struct RingOf {
+  static constexpr int STAGE_BYTES = BYTES, STAGES = COUNT;
+  u32 data, full, empty;  // the first stage, and a barrier a stage each
+  int stage = 0;
+  u32 phase = 0;
+  // `barriers`: two a stage; so many arrive when a stage is empty. One thread writes them: nobody may wait for them before all know.
+  __device__ __forceinline__ void begin(const void* raw, const u64* barriers, int arrivals) {
+    data = (shared_address(raw) + 1023) & ~1023u;
+    full = shared_address(barriers);
+    empty = full + 8 * COUNT;
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < COUNT; i++) {
+        barrier_init(full + 8 * i, 1);
+        barrier_init(empty + 8 * i, arrivals);
+      }
+      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+  }
+  __device__ __forceinline__ u32 at() const { return data + stage * BYTES; }
+  __device__ __forceinline__ void next() {
+    if (++stage == COUNT) { stage = 0; phase ^= 1; }
+  }
+  __device__ __forceinline__ void wait_full() const { barrier_wait(full + 8 * stage, phase); }
+};
+
 template <int REGISTERS>
 __device__ __forceinline__ void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS)); }
 template <int REGISTERS>

@@ -14,16 +14,7 @@
 #define PART_BOX 32                // rows of the weights' boxes of divided tiles
 #define GROUP 8                    // pairs of row tiles that run side by side
 
-// The ring: which stage is next, and the parity of its phase.
-struct Ring {
-  u32 data, full, empty;
-  int stage = 0;
-  u32 phase = 0;
-  __device__ __forceinline__ u32 at() const { return data + stage * STAGE_BYTES; }
-  __device__ __forceinline__ void next() {
-    if (++stage == STAGES) { stage = 0; phase ^= 1; }
-  }
-};
+typedef RingOf<STAGE_BYTES, STAGES> Ring;
 
 // What the pairs of blocks compute (pairs.rs): so many whole tiles, then the parts that the others are divided into.
 struct Items {
@@ -47,7 +38,7 @@ struct Places {
 
 // One lane copies the stages of a tile of N columns: rows of x for its own block where it has any (`mine`), half of the weights' rows for both.
 template <int N>
-__device__ __forceinline__ void copy_tile(Ring& ring, const TensorMap& x_map, const TensorMap& w_map, int row, int column, int rank, int steps, bool mine = true) {
+__device__ __forceinline__ void copy_tile(Ring& ring, const TensorMap& x_map, const TensorMap& w_map, int row, int column, int rank, int steps, bool mine) {
   constexpr u32 half = N * DEPTH;  // bytes of N / 2 rows
   constexpr int BOX = N == COLUMNS ? N / 2 : PART_BOX;
   const int first = column + rank * (N / 2);
@@ -109,16 +100,53 @@ __device__ __forceinline__ void multiply_tile(Ring& ring, float (&d)[N / 2], int
   if (lane < 2) barrier_arrive_at(ring.empty + 8 * behind, lane);
 }
 
-// The ring's barriers, by one thread of each block; both blocks must know of them before anyone copies.
-__device__ __forceinline__ void begin_ring(Ring& ring, const void* raw, u64* barriers) {
-  ring.data = (shared_address(raw) + 1023) & ~1023u;
-  ring.full = shared_address(barriers);
-  ring.empty = ring.full + 8 * STAGES;
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < STAGES; i++) {
-      barrier_init(ring.full + 8 * i, 1);
-      barrier_init(ring.empty + 8 * i, 16);  // eight warps here, eight in the other block
+template <int N>
+struct Columns {
+  static constexpr int COUNT = N;
+};
+
+// A pair's items, one after another, by the warp that copies and by the warpgroups that compute. `maker` says what becomes of them:
+//   bool wants(row)                        whether rows of x from this one on are to be copied
+//   void make<N>(ring, row, column, steps) a warpgroup's 64 rows of a tile of N columns
+//   void begin(ring, group), void end()    by each warpgroup, before its first tile and after its last
+template <class Maker>
+__device__ __forceinline__ void make_tiles(const TensorMap& x_map, const TensorMap& w_map, const TensorMap& w_part_map, const Items& items, int M, int N, int K, Maker maker) {
+  extern __shared__ unsigned char raw[];
+  __shared__ __align__(8) u64 barriers[2 * STAGES];
+  Ring ring;
+  ring.begin(raw, barriers, 16);  // eight warps here, eight in the other block
+  const int warp = threadIdx.x >> 5, group = threadIdx.x >> 7;
+  const int rank = rank_in_cluster();
+  let_next_start();
+  cluster_sync();
+  wait_for_previous();
+  const Places places(items, M, N);
+  const int steps = (K + DEPTH - 1) / DEPTH, pair = blockIdx.x / 2, here = gridDim.x / 2;
+  auto for_each = [&](auto each) {
+    int item = pair, row, column;
+    for (; item < places.undivided; item += here) {
+      places.place(item, rank, row, column);
+      each(Columns<COLUMNS>(), row, column);
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    if (item < items.count) {
+      places.place(item, rank, row, column);
+      if (items.parts == 2) each(Columns<COLUMNS / 2>(), row, column);
+      else each(Columns<COLUMNS / 4>(), row, column);
+    }
+  };
+  if (group == 2) {
+    give_registers<40>();
+    if (warp == 8)
+      for_each([&](auto columns, int row, int column) {
+        constexpr int COUNT = decltype(columns)::COUNT;
+        copy_tile<COUNT>(ring, x_map, COUNT == COLUMNS ? w_map : w_part_map, row, column, rank, steps, maker.wants(row));
+      });
+  } else {
+    take_registers<232>();
+    maker.begin(ring, group);
+    for_each([&](auto columns, int row, int column) { maker.template make<decltype(columns)::COUNT>(ring, row, column, steps); });
+    maker.end();
   }
+  // Neither block of a pair leaves while the other may still signal it.
+  cluster_sync();
 }
