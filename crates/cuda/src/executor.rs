@@ -40,8 +40,6 @@ use prompt_graphs::PromptGraphs;
 const NAME: &str = "cuda";
 /// Steps launched before the oldest is collected.
 const DEPTH: usize = 2;
-/// Words of changes that one staged step holds; a step that brings more sends the rest ahead.
-const CHANGE_WORDS_MAX: usize = 4 << 20;
 
 /// Runs steps on one GPU.
 pub(crate) struct CudaExecutor {
@@ -67,7 +65,8 @@ pub(crate) struct CudaExecutor {
     /// Tokens the host's sampler chose, to be brought to the device: row, position, token.
     chosen: Vec<(u32, u32, TokenId)>,
     sampler: Sampler,
-    next_slot: usize,
+    /// Words of changes that one staged step holds.
+    change_words_max: usize,
     enforce_eager: bool,
     deterministic: bool,
     /// Decodes whose kernels are still to be chosen and whose graphs captured while there is nothing else to do, the next one last.
@@ -132,7 +131,7 @@ impl CudaExecutor {
         // At most one tile of each kind more than whole ones per row.
         let tiles = tiles_bucket(tokens / TILE_QUERIES as usize + samples + 1);
         let layout = Layout { tokens, samples, tiles };
-        let staged_words = layout.fixed_words() + CHANGE_WORDS_MAX;
+        let staged_words = layout.fixed_words() + options.step_change_words;
         let staged = Buffer::allocate(&context, staged_words * 4, "the staged step")?;
         let slots = (0..DEPTH).map(|_| StepSlot::new(staged_words, samples)).collect::<Result<Vec<_>, _>>()?;
 
@@ -200,7 +199,7 @@ impl CudaExecutor {
             changes: Changes::default(),
             chosen: Vec::new(),
             sampler: Sampler::new(spec.vocab_size),
-            next_slot: 0,
+            change_words_max: options.step_change_words,
             enforce_eager: options.enforce_eager,
             deterministic: options.deterministic,
             to_capture: match options.enforce_eager {
@@ -270,6 +269,9 @@ impl CudaExecutor {
 
     fn start(&mut self, plan: &StepPlan) -> Result<(), CudaError> {
         let began = Instant::now();
+        // One that no step in flight uses: a launch that fails leaves none behind.
+        let used = |slot: &usize| self.in_flight.iter().any(|step| step.slot == *slot);
+        let slot = (0..DEPTH).find(|slot| !used(slot)).expect("fewer steps than slots are in flight");
         for &row in &plan.released {
             self.rows[row.0 as usize] = None;
         }
@@ -283,6 +285,9 @@ impl CudaExecutor {
         }
         for start in &plan.started {
             self.start_row(start)?;
+            if self.changes.words() > self.change_words_max {
+                self.send_changes_ahead(slot)?;
+            }
         }
         for &(row, block) in &plan.appended {
             let place = self.rows[row.0 as usize].as_mut().expect("a block is appended to a row that lives");
@@ -291,12 +296,10 @@ impl CudaExecutor {
             place.blocks += 1;
             self.changes.set(at, [block.0]);
         }
-        let slot = self.next_slot;
-        self.next_slot = (slot + 1) % DEPTH;
-        let (pass, counts, entries) = self.stage(plan, slot);
-        if self.changes.words() > CHANGE_WORDS_MAX {
-            self.send_changes_ahead()?;
+        if self.changes.words() > self.change_words_max {
+            self.send_changes_ahead(slot)?;
         }
+        let (pass, counts, entries) = self.stage(plan, slot);
         let results_at = self.slots[slot].results.device_address();
         let records_at = results_at + 4 * self.samples_max() as u64;
         let staged = self.slots[slot].staged.words_mut();
@@ -331,9 +334,6 @@ impl CudaExecutor {
             blocks: 0,
             history: None,
         });
-        if self.changes.words() + start.tokens.len() > CHANGE_WORDS_MAX {
-            self.send_changes_ahead()?;
-        }
         self.changes.set(row as usize * self.arena.max_len, start.tokens.iter().copied());
         let (arena, params) = (&self.arena, &start.sampling);
         let mut modes = self.row_sampling.start(&self.context, arena, &mut self.changes, row, params, start.prompt_len);
@@ -347,15 +347,16 @@ impl CudaExecutor {
         Ok(())
     }
 
-    /// Sends the changes so far by themselves and waits: only for steps that bring more than the staged buffer holds.
-    fn send_changes_ahead(&mut self) -> Result<(), CudaError> {
+    /// Sends the changes so far by themselves, through a slot that no step uses, and waits: only for steps that bring more than a slot holds.
+    fn send_changes_ahead(&mut self, slot: usize) -> Result<(), CudaError> {
         let layout = Layout { tokens: 0, samples: 0, tiles: 0 };
-        let mut words = Pinned::allocate(layout.fixed_words() + self.changes.words())?;
-        assert!(words.words().len() * 4 <= self.forward.staged.bytes(), "more changes than a step can bring");
-        let count = self.changes.write(&layout, Counts::default(), [0; 3], words.words_mut());
-        self.stream.copy_to_device(&self.forward.staged, &words, count)?;
-        self.forward.apply_changes(&self.stream)?;
-        self.stream.wait()?;
+        for piece in self.changes.pieces(self.change_words_max) {
+            let staged = self.slots[slot].staged.words_mut();
+            let count = piece.write(&layout, Counts::default(), [0; 3], staged);
+            self.stream.copy_to_device(&self.forward.staged, &self.slots[slot].staged, count)?;
+            self.forward.apply_changes(&self.stream)?;
+            self.stream.wait()?;
+        }
         self.changes.clear();
         Ok(())
     }

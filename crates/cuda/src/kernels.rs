@@ -133,6 +133,8 @@ pub(crate) const TOP_MAX: u8 = 20;
 pub(crate) const RECORD_WORDS: usize = 48;
 /// Threads of a block of `rope_write_64` and `rope_write_128` (rope.cu).
 pub(crate) const ROPE_WHOLE_THREADS: u32 = 128;
+/// Elements of a head past its rotary dimension that `rope_write_4` takes (rope.cuh).
+pub(crate) const ROPE_REST_MAX: usize = 128;
 /// Queries of one flash tile (flash.cu).
 pub(crate) const TILE_QUERIES: u32 = 128;
 /// Threads of a block of flash.cu, gated.cu and best.cu: two warpgroups that multiply, one that copies.

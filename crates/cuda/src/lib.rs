@@ -85,6 +85,8 @@ pub struct CudaOptions {
     pub prepare_at_start: Duration,
     /// A kind of steps with prompts is captured as a graph when it comes for this time.
     pub capture_prompts_at: u32,
+    /// Words of changes to the tables of tokens and blocks that a step brings with it, more than 3; what is more goes ahead, in pieces.
+    pub step_change_words: usize,
 }
 
 impl Default for CudaOptions {
@@ -100,6 +102,7 @@ impl Default for CudaOptions {
             prepare_at_start: Duration::from_secs(4),
             // Capturing takes as long as some ten launches by a graph save: a load whose steps never repeat for long loses next to nothing.
             capture_prompts_at: 8,
+            step_change_words: 4 << 20,
         }
     }
 }

@@ -144,7 +144,7 @@ impl Matmul {
             Way::Streaming | Way::Fused | Way::Even => false,
             Way::Skinny(_) => skinny::leaves_norm(p),
             Way::Library if self.lt.is_some() => p.folded_norm().is_some() && p.output == Output::Store,
-            Way::Library => in_skinny_groups(p) && skinny::leaves_norm(p),
+            Way::Library => !self.deterministic && in_skinny_groups(p) && skinny::leaves_norm(p),
         }
     }
 

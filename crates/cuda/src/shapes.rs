@@ -1,6 +1,6 @@
 //! Which shapes the executor takes: what it refuses of a model and of the settings, and to which sizes it rounds a step.
 
-use crate::{CudaError, CudaOptions, Element};
+use crate::{CudaError, CudaOptions, Element, kernels::ROPE_REST_MAX};
 use powertrain_model::spec::DecoderSpec;
 use powertrain_step::StepLimits;
 
@@ -73,6 +73,13 @@ pub(crate) fn check_spec(spec: &DecoderSpec, element: Element) -> Result<(), Cud
         if 2 * attention.rope.inverse_frequencies.len() > attention.head_dim {
             return refuse(format!("layer {index} rotates more elements than a head has"));
         }
+        let rest = attention.head_dim - 2 * attention.rope.inverse_frequencies.len();
+        if rest > ROPE_REST_MAX {
+            return refuse(format!(
+                "layer {index} leaves {rest} elements of a head of {} unrotated, more than {ROPE_REST_MAX}",
+                attention.head_dim
+            ));
+        }
     }
     Ok(())
 }
@@ -80,6 +87,23 @@ pub(crate) fn check_spec(spec: &DecoderSpec, element: Element) -> Result<(), Cud
 #[cfg(test)]
 mod tests {
     use super::*;
+    use powertrain_model::{config::Config, family::describe_config};
+    use std::path::Path;
+
+    #[test]
+    fn heads_are_refused_of_which_the_kernels_would_leave_a_part() {
+        let json = r#"{"architectures":["LlamaForCausalLM"],"hidden_size":512,"intermediate_size":512,"num_attention_heads":2,"num_key_value_heads":1,"head_dim":256,"num_hidden_layers":1,"vocab_size":64,"max_position_embeddings":64,"rms_norm_eps":1e-5,"rope_theta":10000.0,"tie_word_embeddings":true}"#;
+        let config = Config::parse(Path::new("config.json"), json.as_bytes()).expect("valid");
+        let mut spec = describe_config(&config, &|_| true).expect("a model").spec;
+        let mut refused = |pairs: usize| {
+            spec.layers[0].attention.rope.inverse_frequencies = vec![1.0; pairs].into();
+            check_spec(&spec, Element::Bf16).err().map(|error| error.to_string())
+        };
+        assert_eq!([128, 64].map(&mut refused), [None, None], "128 elements are not rotated");
+        let words = refused(63).expect("130 are too many");
+        assert!(words.contains("layer 0") && words.contains("130 elements") && words.contains("than 128"), "{words}");
+        assert!(refused(129).is_some_and(|words| words.contains("rotates more")));
+    }
 
     #[test]
     fn buckets_hold_what_they_are_for() {

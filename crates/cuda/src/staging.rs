@@ -170,6 +170,9 @@ pub(crate) fn room(count: usize) -> usize {
     if count == 0 { 0 } else { bucket(count) }
 }
 
+/// Words that say where a span of changes goes.
+const SPAN_WORDS: usize = 3;
+
 /// Changes of the arena, collected for one step.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
@@ -200,20 +203,41 @@ impl Changes {
 
     /// Words this takes behind a step's arrays.
     pub(crate) fn words(&self) -> usize {
-        3 * self.spans.len() + self.data.len()
+        SPAN_WORDS * self.spans.len() + self.data.len()
+    }
+
+    /// The same changes, in order, as several that take no more than `room` words each.
+    pub(crate) fn pieces(&self, room: usize) -> Vec<Self> {
+        debug_assert!(room > SPAN_WORDS, "a piece holds a word at least");
+        let mut pieces = vec![Self::default()];
+        for &(to, from, count) in &self.spans {
+            let mut done = 0;
+            while done < count {
+                let piece = pieces.last_mut().expect("there is one from the start");
+                let free = room.saturating_sub(piece.words() + SPAN_WORDS);
+                if free == 0 {
+                    pieces.push(Self::default());
+                    continue;
+                }
+                let taken = free.min(count - done);
+                piece.set(to + done, self.data[from + done..][..taken].iter().copied());
+                done += taken;
+            }
+        }
+        pieces
     }
 
     /// Writes the header and the changes; returns the words used in all. `addresses`: where tokens,
     /// records of log-probabilities and changed logits go.
     pub(crate) fn write(&self, layout: &Layout, counts: Counts, addresses: [u64; 3], staged: &mut [u32]) -> usize {
-        let (begin, table) = (layout.changes(), 3 * self.spans.len());
+        let (begin, table) = (layout.changes(), SPAN_WORDS * self.spans.len());
         staged[0] = self.spans.len() as u32;
         staged[1] = begin as u32;
         staged[COUNTS_AT..HEADER_WORDS].copy_from_slice(&[counts.decodes as u32, counts.tiles as u32, 0, 0]);
         for (place, address) in staged[2..COUNTS_AT].chunks_exact_mut(2).zip(addresses) {
             place.copy_from_slice(&[address as u32, (address >> 32) as u32]);
         }
-        for (place, &(to, from, count)) in staged[begin..begin + table].chunks_exact_mut(3).zip(&self.spans) {
+        for (place, &(to, from, count)) in staged[begin..begin + table].chunks_exact_mut(SPAN_WORDS).zip(&self.spans) {
             place.copy_from_slice(&[to as u32, count as u32, (table + from) as u32]);
         }
         staged[begin + table..begin + table + self.data.len()].copy_from_slice(&self.data);
@@ -285,6 +309,37 @@ mod tests {
         assert_eq!(step(33, &[50, 50, 50]), step(44, &[35, 35, 35, 35]));
         assert_ne!(step(33, &[50, 50, 50]), step(33, &[50, 50, 70]), "of more positions");
         assert_ne!(step(31, &[50, 50, 50]), step(33, &[50, 50, 50]), "of more decodes");
+    }
+
+    #[test]
+    fn changes_in_pieces_are_the_same_and_fit() {
+        let mut state = 5_u32;
+        let mut next = |below: u32| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            ((state >> 8) % below) as usize
+        };
+        let carry_out = |changes: &Changes, arena: &mut [u32]| {
+            for &(to, from, count) in &changes.spans {
+                arena[to..to + count].copy_from_slice(&changes.data[from..from + count]);
+            }
+        };
+        let mut several = 0;
+        for _ in 0..300 {
+            let mut changes = Changes::default();
+            for _ in 0..next(12) {
+                let (at, count, first) = (next(900), next(100), next(1000) as u32);
+                changes.set(at, first..first + count as u32);
+            }
+            let room = SPAN_WORDS + 1 + next(300);
+            let pieces = changes.pieces(room);
+            assert!(pieces.iter().all(|piece| piece.words() <= room));
+            several += usize::from(pieces.len() > 1);
+            let (mut whole, mut piece_by_piece) = (vec![0; 1000], vec![0; 1000]);
+            carry_out(&changes, &mut whole);
+            pieces.iter().for_each(|piece| carry_out(piece, &mut piece_by_piece));
+            assert_eq!(whole, piece_by_piece);
+        }
+        assert!(several > 100, "{several}");
     }
 
     #[test]

@@ -147,7 +147,7 @@ struct Device {
 
 /// So many that every decode kernel takes its turn: with two KV heads they are 144 groups of heads, with eight 576.
 const ROWS: u32 = 72;
-/// Decodes beside a prompt, so many that its attention is by small blocks (flash.rs) where there are two KV heads.
+/// Decodes beside a prompt, so many that with two KV heads their attention takes a block a sequence and KV head (decode.rs, `Shallow`).
 const MANY: u32 = ROWS - 1;
 /// Rows that generate text, which the reference then reads.
 const WRITERS: usize = 12;
@@ -162,8 +162,15 @@ impl Device {
         let prepare_at_start = Duration::from_millis(200);
         // Steps with prompts both ways, too.
         let capture_prompts_at = 2;
-        let options =
-            CudaOptions { kv_cache_bytes: Some(1 << 30), prepare_at_start, capture_prompts_at, ..crate::options() };
+        // Steps that bring several rows send some of that ahead.
+        let step_change_words = 1 << 14;
+        let options = CudaOptions {
+            kv_cache_bytes: Some(1 << 30),
+            prepare_at_start,
+            capture_prompts_at,
+            step_change_words,
+            ..crate::options()
+        };
         let executor = powertrain_cuda::load(model, &limits, &options).map_err(|error| error.to_string())?;
         let blocks_each = length.div_ceil(BLOCK);
         if executor.facts().kv_blocks < blocks_each * ROWS {
@@ -332,7 +339,8 @@ fn log_softmax(logits: &[f32]) -> Vec<f64> {
     logits.iter().map(|&x| f64::from(x - max) - sum.ln()).collect()
 }
 
-/// Prefill in chunks beside other rows that decode, every prompt token's log-probability compared.
+/// Prefill in chunks beside other rows that decode, one position further with each: every prompt token's log-probability compared, and what each decode finds
+/// likely.
 fn score_prompt(
     device: &mut Device,
     tokens: &[TokenId],
@@ -340,20 +348,33 @@ fn score_prompt(
     wanted: &[Vec<f64>],
     spread: &mut Spread,
 ) -> Result<(), String> {
-    let greedy = || SamplingParams { temperature: 0.0, ..Default::default() };
-    let started = (0..others).map(|row| Device::start(row, &tokens[..5], 5, 0, greedy())).collect();
-    let plan = device.plan(&[], started, (0..others).map(|row| work(row, 0, 5, true)).collect());
+    let sampling = || SamplingParams { temperature: 0.0, logprobs: Some(5), ..Default::default() };
+    // Where a row decodes first.
+    let first = |row: u32| 5 + row as usize * 7 % 40;
+    let started = (0..others).map(|row| Device::start(row, &tokens[..first(row)], first(row), 0, sampling())).collect();
+    let plan = device.plan(&[], started, (0..others).map(|row| work(row, 0, first(row), false)).collect());
     device.run(&plan)?;
     let mut start = Device::start(others, tokens, tokens.len(), 0, SamplingParams::default());
     start.prompt_logprobs = Some(3);
-    let mut started = vec![start];
+    let mut prompt = Some(start);
     let mut position = 1;
+    let decoding: Vec<u32> = (0..others).collect();
     for (index, begin) in (0..tokens.len()).step_by(chunk).enumerate() {
         let len = chunk.min(tokens.len() - begin);
+        let at = |row: u32| first(row) + index;
+        // Rows that start over, so that it is known what they read.
+        let started = (0..others).map(|row| Device::start(row, &tokens[..=at(row)], at(row) + 1, at(row), sampling()));
         let mut works = vec![work(others, begin, len, false)];
-        works.extend((0..others).map(|row| work(row, 5 + index, 1, true)));
-        let plan = device.plan(&[], std::mem::take(&mut started), works);
-        for logprobs in &device.run(&plan)?[0].prompt_logprobs {
+        works.extend((0..others).map(|row| work(row, at(row), 1, true)));
+        let plan = device.plan(&decoding, started.chain(prompt.take()).collect(), works);
+        let outputs = device.run(&plan)?;
+        for (row, output) in (0..).zip(&outputs[1..]) {
+            let logprobs = output.sampled[0].logprobs.as_ref().ok_or("no log-probabilities")?;
+            for &(token, logprob) in &logprobs.top {
+                spread.add(logprob, wanted[at(row)][token as usize]);
+            }
+        }
+        for logprobs in &outputs[0].prompt_logprobs {
             if logprobs.token != tokens[position] {
                 return Err(format!("log-probability of token {} at {position}", logprobs.token));
             }

@@ -50,13 +50,13 @@ impl CudaExecutor {
     pub(super) fn measure_costs(&mut self, prepare_at_start: Duration) -> Result<(), CudaError> {
         let limit = limit(prepare_at_start);
         let name = self.costs_name(limit);
-        let before = (self.next_slot, self.last_pass, self.launch_seconds);
+        let before = (self.last_pass, self.launch_seconds);
         // None of these steps is a sighting of a kind that a load makes.
         let never = PromptGraphs::new(u32::MAX);
         let prompt_graphs = mem::replace(&mut self.prompt_graphs, never);
         let measured = self.costs_of_steps(limit);
         self.prompt_graphs = prompt_graphs;
-        (self.next_slot, self.last_pass, self.launch_seconds) = before;
+        (self.last_pass, self.launch_seconds) = before;
         self.in_flight.clear();
         self.changes.clear();
         self.rows.fill_with(|| None);
