@@ -88,7 +88,9 @@ impl Gate {
             let (change, verdict, detectable) = match self.subject {
                 Subject::FailedShare => {
                     let share = |(failed, sent): (u64, u64)| failed as f64 / sent.max(1) as f64;
-                    (share(level.failed.b) - share(level.failed.a), level.failed.verdict, None)
+                    let change = share(level.failed.b) - share(level.failed.a);
+                    let (low, high) = level.failed.share_difference;
+                    (change, level.failed.verdict, Some((high - change).max(change - low)))
                 }
                 Subject::Metric(metric) => match level.metrics.iter().find(|found| found.metric == metric) {
                     Some(found) => {

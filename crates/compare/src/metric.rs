@@ -134,8 +134,8 @@ impl fmt::Display for Metric {
 /// A name that no metric has.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is no metric; there are requests_per_s, output_tokens_per_s, total_tokens_per_s, good_requests_per_s, and ttft, itl, \
-         tpot, e2e each with _mean, _p50, _p90, _p95, _p99, _p99.9"
+    "`{0}` is no metric; there are requests_per_s, output_tokens_per_s, total_tokens_per_s, good_requests_per_s, failed_share, and \
+         ttft, itl, tpot, e2e each with _mean, _p50, _p90, _p95, _p99, _p99.9"
 )]
 pub struct UnknownMetric(pub String);
 

@@ -15,7 +15,7 @@ use crate::{
     prompting::prompts,
     result::{FORMAT, LevelResult, RunResult, WorkResult},
     run::{Level, run_level},
-    schedule::{Arrivals, Load},
+    schedule::Load,
     session::Session,
     stages_of::{stage_results, turn_results},
     stop::Stop,
@@ -161,7 +161,7 @@ impl<Tell: FnMut(Event<'_>)> Run<'_, Tell> {
             }
             let load = match plan.unit {
                 Unit::Concurrency => Load::Closed { concurrency: at as u32 },
-                Unit::Rate => Load::Open { rate: at, arrivals: Arrivals::Poisson, in_flight_max: plan.in_flight_max },
+                Unit::Rate => Load::Open { rate: at, arrivals: plan.arrivals, in_flight_max: plan.in_flight_max },
             };
             let level = self.level(&load)?;
             if level.interrupted {

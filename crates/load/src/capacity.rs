@@ -9,6 +9,7 @@
 //! Nothing says that a server must fail at every load above one at which it fails. The search never takes a load as passed
 //! because a higher one did, and says so when trials contradict each other.
 
+use crate::schedule::Arrivals;
 use serde::{Deserialize, Serialize};
 
 /// Most trials, confirmations included.
@@ -29,6 +30,8 @@ pub struct SearchPlan {
     pub resolution: f64,
     /// Share of the requests that must be good.
     pub attainment: f64,
+    /// Of rates: the gaps between requests.
+    pub arrivals: Arrivals,
     /// Of rates: most requests in flight.
     pub in_flight_max: u32,
 }
@@ -172,8 +175,15 @@ mod tests {
     use super::*;
 
     fn search(unit: Unit, start: f64, max: f64, passes: impl Fn(f64, usize) -> bool) -> CapacityResult {
-        let mut search =
-            Search::new(SearchPlan { unit, start, max, resolution: 0.05, attainment: 0.99, in_flight_max: 1 });
+        let mut search = Search::new(SearchPlan {
+            unit,
+            start,
+            max,
+            resolution: 0.05,
+            attainment: 0.99,
+            arrivals: Arrivals::Poisson,
+            in_flight_max: 1,
+        });
         while let Step::Try { at, confirmation } = search.next() {
             let level = search.trials.len();
             let passed = passes(at, level);

@@ -150,7 +150,7 @@ pub struct Objectives {
 
 impl Objectives {
     /// Whether a request completed and met every limit. A limit on what the request has not (TPOT of a single token)
-    /// is met; one on a TTFT that was never seen is not, and an answer without content meets nothing.
+    /// is met; one on what was never seen (TTFT, or TPOT of several tokens, without a stream) is not, and an answer without content meets nothing.
     pub fn met_by(&self, record: &RequestRecord) -> bool {
         let within = |value: Option<f64>, limit: Option<f64>, absent: bool| match (value, limit) {
             (_, None) => true,
@@ -160,7 +160,7 @@ impl Objectives {
         record.outcome() == Outcome::Completed
             && within(ttft(record).map(|nanos| nanos as f64), self.ttft_ms, false)
             && (self.is_empty() || !record.streamed || !record.chunks.is_empty())
-            && within(tpot(record), self.tpot_ms, true)
+            && within(tpot(record), self.tpot_ms, output_tokens(record).count == 1)
             && within(e2e(record).map(|nanos| nanos as f64), self.e2e_ms, false)
     }
 
@@ -256,6 +256,9 @@ mod tests {
         assert!(!limits(None, None, Some(99.0)).met_by(&record()));
         let single = RequestRecord { usage: Some(Usage { completion_tokens: 1, ..Usage::default() }), ..record() };
         assert!(limits(None, Some(1.0), None).met_by(&single));
+        let whole = RequestRecord { streamed: false, chunks: Vec::new(), ..record() };
+        assert!(limits(None, None, Some(150.0)).met_by(&whole));
+        assert!(!limits(None, Some(1e9), None).met_by(&whole) && !limits(Some(1e9), None, None).met_by(&whole));
         let failure = Some(Failure { class: FailureClass::Closed, message: String::new() });
         assert!(!Objectives::default().met_by(&RequestRecord { failure, ..record() }));
         assert!(!limits(None, Some(1.0), None).met_by(&RequestRecord { chunks: Vec::new(), ..record() }));

@@ -145,7 +145,29 @@ pub fn has_own_sidecars(result: &Path) -> bool {
     result.extension().is_some_and(|extension| extension == "json")
 }
 
-pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Whether [`write_whole`] could write there now, so that nothing is measured for a name that nothing can be written to.
+///
+/// # Errors
+/// Why not.
+pub fn check_writable(path: &Path) -> io::Result<()> {
+    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    match fs::metadata(&target) {
+        Ok(found) if found.is_dir() => Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder")),
+        Ok(found) if !found.is_file() => Ok(()),
+        _ => {
+            let partial = beside(&target);
+            // Another run's file is left to it.
+            File::options().create(true).append(true).open(&partial)?;
+            if fs::metadata(&partial)?.len() == 0 { fs::remove_file(&partial) } else { Ok(()) }
+        }
+    }
+}
+
+/// Writes a file so that it is there whole or as it was before.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     // A link keeps its place; a device or a pipe cannot be replaced by a file, only written to.
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     if fs::metadata(&target).is_ok_and(|found| !found.is_file()) {
@@ -168,6 +190,19 @@ fn beside(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_can_be_written_is_known_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.json");
+        check_writable(&path).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing stays");
+        fs::write(&path, "old").unwrap();
+        check_writable(&path).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "old");
+        assert!(check_writable(&folder.path().join("none/x.json")).is_err());
+        assert!(check_writable(folder.path()).is_err());
+    }
 
     #[test]
     fn lines_without_an_end_leave_nothing_and_two_writers_are_told_apart() {

@@ -74,10 +74,11 @@ fn parts(text: &mut String, level: &LevelResult) -> std::fmt::Result {
     let stages = level.stages.iter().map(|stage| {
         let values =
             if stage.from == stage.to { stage.from.to_string() } else { format!("{}-{}", stage.from, stage.to) };
-        (format!("{}-{} s: {values}", stage.from_s, stage.to_s), &stage.summary)
+        let seconds = stage.to_s - stage.from_s;
+        (format!("{}-{} s: {values}", stage.from_s, stage.to_s), &stage.summary, Some(seconds))
     });
-    let turns = level.turns.iter().map(|turn| (format!("turn {}", turn.turn + 1), &turn.summary));
-    for (name, summary) in stages.chain(turns) {
+    let turns = level.turns.iter().map(|turn| (format!("turn {}", turn.turn + 1), &turn.summary, None));
+    for (name, summary, seconds) in stages.chain(turns) {
         let Some(summary) = summary else {
             writeln!(text, "  {name:22} no request")?;
             continue;
@@ -93,7 +94,12 @@ fn parts(text: &mut String, level: &LevelResult) -> std::fmt::Result {
                 }
             }
         }
-        writeln!(text, " ms, {:.1} tokens/s", summary.throughput.output_tokens_per_s)?;
+        // A part's own window reaches from its first request to its last answer, into others' time: its rate is over the time it has.
+        let tokens = summary.throughput.output_tokens_per_s * summary.window_s;
+        match seconds {
+            Some(seconds) => writeln!(text, " ms, {:.1} tokens/s of the stage", tokens / seconds)?,
+            None => writeln!(text, " ms, {tokens:.0} tokens")?,
+        }
     }
     Ok(())
 }

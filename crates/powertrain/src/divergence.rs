@@ -53,6 +53,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    arguments.text.check()?;
     if let (Some(url), Some(baseline)) = (&arguments.url, &arguments.baseline_url) {
         return endpoint_divergence::run(arguments, url, baseline);
     }

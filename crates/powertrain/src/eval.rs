@@ -3,6 +3,7 @@
 use crate::{divergence, engine_flags::EngineFlags, perplexity, print, questions};
 use anyhow::{Context, ensure};
 use powertrain_eval::{Endpoint, FORMAT, Likelihood, Scoring, WindowsOf, text_sha256};
+use powertrain_load::files;
 use powertrain_text::{AddSpecial, ParseSpecial};
 use serde_json::{Value, json};
 use std::{
@@ -89,6 +90,12 @@ impl ServerFlags {
 }
 
 impl TextFlags {
+    /// What can be known to be wrong before anything is loaded.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        ensure!(self.windows != Some(0), "--windows 0 leaves nothing to score; write 1 or more, or leave it out");
+        self.result.check()
+    }
+
     pub(crate) fn read(&self) -> anyhow::Result<String> {
         let context = self.context;
         ensure!(context >= 4, "--context {context} leaves nothing to score; set it to at least 4");
@@ -98,22 +105,32 @@ impl TextFlags {
 }
 
 impl ResultFlags {
-    /// Writes the object where it was asked for, and prints it or the text.
+    /// Whether there is somewhere to write to: before anything is measured.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        let Some(path) = &self.output else { return Ok(()) };
+        files::check_writable(path).with_context(|| format!("cannot write --output {}", path.display()))
+    }
+
+    /// Prints the object or the text, and writes the object where it was asked for.
     pub(crate) fn give(&self, object: &Value, text: &str) -> anyhow::Result<()> {
+        let printed = if self.json { print(&format!("{object}\n")) } else { print(text) };
         if let Some(path) = &self.output {
-            let written = std::fs::write(path, serde_json::to_string_pretty(object)? + "\n");
+            let written = files::write_whole(path, (serde_json::to_string_pretty(object)? + "\n").as_bytes());
             written.with_context(|| format!("cannot write {}", path.display()))?;
         }
-        if self.json { print(&format!("{object}\n")) } else { print(text) }
+        printed
     }
 }
 
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.measure {
-        Measure::Perplexity(arguments) => match &arguments.url {
-            Some(url) => over_http(&arguments, url),
-            None => in_our_engine(&arguments),
-        },
+        Measure::Perplexity(arguments) => {
+            arguments.text.check()?;
+            match &arguments.url {
+                Some(url) => over_http(&arguments, url),
+                None => in_our_engine(&arguments),
+            }
+        }
         Measure::Divergence(arguments) => divergence::run(&arguments),
         Measure::Questions(arguments) => questions::run(&arguments),
     }

@@ -53,7 +53,10 @@ fn describe(model: &Model) -> String {
     line("layers", spec.layers.len().to_string());
     each_kind(spec, |layer| layer_words(spec, layer)).into_iter().for_each(|words| line("  each", words));
     let kv = |bytes| Bytes(summary.kv_bytes_per_token(bytes) as u64);
-    line("KV per token", format!("{} in f16 or bf16, {} in f32", kv(2), kv(4)));
+    // A byte an element, and a scale in f32 for each head's key and value.
+    let scales = spec.layers.iter().map(|layer| 2 * 4 * layer.attention.kv_heads as u64).sum::<u64>();
+    let int8 = Bytes(summary.kv_bytes_per_token(1) as u64 + scales);
+    line("KV per token", format!("{int8} in int8 (the default on CPUs), {} in f16 or bf16, {} in f32", kv(2), kv(4)));
     for format in &summary.formats {
         let (tensors, share) = (format.tensors, 100.0 * format.bytes as f64 / summary.weight_bytes.max(1) as f64);
         let size = Bytes(format.bytes);

@@ -29,6 +29,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    arguments.result.check()?;
     let (name, text) = match &arguments.questions {
         None => ("own questions".to_owned(), questions::OWN.to_owned()),
         Some(path) => {

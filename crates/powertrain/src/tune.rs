@@ -50,7 +50,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     ensure!((0.01..=100_000.0).contains(&budget), "--budget {budget}: write minutes, 0.01 to 100000");
     ensure!((0.1..=100_000.0).contains(&first), "--first {first}: write seconds, 0.1 to 100000");
     if !arguments.slo.is_empty() {
-        let limits = objectives(&arguments.slo)?;
+        let limits = objectives("--slo", &arguments.slo)?;
         let (ttft_ms, tpot_ms, e2e_ms) = (limits.ttft_ms, limits.tpot_ms, limits.e2e_ms);
         matrix.objectives = Some(Limits { ttft_ms, tpot_ms, e2e_ms, attainment });
     }

@@ -115,31 +115,32 @@ pub fn take_verdicts(comparison: &Document, changes: &mut [Changes]) {
         for (place, metric) in metrics.into_iter().flatten().enumerate() {
             let id = metric.get("metric").and_then(Value::as_str).unwrap_or_default();
             let pointer = format!("/levels/{index}/metrics/{place}");
-            if let Some(change) = changes.changes.iter_mut().find(|change| compared_as(change.id) == id) {
-                take_verdict(comparison, &pointer, metric, change);
+            if let Some(change) = changes.changes.iter_mut().find(|change| compared_as(change.id) == id)
+                && take_verdict(comparison, &pointer, metric, change)
+            {
                 take_numbers(comparison, &pointer, change, marks);
             }
         }
     }
 }
 
-/// A percentile that no single run's requests support, but those of all runs together do: a ratio does not stand without what it
-/// is of.
+/// A ratio stands beside what it is of: of several runs the comparison has what all their requests together give, the report alone the mean of the runs.
 fn take_numbers(comparison: &Document, pointer: &str, change: &mut Change, marks: (Marks, Marks)) {
-    let (true, Some(metric)) = (change.ratio.is_some(), metric::by_id(change.id)) else { return };
+    let Some(metric) = metric::by_id(change.id) else { return };
     let pooled = |side: &str, marks| Some(comparison.number(&format!("{pointer}/{side}"), metric.unit)?.marked(marks));
-    change.before = change.before.take().or_else(|| pooled("a", marks.0));
-    change.after = change.after.take().or_else(|| pooled("b", marks.1));
+    change.before = pooled("a", marks.0).or_else(|| change.before.take());
+    change.after = pooled("b", marks.1).or_else(|| change.after.take());
 }
 
-fn take_verdict(comparison: &Document, pointer: &str, metric: &Value, change: &mut Change) {
+/// Whether the comparison had a ratio.
+fn take_verdict(comparison: &Document, pointer: &str, metric: &Value, change: &mut Change) -> bool {
     let verdict = match metric.get("verdict").and_then(Value::as_str) {
         Some("better") => Verdict::Better,
         Some("worse") => Verdict::Worse,
         Some("no_detectable_difference") => Verdict::NoDifference,
-        _ => return,
+        _ => return false,
     };
-    let Some(ratio) = comparison.number(&format!("{pointer}/ratio"), Unit::Ratio) else { return };
+    let Some(ratio) = comparison.number(&format!("{pointer}/ratio"), Unit::Ratio) else { return false };
     let basis = if metric.get("basis").and_then(Value::as_str) == Some("between_runs") {
         "between_runs"
     } else {
@@ -152,6 +153,7 @@ fn take_verdict(comparison: &Document, pointer: &str, metric: &Value, change: &m
     if change.verdict != Verdict::OtherWork {
         change.verdict = verdict;
     }
+    true
 }
 
 /// A metric's name in `compare`.
@@ -189,8 +191,9 @@ mod tests {
         let before = p95.before.as_ref().unwrap();
         assert_eq!((before.value, before.unit, before.marks.client_limited), (200.0, Unit::Milliseconds, true));
         assert_eq!(before.origin.leaves.first().unwrap(), "C#/levels/0/metrics/0/a");
-        // What a side has itself stays.
-        assert_eq!((p95.after.as_ref().unwrap().value, p50.before.as_ref().unwrap().value), (101.0, 1.5));
+        // Where a side has a number itself, too.
+        assert_eq!((p95.after.as_ref().unwrap().value, p50.before.as_ref().unwrap().value), (100.0, 1.0));
+        assert_eq!(p50.after.as_ref().unwrap().value / p50.before.as_ref().unwrap().value, 2.0);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::{
 use powertrain_load::{
     BenchError, Stop, bench,
     events::EventsFile,
-    files::{events_path, write_result},
+    files::{events_path, series_path, write_result},
     http::Url,
     result::RunResult,
 };
@@ -19,6 +19,9 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
 };
+
+/// How the name of a server's log ends.
+const SERVER_LOG: &str = "server.log";
 
 /// Where a side's runs come from.
 #[derive(Clone, Debug)]
@@ -148,8 +151,12 @@ pub fn interleave(
         let path = side.folder(folder);
         let file = |error| InterleaveError::File { path: path.clone(), error };
         fs::create_dir_all(&path).map_err(file)?;
-        if fs::read_dir(&path).map_err(file)?.next().is_some() {
-            return Err(InterleaveError::Full(path));
+        for entry in fs::read_dir(&path).map_err(file)? {
+            // Logs of servers stay where a run failed, for whoever looks why.
+            let name = entry.map_err(file)?.file_name();
+            if !name.to_string_lossy().ends_with(SERVER_LOG) {
+                return Err(InterleaveError::Full(path));
+            }
         }
     }
     for pair in 0..turns.pairs {
@@ -157,11 +164,14 @@ pub fn interleave(
         let mut results = Vec::new();
         for side in order {
             let path = side.folder(folder).join(format!("{pair}.json"));
-            let result = turns.one(side, &path, stop, tell)?;
-            if stop.is_requested() {
-                return Ok(pair);
+            let result = turns.one(side, &path, stop, tell);
+            if stop.is_requested() || result.is_err() {
+                // Nothing stays of a pair that is not whole: the folder can be used again.
+                results.iter().map(|(path, _)| path).chain([&path]).for_each(|path| discard(path));
+                // A run that was to stop may end with an error for that.
+                return if stop.is_requested() { Ok(pair) } else { result.map(|_| pair) };
             }
-            results.push((path, result));
+            results.push((path, result?));
         }
         // A pair is kept whole or not at all.
         for (path, result) in results {
@@ -169,6 +179,12 @@ pub fn interleave(
         }
     }
     Ok(turns.pairs)
+}
+
+/// Removes what a run left beside a result that is not written.
+fn discard(result: &Path) {
+    // What cannot be removed is in nobody's way but this folder's next run's, which says so.
+    [events_path(result), series_path(result)].iter().for_each(|path| _ = fs::remove_file(path));
 }
 
 impl Turns<'_> {
@@ -209,7 +225,7 @@ impl Turns<'_> {
                 Ok(result)
             }
             Source::Started(configuration) => {
-                let log = path.with_extension("server.log");
+                let log = path.with_extension(SERVER_LOG);
                 let (mut server, ready) = match start(configuration, &log, stop)? {
                     Ok(started) => started,
                     Err(StartError::Failed(failure)) => return Err(InterleaveError::Failed(side, failure)),

@@ -356,8 +356,20 @@ fn turns_are_taken_and_kept_in_pairs() {
     let ((fast, workload, _), (slow, ..)) = (source("fast"), source("slow"));
     let turns =
         Turns { a: &fast, b: &slow, workload: &workload, limits: None, pairs: 2, warmup_requests: 1, command: &[] };
-    let mut order = Vec::new();
     let results = folder.path().join("results");
+    // Stopped within a pair: nothing of it stays that would be taken for a result.
+    let (stop, mut ready) = (Stop::new(), 0);
+    let pairs = interleave(&turns, &results, &stop, &mut |_, event| {
+        ready += u32::from(matches!(event, Event::Ready(_)));
+        if ready == 2 {
+            stop.request();
+        }
+    });
+    assert_eq!((pairs.unwrap(), ready), (0, 2));
+    let left = |side: &str| fs::read_dir(results.join(side)).unwrap().map(|entry| entry.unwrap().file_name());
+    let left: Vec<_> = left("a").chain(left("b")).collect();
+    assert_eq!(left, ["0.server.log", "0.server.log"]);
+    let mut order = Vec::new();
     let pairs = interleave(&turns, &results, &Stop::new(), &mut |side, event| {
         if let Event::Ready(_) = event {
             order.push(side.name());

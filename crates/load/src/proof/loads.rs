@@ -132,9 +132,9 @@ fn turns_are_told_apart_in_the_result() {
 fn the_capacity_is_searched_with_a_level_for_each_trial() {
     let server = start(Script::default());
     let mut plan = plan(&server);
-    let attainment = 0.9;
-    let search =
-        SearchPlan { unit: Unit::Concurrency, start: 1.0, max: 4.0, resolution: 0.05, attainment, in_flight_max: 10 };
+    let (attainment, arrivals) = (0.9, Arrivals::Poisson);
+    let unit = Unit::Concurrency;
+    let search = SearchPlan { unit, start: 1.0, max: 4.0, resolution: 0.05, attainment, arrivals, in_flight_max: 10 };
     plan.search = Some(search);
     let mut levels = 0;
     let result =
@@ -144,7 +144,16 @@ fn the_capacity_is_searched_with_a_level_for_each_trial() {
     assert_eq!((loads, capacity.found, capacity.confirmed), (vec![1.0, 2.0, 4.0, 4.0], Some(4.0), true));
     assert_eq!((levels, result.levels.len(), result.complete), (4, 4, true));
 
+    // A search for a rate has the gaps that were asked for.
+    let arrivals = Arrivals::Constant;
+    plan.search =
+        Some(SearchPlan { unit: Unit::Rate, start: 50.0, max: 50.0, arrivals, ..plan.search.clone().unwrap() });
+    let levels = bench(&plan, &Stop::new(), |_| {}).unwrap().levels;
+    let loads: Vec<_> = levels.iter().map(|level| serde_json::to_value(&level.load).unwrap()).collect();
+    assert!(!loads.is_empty() && loads.iter().all(|load| load["arrivals"] == "constant"), "{loads:?}");
+
     // Nothing is this fast.
+    plan.search = plan.search.map(|search| SearchPlan { unit: Unit::Concurrency, start: 1.0, ..search });
     plan.objectives = Objectives { e2e_ms: Some(1e-6), ..Objectives::default() };
     let capacity = bench(&plan, &Stop::new(), |_| {}).unwrap().capacity.unwrap();
     assert_eq!((capacity.found, capacity.trials.len()), (None, 1));

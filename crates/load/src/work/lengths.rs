@@ -58,6 +58,15 @@ pub struct LengthsError {
 }
 
 impl Lengths {
+    /// The longest there can be.
+    pub fn longest(&self) -> u32 {
+        match *self {
+            Self::Fixed(tokens) => tokens,
+            Self::Uniform(_, max) | Self::Normal { max, .. } | Self::LogNormal { max, .. } => max,
+            Self::Seen { ref lengths, .. } => lengths.iter().copied().max().unwrap_or(0),
+        }
+    }
+
     /// One length.
     pub fn draw(&self, random: &mut Random) -> u32 {
         let within = |value: f64, min: u32, max: u32| value.round().clamp(f64::from(min), f64::from(max)) as u32;

@@ -34,7 +34,7 @@ pub enum Calibration {
 }
 
 impl Synthetic {
-    /// A prompt, and its length as the server should count it. But for their shared part prompts differ from the second
+    /// A prompt, and its length as it was asked for. But for their shared part prompts differ from the second
     /// word on: an accidental hit in a prefix cache would flatter the server.
     pub fn prompt(&self, seed: u64, random: &mut Random) -> (Prompt, u32) {
         let asked = self.input.draw(random);
@@ -51,7 +51,7 @@ impl Synthetic {
                 (Prompt::Tokens(ids.collect()), asked)
             }
             Calibration::Words { words, overhead, .. } => {
-                // A prompt cannot be shorter than its template and one word.
+                // A prompt cannot be shorter than its template and one word: it is longer than asked then, and counted as such.
                 let count = asked.saturating_sub(*overhead).max(1);
                 let mut text = String::with_capacity(count as usize * 6);
                 for place in 0..count {
@@ -63,7 +63,7 @@ impl Synthetic {
                     text.push(' ');
                     text.push_str(&words[source.below(words.len() as u64) as usize]);
                 }
-                (Prompt::Text(text), count + overhead)
+                (Prompt::Text(text), asked)
             }
         }
     }
@@ -79,7 +79,7 @@ impl Synthetic {
 }
 
 impl Calibration {
-    /// A prompt as long as a trace's, and its length as the server should count it. Blocks of one id are alike within a
+    /// A prompt as long as a trace's, and that length. Blocks of one id are alike within a
     /// seed; what is beyond them is like nothing else.
     pub(super) fn blocks(&self, request: &TraceRequest, seed: u64, random: &mut Random) -> (Prompt, u32) {
         let mut within = request.blocks.iter().map(|&id| Random::of_item(seed.wrapping_add(2), id));
@@ -108,7 +108,7 @@ impl Calibration {
                     text.push(' ');
                     text.push_str(&words[word]);
                 }
-                (Prompt::Text(text), count + overhead)
+                (Prompt::Text(text), request.input_tokens)
             }
         }
     }

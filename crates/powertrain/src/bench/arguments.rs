@@ -89,9 +89,9 @@ pub(crate) struct Arguments {
     /// Highest load that is tried [default: 1000 clients, or 1000 requests/s]
     #[arg(long, value_name = "LOAD", requires = "find_capacity", help_heading = LIMITS)]
     pub(super) capacity_max: Option<f64>,
-    /// Gaps between requests of an open loop
-    #[arg(long, value_enum, default_value_t = ArrivalKind::Poisson, help_heading = LOAD)]
-    pub(super) arrivals: ArrivalKind,
+    /// Gaps between requests of an open loop [default: poisson]
+    #[arg(long, value_enum, help_heading = LOAD)]
+    pub(super) arrivals: Option<ArrivalKind>,
     /// Shape of gamma-distributed gaps: below 1 burstier than Poisson, above 1 more even; implies --arrivals gamma
     #[arg(long, help_heading = LOAD)]
     pub(super) burstiness: Option<f64>,

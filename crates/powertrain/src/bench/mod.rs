@@ -52,6 +52,9 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         "--output and --csv name the same file; the second would replace the first"
     );
     let output = arguments.output.as_deref().map(result_path).transpose()?;
+    if let Some(csv) = &arguments.csv {
+        files::check_writable(csv).with_context(|| format!("cannot write --csv {}", csv.display()))?;
+    }
     let mut sidecars = output.as_deref().map(Sidecars::create).transpose()?;
     let stop = Stop::new();
     stop_on_interrupt(&stop);

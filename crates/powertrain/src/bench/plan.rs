@@ -84,13 +84,20 @@ impl Arguments {
             },
             no_keep_alive: self.no_keep_alive,
             look_every: (self.loop_ms > 0).then(|| Duration::from_millis(self.loop_ms.into())),
-            objectives: objectives(&self.goodput)?,
+            objectives: self.objectives()?,
             config: self.config.clone(),
             command: command(std::env::args()),
         })
     }
 
     fn loads(&self) -> anyhow::Result<Vec<Load>> {
+        let by_the_clock = !self.request_rate.is_empty()
+            || self.stages.is_some()
+            || matches!(self.find_capacity, Some(CapacityUnit::Rate));
+        ensure!(
+            by_the_clock || self.arrivals.is_none() && self.burstiness.is_none(),
+            "--arrivals and --burstiness are of open loops: give --request-rate, --stages or --find-capacity rate"
+        );
         if let Some(stages) = &self.client_stages {
             ensure!(stages.max() <= 100_000.0, "--client-stages {stages}: at most 100000 clients");
             return Ok(vec![Load::Clients { stages: stages.clone() }]);
@@ -121,17 +128,29 @@ impl Arguments {
 
     fn arrivals(&self) -> anyhow::Result<Arrivals> {
         Ok(match (self.burstiness, self.arrivals) {
-            (Some(shape), _) => {
+            (Some(shape), Some(ArrivalKind::Constant | ArrivalKind::Poisson)) => {
+                anyhow::bail!("--burstiness {shape} is the shape of gamma-distributed gaps; --arrivals asks for others")
+            }
+            (Some(shape), Some(ArrivalKind::Gamma) | None) => {
                 ensure!(
                     shape.is_finite() && (1e-3..=1e6).contains(&shape),
                     "--burstiness {shape}: write 0.001 to 1000000"
                 );
                 Arrivals::Gamma { burstiness: shape }
             }
-            (None, ArrivalKind::Constant) => Arrivals::Constant,
-            (None, ArrivalKind::Poisson) => Arrivals::Poisson,
-            (None, ArrivalKind::Gamma) => anyhow::bail!("--arrivals gamma needs its shape: --burstiness"),
+            (None, Some(ArrivalKind::Constant)) => Arrivals::Constant,
+            (None, Some(ArrivalKind::Poisson) | None) => Arrivals::Poisson,
+            (None, Some(ArrivalKind::Gamma)) => anyhow::bail!("--arrivals gamma needs its shape: --burstiness"),
         })
+    }
+
+    fn objectives(&self) -> anyhow::Result<Objectives> {
+        let objectives = objectives("--goodput", &self.goodput)?;
+        ensure!(
+            !self.no_stream || objectives.ttft_ms.is_none() && objectives.tpot_ms.is_none(),
+            "--no-stream: without a stream nobody sees when the first token came; of --goodput only e2e can be kept"
+        );
+        Ok(objectives)
     }
 
     fn search(&self) -> anyhow::Result<Option<SearchPlan>> {
@@ -151,8 +170,18 @@ impl Arguments {
         );
         let attainment = self.attainment;
         ensure!((0.0..=1.0).contains(&attainment), "--attainment {attainment}: write 0 to 1");
-        let resolution = 0.05;
-        Ok(Some(SearchPlan { unit, start, max, resolution, attainment, in_flight_max: self.max_in_flight }))
+        match unit {
+            Unit::Rate => ensure!(
+                self.concurrency.is_empty(),
+                "--find-capacity rate begins at --request-rate; --concurrency is for --find-capacity concurrency"
+            ),
+            Unit::Concurrency => ensure!(
+                self.request_rate.is_empty(),
+                "--find-capacity concurrency begins at --concurrency; --request-rate is for --find-capacity rate"
+            ),
+        }
+        let (resolution, arrivals, in_flight_max) = (0.05, self.arrivals()?, self.max_in_flight);
+        Ok(Some(SearchPlan { unit, start, max, resolution, attainment, arrivals, in_flight_max }))
     }
 
     /// A trace as load and prompts.
@@ -183,6 +212,11 @@ impl Arguments {
         }
         let (prefix_tokens, prefix_groups) = (self.prefix_tokens, self.prefix_groups);
         let (input, token_ids) = (self.input_tokens.clone(), self.token_ids()?);
+        let longest = input.longest();
+        ensure!(
+            prefix_tokens < longest,
+            "--prefix-tokens {prefix_tokens}: prompts of at most {longest} tokens (--input-tokens) would be shared whole, and the server's prefix cache be measured"
+        );
         Ok(PromptPlan::Synthetic { input, token_ids, prefix_tokens, prefix_groups })
     }
 
@@ -215,21 +249,18 @@ impl Arguments {
 }
 
 /// Limits as vLLM's users write them: `ttft:200 tpot:50`.
-pub(crate) fn objectives(limits: &[String]) -> anyhow::Result<Objectives> {
+pub(crate) fn objectives(flag: &str, limits: &[String]) -> anyhow::Result<Objectives> {
     let mut objectives = Objectives::default();
     for limit in limits.iter().flat_map(|limit| limit.split(',')) {
         let (name, ms) =
-            limit.split_once(':').with_context(|| format!("--goodput {limit}: write ttft:MS, tpot:MS or e2e:MS"))?;
-        let ms: f64 = ms
-            .parse()
-            .ok()
-            .filter(|ms: &f64| *ms > 0.0)
-            .with_context(|| format!("--goodput {limit}: {ms} is no time"))?;
+            limit.split_once(':').with_context(|| format!("{flag} {limit}: write ttft:MS, tpot:MS or e2e:MS"))?;
+        let ms: f64 =
+            ms.parse().ok().filter(|ms: &f64| *ms > 0.0).with_context(|| format!("{flag} {limit}: {ms} is no time"))?;
         match name {
             "ttft" => objectives.ttft_ms = Some(ms),
             "tpot" => objectives.tpot_ms = Some(ms),
             "e2e" | "e2el" => objectives.e2e_ms = Some(ms),
-            _ => anyhow::bail!("--goodput {limit}: only ttft, tpot and e2e have limits"),
+            _ => anyhow::bail!("{flag} {limit}: only ttft, tpot and e2e have limits"),
         }
     }
     Ok(objectives)
@@ -270,7 +301,8 @@ mod tests {
 
     #[test]
     fn limits_are_read() {
-        let limits = |text: &[&str]| objectives(&text.iter().map(|&text| text.to_owned()).collect::<Vec<_>>());
+        let limits =
+            |text: &[&str]| objectives("--goodput", &text.iter().map(|&text| text.to_owned()).collect::<Vec<_>>());
         let read = limits(&["ttft:200,tpot:50", "e2e:1e3"]).unwrap();
         assert_eq!(read, Objectives { ttft_ms: Some(200.0), tpot_ms: Some(50.0), e2e_ms: Some(1000.0) });
         for bad in ["ttft", "ttft:x", "itl:5", "tpot:-1"] {

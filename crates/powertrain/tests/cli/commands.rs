@@ -85,13 +85,43 @@ fn the_cache_is_listed_and_what_is_not_there_cannot_be_deleted() {
 }
 
 #[test]
+fn what_would_measure_something_else_is_refused_before_anything_is_sent() {
+    let nowhere = "/nonexistent/x.csv";
+    for (arguments, part) in [
+        (&["--no-stream", "--goodput", "tpot:5"][..], "of --goodput only e2e"),
+        (&["--find-capacity", "rate", "--goodput", "e2e:5", "--concurrency", "4"], "--concurrency is for"),
+        (&["--find-capacity", "concurrency", "--goodput", "e2e:5", "--request-rate", "4"], "--request-rate is for"),
+        (&["--arrivals", "constant"], "are of open loops"),
+        (&["--burstiness", "2", "--concurrency", "4"], "are of open loops"),
+        (&["--request-rate", "5", "--arrivals", "poisson", "--burstiness", "2"], "asks for others"),
+        (&["--prefix-tokens", "300", "--input-tokens", "100-300"], "shared whole"),
+        (&["--csv", nowhere], "cannot write --csv"),
+    ] {
+        // Nobody listens there.
+        let output = run(&[&["bench", "http://127.0.0.1:9"], arguments].concat());
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(2) && said.contains(part), "{arguments:?}: {said}");
+    }
+    let model = fixture("gemma3-F16.gguf");
+    let (model, text) = (model.to_str().unwrap(), "tests/cli/commands.rs");
+    for (arguments, part) in
+        [(["-o", "/nonexistent/x.json"], "cannot write --output"), (["--windows", "0"], "leaves nothing to score")]
+    {
+        let output = run(&[&["eval", "perplexity", model, "--file", text], &arguments[..]].concat());
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(2) && said.contains(part), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
 fn inspect_shows_what_a_model_is() {
     let output = run(&["inspect", "--tensors", fixture("gemma3-F16.gguf").to_str().unwrap()]);
     let text = String::from_utf8(output.stdout).unwrap();
     for part in [
         "architecture    gemma3\n",
         "window 8, QK norm",
-        "KV per token",
+        "KV per token    ",
+        " in int8 (the default on CPUs), ",
         "F16 ",
         "blk.0.attn_q.weight",
         "chat template",
