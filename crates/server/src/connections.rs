@@ -1,9 +1,9 @@
 //! Accepts connections and serves HTTP/1.1 on them.
 //!
-//! Own loop instead of `axum::serve`: it limits how many connections there are and how long a request's head may take, so
-//! that slow or idle clients cannot use the server up.
+//! Own loop instead of `axum::serve`: it limits how many connections there are, how long a request's head may take and how long a client may read
+//! nothing of its response, so that slow or idle clients cannot use the server up.
 
-use crate::config::ServerConfig;
+use crate::{config::ServerConfig, moving::Moving};
 use axum::Router;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -18,6 +18,8 @@ use tokio::{
 
 /// How long the head of a request may take, counted anew for each on a connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a client may take none of its response while there is some to take.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// After accepting failed for want of resources (file descriptors, say), how long to let some come back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long connections may take to close once nothing runs on them.
@@ -90,7 +92,7 @@ pub(crate) async fn serve(listener: TcpListener, app: Router, connections_max: u
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(Moving::new(stream, WRITE_TIMEOUT)), service);
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {

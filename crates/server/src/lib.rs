@@ -22,6 +22,7 @@ mod log;
 mod logprobs;
 mod metrics;
 mod model;
+mod moving;
 mod pool;
 mod prompt;
 mod record;
