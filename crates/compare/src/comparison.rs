@@ -257,6 +257,12 @@ fn cautions(a: &Side, b: &Side, paired: bool) -> Vec<String> {
                 .map(|path| format!("{} is a copy of another run of its side and is left out", path.display())),
         );
     }
+    let on_both = a.runs.iter().filter(|run| b.runs.iter().any(|other| other.json == run.json)).count();
+    if on_both > 0 {
+        cautions.push(format!(
+            "{on_both} of the runs are on both sides: a run does not differ from itself, so what is said of chance is not true"
+        ));
+    }
     cautions.extend(all().filter_map(|run| {
         let why = run.events_unused.as_ref()?;
         Some(format!("{}: {why}; chance within this run is not known", run.path.display()))

@@ -274,6 +274,8 @@ fn copies_foreign_events_and_other_answers_are_told() {
     ] {
         assert!(cautions.contains(told), "{told}: {cautions}");
     }
+    let itself = Comparison::of(&sides[0], &sides[0], Settings::default()).cautions.join("\n");
+    assert!(itself.contains("1 of the runs are on both sides") && !cautions.contains("on both sides"), "{itself}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Which shapes the executor takes: what it refuses of a model and of the settings, and to which sizes it rounds a step.
 
-use crate::{CudaError, CudaOptions, Element, kernels::ROPE_REST_MAX};
+use crate::{CudaError, CudaOptions, Element, kernels::ROPE_REST_MAX, staging::SPAN_WORDS};
 use powertrain_model::spec::DecoderSpec;
 use powertrain_step::StepLimits;
 
@@ -38,6 +38,12 @@ pub(crate) fn check_settings(limits: &StepLimits, options: &CudaOptions) -> Resu
         return Err(CudaError::Setting(format!(
             "--block-size {} does not work on CUDA: it must be a multiple of 16",
             limits.block_size
+        )));
+    }
+    if options.step_change_words <= SPAN_WORDS {
+        return Err(CudaError::Setting(format!(
+            "{} words of changes a step hold none; give more than {SPAN_WORDS}",
+            options.step_change_words
         )));
     }
     let share = options.gpu_memory_utilization;

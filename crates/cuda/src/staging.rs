@@ -171,7 +171,7 @@ pub(crate) fn room(count: usize) -> usize {
 }
 
 /// Words that say where a span of changes goes.
-const SPAN_WORDS: usize = 3;
+pub(crate) const SPAN_WORDS: usize = 3;
 
 /// Changes of the arena, collected for one step.
 #[derive(Debug, Default)]
