@@ -33,7 +33,7 @@ pub struct GenerationFields {
     pub repetition_penalty: Option<f32>,
     /// Added to these tokens' logits.
     pub logit_bias: Vec<(TokenId, f32)>,
-    /// Of the first choice; choice i draws from `seed + i`. Absent: random.
+    /// Of the first choice of each prompt; choice i draws from `seed + i`. Absent: random, for each prompt anew.
     pub seed: Option<u64>,
     /// Completions per prompt, at least 1.
     pub n: u32,

@@ -44,20 +44,23 @@ pub(crate) struct Job<'a> {
 impl Job<'_> {
     /// Submits `n` sequences for each prompt; choice `prompt * n + i` is the i-th of a prompt.
     ///
+    /// A request's own seed holds for each of its prompts: equal seed, equal output. Without one each prompt has its own.
+    ///
     /// # Errors
     /// When one of them can not run, or not now; then none does.
     pub(crate) async fn start(&self, state: &State, record: &Record) -> Result<Sequences, ApiError> {
         let rules = self.rules(state);
         let n = self.fields.n;
         let mut requests = Vec::with_capacity(self.prompts.len() * n as usize);
-        // Drawn from the system's generator when the request has no seed, so that no two requests are alike by chance.
-        let seed = self.fields.seed.unwrap_or_else(random_u64);
         for (index, prompt) in self.prompts.iter().enumerate() {
             record.prompt(prompt.len() as u32);
             let max_tokens = state.engine.check_prompt(prompt).map_err(refusal);
             let max_tokens = max_tokens.and_then(|()| self.max_tokens(state, prompt.len() as u32));
             let max_tokens = max_tokens.map_err(|error| error.of_prompt(index, self.prompts.len()))?;
             let sampling = self.sampling(state, &rules)?;
+            // Drawn from the system's generator when the request has no seed: no two requests are alike by chance, nor two
+            // equal prompts of one.
+            let seed = self.fields.seed.unwrap_or_else(random_u64);
             for i in 0..n {
                 requests.push(Request {
                     id: format!("{}-{}", self.id, requests.len()).into(),

@@ -36,6 +36,19 @@ async fn prompts_are_text_or_ids_alone_or_many() {
 }
 
 #[tokio::test]
+async fn equal_prompts_differ_without_a_seed_and_agree_with_one() {
+    let server = Setup::default().start().await;
+    let mut body = json!({"prompt": ["one", "one", "one"], "max_tokens": 40});
+    let free = server.post(PATH, &body).await.ok();
+    body["seed"] = json!(1);
+    let seeded = server.post(PATH, &body).await.ok();
+    for (one, other) in [(0, 1), (0, 2), (1, 2)] {
+        assert_ne!(free["choices"][one]["text"], free["choices"][other]["text"]);
+        assert_eq!(seeded["choices"][one]["text"], seeded["choices"][other]["text"]);
+    }
+}
+
+#[tokio::test]
 async fn an_echoed_prompt_comes_first() {
     let server = Setup::default().start().await;
     let prompt = server.ids("one");
