@@ -13,7 +13,8 @@ pub struct ChatMessage {
     /// `system`, `user`, `assistant` or `tool`. OpenAI's `developer` is `system` under a new name and becomes it, as
     /// templates do not know it.
     pub role: String,
-    /// The text; several text parts are joined by newlines. `None` only beside tool calls.
+    /// The text; several text parts are joined by newlines. `None` only beside tool calls, and then mostly rendered as an
+    /// empty text.
     pub content: Option<String>,
     /// The speaker.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -63,8 +63,16 @@ fn render(app: &App, prompt: &ChatPrompt) -> Result<String, ApiError> {
         ));
     };
     // Plain structs with string keys serialise.
-    let messages: Vec<Value> =
+    let mut messages: Vec<Value> =
         prompt.messages.iter().map(|message| serde_json::to_value(message).expect("a message serialises")).collect();
+    // Most templates put strings together and fail on null, or print it as a word: beside tool calls it is an empty text,
+    // as in vLLM. Not where that would lose the calls, nor in a message to continue: it has no text that could go on.
+    if !template.calls_beside_null() {
+        let continued = usize::from(prompt.continue_final_message);
+        for message in messages.iter_mut().rev().skip(continued).filter(|message| message["content"].is_null()) {
+            message["content"] = Value::from("");
+        }
+    }
     let chat = Chat {
         messages: &messages,
         tools: None,

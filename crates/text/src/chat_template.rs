@@ -21,6 +21,7 @@ pub struct ChatTemplate {
     tool_use: Option<Environment<'static>>,
     special_tokens: Vec<(&'static str, String)>,
     content: ContentFormat,
+    calls_beside_null: bool,
 }
 
 /// What a template does with a message's content.
@@ -111,6 +112,15 @@ pub enum ChatTemplateError {
 }
 
 const NAME: &str = "chat_template";
+/// Around messages that are rendered to see what a template does.
+const PROBING: Chat<'static> = Chat {
+    messages: &[],
+    tools: None,
+    documents: None,
+    add_generation_prompt: false,
+    continue_final_message: false,
+    variables: None,
+};
 const RESERVED: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
 /// Marks where the final message ends, as transformers does it: the space tells whether the template trims.
 const CONTINUE_TAG: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
@@ -136,8 +146,10 @@ impl ChatTemplate {
             tool_use: sources.tool_use.as_deref().map(compile).transpose()?,
             special_tokens,
             content: ContentFormat::String,
+            calls_beside_null: false,
         };
         template.content = template.probe_content();
+        template.calls_beside_null = template.probe_calls();
         Ok(template)
     }
 
@@ -163,6 +175,11 @@ impl ChatTemplate {
     /// What the template does with a message's content, found by trying.
     pub fn content_format(&self) -> ContentFormat {
         self.content
+    }
+
+    /// Whether the template shows an assistant's tool calls only where the content beside them is null, found by trying.
+    pub fn calls_beside_null(&self) -> bool {
+        self.calls_beside_null
     }
 
     fn render_prepared(&self, messages: &[Json], chat: &Chat<'_>) -> Result<String, ChatTemplateError> {
@@ -249,16 +266,8 @@ impl ChatTemplate {
         const PROBE: &str = "Zq7content";
         let shows = |content: Json| {
             let message = serde_json::json!({"role": "user", "content": content});
-            let chat = Chat {
-                messages: &[],
-                tools: None,
-                documents: None,
-                add_generation_prompt: false,
-                continue_final_message: false,
-                variables: None,
-            };
             // A list printed as it is shows its keys.
-            self.render_prepared(&[message], &chat).is_ok_and(|prompt| {
+            self.render_prepared(&[message], &PROBING).is_ok_and(|prompt| {
                 prompt.contains(PROBE) && !prompt.contains("'type'") && !prompt.contains("\"type\"")
             })
         };
@@ -267,6 +276,24 @@ impl ChatTemplate {
             (false, true) => ContentFormat::PartsOnly,
             _ => ContentFormat::String,
         }
+    }
+
+    /// Renders a call beside null and beside an empty text and looks whether it comes through. Some templates want its
+    /// arguments as an object, others as text.
+    fn probe_calls(&self) -> bool {
+        const PROBE: &str = "Zq7call";
+        let shows = |content: Json, arguments: Json| {
+            let function = serde_json::json!({"name": PROBE, "arguments": arguments});
+            let calls = serde_json::json!([{"id": "123456789", "type": "function", "function": function}]);
+            let messages = [
+                serde_json::json!({"role": "user", "content": "x"}),
+                serde_json::json!({"role": "assistant", "content": content, "tool_calls": calls}),
+            ];
+            self.render_prepared(&messages, &PROBING).is_ok_and(|prompt| prompt.contains(PROBE))
+        };
+        let ways = [serde_json::json!({}), Json::from("{}")];
+        ways.iter().any(|way| shows(Json::Null, way.clone()))
+            && !ways.iter().any(|way| shows(Json::from(""), way.clone()))
     }
 }
 

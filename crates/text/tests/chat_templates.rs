@@ -61,6 +61,19 @@ fn tool_call_arguments_become_objects() {
 }
 
 #[test]
+fn templates_that_want_null_beside_calls_are_known() {
+    let calls = "{% for c in m.tool_calls or [] %}{{ c.function.name + c.function.arguments }}{% endfor %}";
+    let each = |body: &str| template(&format!("{{% for m in messages %}}{body}{{% endfor %}}"));
+    assert!(
+        each(&format!("{{% if m.content is none %}}{calls}{{% else %}}{{{{ m.content }}}}{{% endif %}}"))
+            .calls_beside_null()
+    );
+    assert!(!each(&format!("{{{{ m.role + m.content }}}}{calls}")).calls_beside_null());
+    assert!(!each(&format!("{{{{ m.content or '' }}}}{calls}")).calls_beside_null());
+    assert!(!each("{{ m.role + m.content }}").calls_beside_null());
+}
+
+#[test]
 fn the_tool_template_serves_chats_with_tools() {
     let sources =
         ChatTemplateSources { default: "plain".to_owned(), tool_use: Some("{{ tools | length }} tools".to_owned()) };

@@ -201,6 +201,23 @@ async fn tokenize_and_detokenize_show_what_the_model_reads() {
 }
 
 #[tokio::test]
+async fn tool_calls_without_content_are_rendered_beside_an_empty_text() {
+    let server = Setup::default().start().await;
+    let call = json!({"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}});
+    let expected = server.ids("<|im_start|>assistant\n<|im_end|>\n<|im_start|>assistant\n");
+    for message in [
+        json!({"role": "assistant", "content": null, "tool_calls": [call]}),
+        json!({"role": "assistant", "tool_calls": [call]}),
+    ] {
+        let answer = server.post("/tokenize", &json!({"messages": [message]})).await.ok();
+        assert_eq!(answer["tokens"], json!(expected));
+        let open = json!({"messages": [message], "add_generation_prompt": false, "continue_final_message": true});
+        let (status, error) = server.post("/tokenize", &open).await.error();
+        assert_eq!((status, error.contains("no text content to continue")), (400, true), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_long_conversation_goes_through_the_pool() {
     let server = Setup { max_model_len: 8000, ..Setup::default() }.start().await;
     let long = "x".repeat(6000);

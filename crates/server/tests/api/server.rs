@@ -20,7 +20,7 @@ pub(crate) const IM_END: TokenId = 257;
 pub(crate) const VOCAB_SIZE: u32 = 260;
 pub(crate) const KV_BLOCKS: u32 = 512;
 
-const TEMPLATE: &str = "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n\
+const TEMPLATE: &str = "{% for message in messages %}<|im_start|>{{ message.role + '\\n' + message.content }}<|im_end|>\n\
                         {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
 /// What a test wants otherwise.
