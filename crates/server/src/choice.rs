@@ -19,7 +19,7 @@ pub(crate) struct TextRules {
     pub(crate) include_stop: bool,
     /// Whether control tokens are left out.
     pub(crate) skip_special: bool,
-    /// Before this many tokens no stop string counts.
+    /// No stop string counts that is complete before this many tokens.
     pub(crate) min_tokens: u32,
 }
 
@@ -119,8 +119,10 @@ impl Choice {
     }
 
     fn push_text(&mut self, text: &str) -> Option<Piece> {
+        // What begins before the minimum and is complete after it is a stop string that came after it, as in vLLM: its
+        // beginning waits here, so that a stream shows no more of it than a whole answer.
         if self.generated < self.rules.min_tokens {
-            self.pending.text.push_str(text);
+            self.matcher.pass(text, &mut self.pending.text);
         } else if let Some(index) = self.matcher.push(text, &mut self.pending.text) {
             let stop_reason = Some(StopReason::Text(self.rules.stop[index].clone()));
             return Some(self.take(Some(End { finish: WireFinishReason::Stop, stop_reason })));
@@ -275,6 +277,17 @@ mod tests {
             &[("a", 1), ("b", 1), ("a", 1), ("", 1)],
             Some(StopReason::Text("b".to_owned())),
         );
+    }
+
+    #[test]
+    fn a_stop_string_may_begin_before_min_tokens() {
+        let stop = || Some(StopReason::Text("bc".to_owned()));
+        let patient = |min_tokens| TextRules { min_tokens, ..rules(&["bc"]) };
+        check(patient(3), &[A, B, C, A], FinishReason::Length, &[("a", 1), ("", 2)], stop());
+        check(patient(4), &[A, B, C, A], FinishReason::Length, &[("a", 1), ("bc", 2), ("a", 1), ("", 0)], None);
+        check(patient(4), &[A, B, C, B, C], FinishReason::Length, &[("a", 1), ("bc", 2), ("", 2)], stop());
+        let included = TextRules { include_stop: true, ..patient(3) };
+        check(included, &[A, B, C, A], FinishReason::Length, &[("a", 1), ("bc", 2)], stop());
     }
 
     #[test]

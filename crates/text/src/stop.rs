@@ -77,14 +77,36 @@ impl StopMatcher {
                 return self.matched;
             }
         }
-        let undecided = self.patterns.iter().map(|pattern| pattern.progress).max().unwrap_or(0);
-        shown.extend(self.held.drain(..self.held.len() - undecided));
+        self.release(shown);
         None
+    }
+
+    /// Takes a piece of text in which no stop string may end; one that begins in it may end in the next. So what may be the
+    /// beginning of one is held back all the same.
+    pub fn pass(&mut self, piece: &str, shown: &mut String) {
+        if self.matched.is_some() {
+            return;
+        }
+        self.held.push_str(piece);
+        for &byte in piece.as_bytes() {
+            for pattern in &mut self.patterns {
+                if pattern.advance(byte) {
+                    pattern.decline();
+                }
+            }
+        }
+        self.release(shown);
     }
 
     /// Ends the text: what was held back is no stop string and may be shown.
     pub fn finish(&mut self, shown: &mut String) {
         shown.push_str(&std::mem::take(&mut self.held));
+    }
+
+    /// Shows what can be no part of a stop string any more.
+    fn release(&mut self, shown: &mut String) {
+        let undecided = self.patterns.iter().map(|pattern| pattern.progress).max().unwrap_or(0);
+        shown.extend(self.held.drain(..self.held.len() - undecided));
     }
 
     /// The index of the stop string that ended the text.
@@ -115,7 +137,8 @@ impl Pattern {
         Ok(Self { bytes, fallback: fallback.into(), progress: 0 })
     }
 
-    /// Takes a byte; true when the text now ends with the whole pattern, after which no more may come.
+    /// Takes a byte; true when the text now ends with the whole pattern, after which no more may come before
+    /// [`decline`](Self::decline).
     fn advance(&mut self, byte: u8) -> bool {
         while self.progress > 0 && self.bytes[self.progress] != byte {
             self.progress = self.fallback[self.progress - 1] as usize;
@@ -125,15 +148,20 @@ impl Pattern {
         }
         self.progress == self.bytes.len()
     }
+
+    /// The whole pattern does not count here; its end may still be another's beginning.
+    fn decline(&mut self) {
+        self.progress = self.fallback[self.progress - 1] as usize;
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The same by searching the whole text: the first end of any stop string, of equals the longest.
-    fn naive(text: &str, stops: &[String], include: bool) -> (String, Option<usize>) {
-        for end in (1..=text.len()).filter(|&end| text.is_char_boundary(end)) {
+    /// The same by searching the whole text: the first end of any stop string behind `passed` bytes, of equals the longest.
+    fn naive(text: &str, passed: usize, stops: &[String], include: bool) -> (String, Option<usize>) {
+        for end in (passed + 1..=text.len()).filter(|&end| text.is_char_boundary(end)) {
             let found = stops.iter().enumerate().filter(|(_, stop)| text[..end].ends_with(stop.as_str()));
             if let Some((index, stop)) = found.max_by_key(|&(index, stop)| (stop.len(), std::cmp::Reverse(index))) {
                 let cut = if include { end } else { end - stop.len() };
@@ -155,19 +183,28 @@ mod tests {
             let text = word(24);
             let stops: Vec<String> = (0..3).map(|_| word(4)).filter(|stop| !stop.is_empty()).collect();
             let include = random.below(2) == 0;
+            // Half of the cases have text at their beginning where no stop string counts.
+            let passing = if random.below(2) == 0 { 0 } else { random.below(text.len() + 1) };
+            let passing = (passing..=text.len()).find(|&at| text.is_char_boundary(at)).unwrap_or(0);
             let mut matcher = StopMatcher::new(&stops, include).expect("valid stops");
             let mut shown = String::new();
             let mut rest = text.as_str();
+            let (expected, index) = naive(&text, passing, &stops, include);
             while !rest.is_empty() {
                 let cut = (1 + random.below(5)).min(rest.len());
                 let cut = (cut..=rest.len()).find(|&at| rest.is_char_boundary(at)).unwrap_or(rest.len());
-                matcher.push(&rest[..cut], &mut shown);
-                let (expected, _) = naive(&text, &stops, include);
+                let passed = text.len() - rest.len();
+                let cut = if passed < passing { cut.min(passing - passed) } else { cut };
+                if passed < passing {
+                    matcher.pass(&rest[..cut], &mut shown);
+                } else {
+                    matcher.push(&rest[..cut], &mut shown);
+                }
                 assert!(expected.starts_with(&shown), "seed {seed}: {shown:?} shown of {expected:?}");
                 rest = &rest[cut..];
             }
             matcher.finish(&mut shown);
-            assert_eq!((shown, matcher.matched()), naive(&text, &stops, include), "seed {seed}: {text:?} {stops:?}");
+            assert_eq!((shown, matcher.matched()), (expected, index), "seed {seed}: {text:?} {stops:?}");
         }
     }
 
