@@ -35,17 +35,17 @@ pub struct TokenAlternative {
 /// Of a plain completion: parallel lists with one entry per token.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct CompletionLogprobs {
-    /// Where each token starts in the text, in characters.
+    /// Where each token's text starts in the choice's, in characters; the parts of a character start where it does.
     pub text_offset: Vec<u32>,
     /// `None` for a prompt's first token, which nothing predicts.
     pub token_logprobs: Vec<Option<Finite>>,
-    /// Each token's text.
+    /// Each token's text; `bytes:\xf0\x9f` where it is no whole characters.
     pub tokens: Vec<String>,
     /// The most probable tokens at each place.
     pub top_logprobs: Vec<Option<TopLogprobs>>,
 }
 
-/// Token texts and log-probabilities, most probable first; serialises to an object.
+/// Token texts, no two equal, and log-probabilities, most probable first; serialises to an object.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TopLogprobs(pub Vec<(String, f32)>);
 

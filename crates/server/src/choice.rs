@@ -33,6 +33,9 @@ pub(crate) struct Piece {
     pub(crate) tokens: Vec<TokenId>,
     /// Theirs, when asked for.
     pub(crate) logprobs: Vec<TokenLogprobs>,
+    /// With those: where each token's text begins in the whole text, in characters. The parts of a character all begin where
+    /// it does.
+    pub(crate) starts: Vec<u32>,
     /// The prompt's, when asked for.
     pub(crate) prompt_logprobs: Vec<TokenLogprobs>,
     /// Set in the last piece.
@@ -44,6 +47,8 @@ pub(crate) struct Piece {
 pub(crate) struct End {
     pub(crate) finish: WireFinishReason,
     pub(crate) stop_reason: Option<StopReason>,
+    /// The whole text's length in characters.
+    pub(crate) chars: u32,
 }
 
 /// Turns one sequence's events into pieces.
@@ -55,6 +60,10 @@ pub(crate) struct Choice {
     matcher: StopMatcher,
     pending: Piece,
     generated: u32,
+    /// Characters that the tokens so far have made.
+    made: u32,
+    /// Characters of them that pieces have shown: fewer where text is held back or cut.
+    shown: u32,
 }
 
 impl Piece {
@@ -63,6 +72,7 @@ impl Piece {
         self.text.push_str(&next.text);
         self.tokens.append(&mut next.tokens);
         self.logprobs.append(&mut next.logprobs);
+        self.starts.append(&mut next.starts);
         self.prompt_logprobs.append(&mut next.prompt_logprobs);
         self.end = next.end;
     }
@@ -74,7 +84,7 @@ impl Choice {
         let matcher = StopMatcher::new(&rules.stop, rules.include_stop)
             .map_err(|error| ApiError::field("stop", error.to_string()))?;
         let detokenizer = Detokenizer::continuing(!rules.skip_special);
-        Ok(Self { tokenizer, rules, detokenizer, matcher, pending: Piece::default(), generated: 0 })
+        Ok(Self { tokenizer, rules, detokenizer, matcher, pending: Piece::default(), generated: 0, made: 0, shown: 0 })
     }
 
     /// Tokens so far.
@@ -93,7 +103,10 @@ impl Choice {
             Event::Token(sampled) => {
                 self.generated += 1;
                 self.pending.tokens.push(sampled.token);
-                self.pending.logprobs.extend(sampled.logprobs);
+                if let Some(logprobs) = sampled.logprobs {
+                    self.pending.logprobs.push(logprobs);
+                    self.pending.starts.push(self.made);
+                }
                 Ok(self.push_token(sampled.token))
             }
             Event::Finished(finished) => self.finish(&finished).map(Some),
@@ -107,7 +120,11 @@ impl Choice {
         }
         let mut text = String::new();
         self.detokenizer.push(&self.tokenizer, token, &mut text);
-        self.push_text(&text)
+        self.made += text.chars().count() as u32;
+        if let Some((finish, stop_reason)) = self.push_text(&text) {
+            return Some(self.take_last(finish, stop_reason));
+        }
+        (!self.pending.text.is_empty()).then(|| self.take())
     }
 
     /// The token that ends a sequence is not text, unless the request named it and wants to see it.
@@ -118,16 +135,16 @@ impl Choice {
         self.rules.eos_token_ids.contains(&token)
     }
 
-    fn push_text(&mut self, text: &str) -> Option<Piece> {
+    /// How the text ends, if it does.
+    fn push_text(&mut self, text: &str) -> Option<(WireFinishReason, Option<StopReason>)> {
         // What begins before the minimum and is complete after it is a stop string that came after it, as in vLLM: its
         // beginning waits here, so that a stream shows no more of it than a whole answer.
         if self.generated < self.rules.min_tokens {
             self.matcher.pass(text, &mut self.pending.text);
-        } else if let Some(index) = self.matcher.push(text, &mut self.pending.text) {
-            let stop_reason = Some(StopReason::Text(self.rules.stop[index].clone()));
-            return Some(self.take(Some(End { finish: WireFinishReason::Stop, stop_reason })));
+            return None;
         }
-        (!self.pending.text.is_empty()).then(|| self.take(None))
+        let index = self.matcher.push(text, &mut self.pending.text)?;
+        Some((WireFinishReason::Stop, Some(StopReason::Text(self.rules.stop[index].clone()))))
     }
 
     fn finish(&mut self, finished: &Finished) -> Result<Piece, ApiError> {
@@ -140,23 +157,26 @@ impl Choice {
         };
         let mut rest = String::new();
         self.detokenizer.finish(&mut rest);
-        if let Some(piece) = self.push_text(&rest) {
-            if piece.end.is_some() {
-                return Ok(piece);
-            }
-            self.pending = piece;
+        if let Some((finish, stop_reason)) = self.push_text(&rest) {
+            return Ok(self.take_last(finish, stop_reason));
         }
         self.matcher.finish(&mut self.pending.text);
-        Ok(self.take(Some(End { finish, stop_reason })))
+        Ok(self.take_last(finish, stop_reason))
     }
 
-    fn take(&mut self, end: Option<End>) -> Piece {
-        Piece { end, ..std::mem::take(&mut self.pending) }
+    fn take(&mut self) -> Piece {
+        self.shown += self.pending.text.chars().count() as u32;
+        std::mem::take(&mut self.pending)
+    }
+
+    fn take_last(&mut self, finish: WireFinishReason, stop_reason: Option<StopReason>) -> Piece {
+        let piece = self.take();
+        Piece { end: Some(End { finish, stop_reason, chars: self.shown }), ..piece }
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use powertrain_engine::Timings;
     use powertrain_step::SampledToken;
@@ -170,8 +190,9 @@ mod tests {
     const E_FIRST: TokenId = 3;
     const E_SECOND: TokenId = 4;
     const END: TokenId = 5;
+    const AB: TokenId = 6;
 
-    fn tokenizer() -> Arc<Tokenizer> {
+    pub(crate) fn tokenizer() -> Arc<Tokenizer> {
         let vocabulary = GgufVocabulary {
             model: "gpt2",
             pre: Some("smollm"),
@@ -288,6 +309,30 @@ mod tests {
         check(patient(4), &[A, B, C, B, C], FinishReason::Length, &[("a", 1), ("bc", 2), ("", 2)], stop());
         let included = TextRules { include_stop: true, ..patient(3) };
         check(included, &[A, B, C, A], FinishReason::Length, &[("a", 1), ("bc", 2)], stop());
+    }
+
+    #[test]
+    fn tokens_start_where_their_text_does() {
+        let check = |stop: &[&str], tokens: &[TokenId], starts: &[u32], chars: u32| {
+            let mut choice = Choice::new(tokenizer(), Arc::new(rules(stop))).expect("valid rules");
+            let logprobs = |token| Some(TokenLogprobs { token, logprob: 0.0, rank: 1, top: Vec::new() });
+            let events = tokens.iter().map(|&token| Event::Token(SampledToken { token, logprobs: logprobs(token) }));
+            let mut whole = Piece::default();
+            for event in events.chain([finished(FinishReason::Length)]) {
+                if let Some(piece) = choice.push(event).expect("no failure") {
+                    whole.append(piece);
+                }
+                if whole.end.is_some() {
+                    break;
+                }
+            }
+            assert_eq!((whole.starts.as_slice(), whole.end.expect("an end").chars), (starts, chars));
+            assert_eq!(whole.text.chars().count() as u32, chars);
+        };
+        check(&[], &[A, E_FIRST, E_SECOND, AB, B], &[0, 1, 1, 2, 4], 5);
+        check(&[], &[A, E_FIRST], &[0, 1], 2);
+        check(&["never"], &[A, END], &[0, 1], 1);
+        check(&["bc"], &[A, B, A, B, C], &[0, 1, 2, 3, 4], 3);
     }
 
     #[test]

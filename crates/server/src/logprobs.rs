@@ -1,11 +1,12 @@
 //! The engine's log-probabilities in the API's shapes.
 
+use crate::choice::Piece;
 use powertrain_protocol::{
     ChatLogprobs, CompletionLogprobs, Finite, PromptLogprob, PromptLogprobs, PromptPosition, TokenAlternative,
     TokenLogprob, TopLogprobs,
 };
 use powertrain_step::{TokenId, TokenLogprobs};
-use powertrain_text::Tokenizer;
+use powertrain_text::{Detokenizer, TokenKind, Tokenizer};
 
 /// How tokens are written.
 #[derive(Clone, Copy)]
@@ -38,36 +39,104 @@ impl Spelling<'_> {
         ChatLogprobs { content: content.collect() }
     }
 
-    /// For plain completions. `offset` is where the first token starts, in characters; it moves to the end.
-    pub(crate) fn completion(&self, logprobs: &[TokenLogprobs], offset: &mut u32) -> CompletionLogprobs {
-        let mut lists = CompletionLogprobs::default();
-        for position in logprobs {
-            let token = self.token(position.token);
-            let mut top: Vec<_> = position.top.iter().map(|(id, logprob)| (self.token(*id), *logprob)).collect();
-            // The chosen token is always among them, as with OpenAI.
-            if position.top.iter().all(|(id, _)| *id != position.token) {
-                top.push((token.clone(), position.logprob));
+    /// For plain completions, where there are no bytes beside the text: a token that is no whole characters is written
+    /// `bytes:\xf0\x9f`, as with OpenAI. As U+FFFD many different ones would be one.
+    fn key(&self, id: TokenId) -> String {
+        let bytes = self.tokenizer.token_bytes(id);
+        if self.as_ids || std::str::from_utf8(bytes).is_ok() {
+            return self.token(id);
+        }
+        let mut text = "bytes:".to_owned();
+        for &byte in bytes {
+            match byte {
+                b' '..=b'~' => text.push(char::from(byte)),
+                _ => text.push_str(&format!("\\x{byte:02x}")),
             }
-            push(&mut lists, token, Some(position.logprob), Some(top), offset);
+        }
+        text
+    }
+
+    /// For plain completions. `before` is how many characters of the choice's text come before what was generated.
+    pub(crate) fn completion(&self, piece: &Piece, before: u32, alternatives: u8) -> CompletionLogprobs {
+        let mut lists = CompletionLogprobs::default();
+        // What a stop string cut off is after the end.
+        let end = piece.end.as_ref().map_or(u32::MAX, |end| end.chars);
+        for (position, start) in piece.logprobs.iter().zip(&piece.starts) {
+            self.push(&mut lists, position, before + start.min(&end), alternatives);
         }
         lists
     }
 
-    /// For an echoed prompt: its first token, then those that something predicts.
-    pub(crate) fn echo(&self, first: TokenId, rest: &[TokenLogprobs], offset: &mut u32) -> CompletionLogprobs {
-        let mut lists = CompletionLogprobs::default();
-        push(&mut lists, self.token(first), None, None, offset);
-        extend(&mut lists, self.completion(rest, offset));
+    /// For a prompt echoed as this text: its first token, then those that something predicts.
+    pub(crate) fn echo(
+        &self,
+        echoed: &str,
+        prompt: &[TokenId],
+        rest: &[TokenLogprobs],
+        alternatives: u8,
+    ) -> CompletionLogprobs {
+        let mut starts = self.starts(echoed, prompt).into_iter();
+        let mut lists = CompletionLogprobs {
+            text_offset: starts.next().into_iter().collect(),
+            token_logprobs: vec![None],
+            tokens: vec![self.key(prompt[0])],
+            top_logprobs: vec![None],
+        };
+        for (position, start) in rest.iter().zip(starts) {
+            self.push(&mut lists, position, start, alternatives);
+        }
         lists
     }
 
+    fn push(&self, lists: &mut CompletionLogprobs, position: &TokenLogprobs, offset: u32, alternatives: u8) {
+        let token = self.key(position.token);
+        let mut top: Vec<(String, f32)> = Vec::with_capacity(usize::from(alternatives) + 1);
+        let told = position.top.iter().take(usize::from(alternatives));
+        let named = told.map(|(id, logprob)| (self.key(*id), *logprob));
+        // The chosen token is always among them, as with OpenAI.
+        for (key, logprob) in named.chain([(token.clone(), position.logprob)]) {
+            // They are the keys of an object: of tokens written alike the most probable stays.
+            if top.iter().all(|(other, _)| *other != key) {
+                top.push((key, logprob));
+            }
+        }
+        lists.text_offset.push(offset);
+        lists.token_logprobs.push(Some(Finite(position.logprob)));
+        lists.top_logprobs.push(Some(TopLogprobs(top)));
+        lists.tokens.push(token);
+    }
+
+    /// Where each token of a prompt begins in the text it is echoed as, in characters. Control tokens are in it where they
+    /// were written in it; not where encoding added them, nor where they were left out of ids made text.
+    fn starts(&self, echoed: &str, prompt: &[TokenId]) -> Vec<u32> {
+        let mut detokenizer = Detokenizer::at_start(self.tokenizer, true);
+        let (mut rest, mut offset) = (echoed, 0);
+        let mut starts = Vec::with_capacity(prompt.len());
+        for &id in prompt {
+            starts.push(offset);
+            let special = matches!(self.tokenizer.token_kind(id), Some(TokenKind::Control | TokenKind::Unknown));
+            if special && !rest.as_bytes().starts_with(self.tokenizer.token_bytes(id)) {
+                continue;
+            }
+            let mut text = String::new();
+            detokenizer.push(self.tokenizer, id, &mut text);
+            // By characters, not by bytes: a tokenizer may have normalised the text, which can put others in their place.
+            for _ in text.chars() {
+                let mut chars = rest.chars();
+                offset += u32::from(chars.next().is_some());
+                rest = chars.as_str();
+            }
+        }
+        starts
+    }
+
     /// vLLM's `prompt_logprobs`.
-    pub(crate) fn prompt(&self, rest: &[TokenLogprobs]) -> PromptLogprobs {
+    pub(crate) fn prompt(&self, rest: &[TokenLogprobs], alternatives: u8) -> PromptLogprobs {
         let candidate =
             |id: TokenId, logprob: f32, rank: u32| (id, PromptLogprob { logprob, rank, decoded_token: self.token(id) });
         let positions = rest.iter().map(|position| {
             let mut candidates = vec![candidate(position.token, position.logprob, position.rank)];
-            for (rank, (id, logprob)) in (1..).zip(&position.top) {
+            for (rank, (id, logprob)) in (1..).zip(position.top.iter().take(usize::from(alternatives))) {
                 if *id != position.token {
                     candidates.push(candidate(*id, *logprob, rank));
                 }
@@ -86,16 +155,27 @@ pub(crate) fn extend(lists: &mut CompletionLogprobs, mut more: CompletionLogprob
     lists.top_logprobs.append(&mut more.top_logprobs);
 }
 
-fn push(
-    lists: &mut CompletionLogprobs,
-    token: String,
-    logprob: Option<f32>,
-    top: Option<Vec<(String, f32)>>,
-    offset: &mut u32,
-) {
-    lists.text_offset.push(*offset);
-    *offset += token.chars().count() as u32;
-    lists.token_logprobs.push(logprob.map(Finite));
-    lists.top_logprobs.push(top.map(TopLogprobs));
-    lists.tokens.push(token);
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::choice::tests::tokenizer;
+
+    #[test]
+    fn parts_of_characters_are_told_apart() {
+        let tokenizer = tokenizer();
+        let spelling = Spelling { tokenizer: &tokenizer, as_ids: false };
+        // The two bytes of é, and two ids that are no tokens.
+        let top = vec![(4, -1.0), (3, -2.0), (100, -3.0), (101, -4.0), (0, -5.0)];
+        let position = TokenLogprobs { token: 3, logprob: -2.0, rank: 2, top };
+        let piece = Piece { logprobs: vec![position], starts: vec![0], ..Piece::default() };
+        let keys = |alternatives| {
+            let lists = spelling.completion(&piece, 0, alternatives);
+            assert_eq!(lists.tokens, [r"bytes:\xc3"]);
+            lists.top_logprobs[0].clone().expect("told").0
+        };
+        let (first, second) = ((r"bytes:\xa9".to_owned(), -1.0), (r"bytes:\xc3".to_owned(), -2.0));
+        assert_eq!(keys(5), [first.clone(), second.clone(), (String::new(), -3.0), ("a".to_owned(), -5.0)]);
+        assert_eq!(keys(1), [first, second.clone()]);
+        assert_eq!(keys(0), [second]);
+    }
 }

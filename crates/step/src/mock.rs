@@ -180,14 +180,16 @@ impl MockExecutor {
             row.chain.push(link);
         }
         let mut output = RowOutput::default();
-        if row.start.prompt_logprobs.is_some() {
+        let vocab_size = self.vocab_size;
+        if let Some(count) = row.start.prompt_logprobs {
             let predicted = start + 1..(end + 1).min(row.start.prompt_len as usize);
-            output.prompt_logprobs = predicted.map(|position| logprobs_at(position, row.tokens[position])).collect();
+            let told = predicted.map(|position| logprobs_at(position, row.tokens[position], count, vocab_size));
+            output.prompt_logprobs = told.collect();
         }
         if work.sample {
             assert_eq!(end, row.tokens.len(), "row {}: sampling before the last known token", work.row.0);
             let token = choose(*row.chain.last().expect("not empty"), row.start.sampling.seed, self.vocab_size);
-            let logprobs = row.start.sampling.logprobs.map(|_| logprobs_at(end, token));
+            let logprobs = row.start.sampling.logprobs.map(|count| logprobs_at(end, token, count, vocab_size));
             row.tokens.push(token);
             output.sampled.push(SampledToken { token, logprobs });
         }
@@ -295,9 +297,11 @@ fn mix(mut bits: u64) -> u64 {
     bits ^ (bits >> 31)
 }
 
-/// Recognisable by its position.
-fn logprobs_at(position: usize, token: TokenId) -> TokenLogprobs {
-    TokenLogprobs { token, logprob: -(position as f32), rank: 1, top: vec![(token, -(position as f32))] }
+/// Recognisable by its position. The alternatives are the ids that follow.
+fn logprobs_at(position: usize, token: TokenId, count: u8, vocab_size: u32) -> TokenLogprobs {
+    let logprob = -(position as f32);
+    let others = (1..u32::from(count)).map(|i| ((token + i) % vocab_size, logprob - i as f32));
+    TokenLogprobs { token, logprob, rank: 1, top: std::iter::once((token, logprob)).chain(others).collect() }
 }
 
 /// Holds a gated executor at the door of `collect`.

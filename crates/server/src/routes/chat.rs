@@ -68,7 +68,7 @@ pub(crate) async fn complete(
         prompt,
         n: generation.n,
         logprobs: logprobs.is_some(),
-        prompt_logprobs: generation.prompt_logprobs.is_some(),
+        prompt_logprobs: generation.prompt_logprobs,
         token_ids: generation.return_token_ids,
         as_ids: generation.return_tokens_as_token_ids,
         options: generation.stream_options,
@@ -86,7 +86,7 @@ struct Answer {
     prompt: Arc<[TokenId]>,
     n: u32,
     logprobs: bool,
-    prompt_logprobs: bool,
+    prompt_logprobs: Option<u8>,
     token_ids: bool,
     as_ids: bool,
     options: StreamOptions,
@@ -106,8 +106,9 @@ impl Answer {
             wholes[index as usize].append(piece?);
         }
         let spelling = self.spelling();
+        let of_prompt = self.prompt_logprobs.zip(wholes.first());
         let prompt_logprobs =
-            wholes.first().filter(|_| self.prompt_logprobs).map(|first| spelling.prompt(&first.prompt_logprobs));
+            of_prompt.map(|(alternatives, first)| spelling.prompt(&first.prompt_logprobs, alternatives));
         let mut choices = Vec::with_capacity(wholes.len());
         for (index, whole) in (0..).zip(wholes) {
             let end = whole.end.ok_or_else(unfinished)?;

@@ -65,11 +65,10 @@ pub(crate) async fn complete(
         model,
         tally: Tally::new(&prompts, generation.n),
         echoed: if echo { echoed.collect() } else { Vec::new() },
-        offsets: vec![0; prompts.len() * generation.n as usize],
         prompts,
         n: generation.n,
-        logprobs: logprobs.is_some(),
-        prompt_logprobs: generation.prompt_logprobs.is_some(),
+        logprobs,
+        prompt_logprobs: generation.prompt_logprobs,
         token_ids: generation.return_token_ids,
         as_ids: generation.return_tokens_as_token_ids,
         options: generation.stream_options,
@@ -88,10 +87,10 @@ struct Answer {
     n: u32,
     /// The prompts' texts, with `echo`; else empty.
     echoed: Vec<String>,
-    /// By choice: where its next token starts in its text, in characters.
-    offsets: Vec<u32>,
-    logprobs: bool,
-    prompt_logprobs: bool,
+    /// Alternatives to tell.
+    logprobs: Option<u8>,
+    /// Those of `prompt_logprobs`; the engine was asked for the more of both.
+    prompt_logprobs: Option<u8>,
     token_ids: bool,
     as_ids: bool,
     options: StreamOptions,
@@ -103,13 +102,17 @@ impl Answer {
         Spelling { tokenizer: &self.app.model.tokenizer, as_ids: self.as_ids }
     }
 
+    fn choices(&self) -> usize {
+        self.prompts.len() * self.n as usize
+    }
+
     fn prompt_of(&self, index: usize) -> usize {
         index / self.n as usize
     }
 
     /// The whole answer at once.
     async fn collect(mut self, mut sequences: Sequences) -> Result<Response, Refusal> {
-        let mut wholes: Vec<Piece> = self.offsets.iter().map(|_| Piece::default()).collect();
+        let mut wholes: Vec<Piece> = (0..self.choices()).map(|_| Piece::default()).collect();
         while let Some(Progress { index, generated, cached, piece }) = sequences.next().await {
             self.tally.note(index, generated, cached);
             wholes[index as usize].append(piece?);
@@ -135,13 +138,14 @@ impl Answer {
         // The prompt's were asked for once, with its first choice.
         let of_prompt = &wholes[prompt * self.n as usize].prompt_logprobs;
         let echoed = self.echoed.get(prompt);
-        let logprobs = self.logprobs.then(|| {
-            let mut offset = 0;
+        let logprobs = self.logprobs.map(|alternatives| {
+            let mut before = 0;
             let mut lists = CompletionLogprobs::default();
-            if echoed.is_some() {
-                lists = self.spelling().echo(self.prompts[prompt][0], of_prompt, &mut offset);
+            if let Some(echoed) = echoed {
+                before = echoed.chars().count() as u32;
+                lists = self.spelling().echo(echoed, &self.prompts[prompt], of_prompt, alternatives);
             }
-            logprobs::extend(&mut lists, self.spelling().completion(&whole.logprobs, &mut offset));
+            logprobs::extend(&mut lists, self.spelling().completion(whole, before, alternatives));
             lists
         });
         Ok(CompletionChoice {
@@ -152,7 +156,7 @@ impl Answer {
             stop_reason: end.stop_reason,
             token_ids: self.token_ids.then(|| whole.tokens.clone()),
             prompt_token_ids: self.token_ids.then(|| self.prompts[prompt].to_vec()),
-            prompt_logprobs: self.prompt_logprobs.then(|| self.spelling().prompt(of_prompt)),
+            prompt_logprobs: self.prompt_logprobs.map(|alternatives| self.spelling().prompt(of_prompt, alternatives)),
         })
     }
 
@@ -182,7 +186,7 @@ impl Frames for Answer {
         if self.echoed.is_empty() && !self.token_ids {
             return;
         }
-        for index in 0..self.offsets.len() {
+        for index in 0..self.choices() {
             let prompt = self.prompt_of(index);
             let mut opening = chunk(index as u32, self.echoed.get(prompt).map_or("", String::as_str));
             opening.prompt_token_ids = self.token_ids.then_some(&*self.prompts[prompt]);
@@ -194,10 +198,9 @@ impl Frames for Answer {
         let Progress { index, generated, cached, piece } = progress;
         let Ok(piece) = piece else { return };
         self.tally.note(index, generated, cached);
-        let mut offset = self.offsets[index as usize];
-        let logprobs = (self.logprobs && !piece.logprobs.is_empty())
-            .then(|| self.spelling().completion(&piece.logprobs, &mut offset));
-        self.offsets[index as usize] = offset;
+        // An echo is not before them: with log-probabilities it is not available as a stream.
+        let asked = self.logprobs.filter(|_| !piece.logprobs.is_empty());
+        let logprobs = asked.map(|alternatives| self.spelling().completion(&piece, 0, alternatives));
         let (finish_reason, stop_reason) = match piece.end {
             Some(end) => (Some(end.finish), end.stop_reason),
             None => (None, None),

@@ -1,7 +1,10 @@
 //! `/v1/completions`.
 
-use crate::{client::streamed_text, server::Setup};
-use serde_json::json;
+use crate::{
+    client::streamed_text,
+    server::{IM_START, Setup},
+};
+use serde_json::{Value, json};
 
 const PATH: &str = "/v1/completions";
 
@@ -78,6 +81,50 @@ async fn an_echoed_prompt_comes_first() {
 }
 
 #[tokio::test]
+async fn offsets_are_those_of_the_text_that_is_shown() {
+    let server = Setup::default().start().await;
+    let control = [&[IM_START][..], &server.ids("one")].concat();
+    let name = "<|im_start|>".len();
+    for (prompt, more, text, offsets) in [
+        (json!("aéb"), json!({}), "aéb", [0, 1, 1, 2, 3, 4]),
+        (json!(control), json!({}), "one", [0, 0, 1, 2, 3, 4]),
+        (
+            json!(control),
+            json!({"skip_special_tokens": false}),
+            "<|im_start|>one",
+            [0, name, name + 1, name + 2, name + 3, name + 4],
+        ),
+        (json!("<|im_start|>one"), json!({}), "<|im_start|>one", [0, name, name + 1, name + 2, name + 3, name + 4]),
+        (json!("four"), json!({"return_tokens_as_token_ids": true}), "four", [0, 1, 2, 3, 4, 5]),
+    ] {
+        let mut body = json!({"prompt": prompt, "max_tokens": 2, "echo": true, "logprobs": 1, "seed": 1});
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        let choice = server.post(PATH, &body).await.ok()["choices"][0].clone();
+        assert!(choice["text"].as_str().expect("text").starts_with(text), "{choice}");
+        assert_eq!(choice["logprobs"]["text_offset"], json!(offsets), "{body}");
+    }
+    let parts = json!({"prompt": "aéb", "max_tokens": 0, "echo": true, "logprobs": 1});
+    let logprobs = server.post(PATH, &parts).await.ok()["choices"][0]["logprobs"].clone();
+    assert_eq!(logprobs["tokens"], json!(["a", r"bytes:\xc3", r"bytes:\xa9", "b"]));
+    assert_eq!(logprobs["top_logprobs"][1], json!({r"bytes:\xc3": -1.0}));
+}
+
+#[tokio::test]
+async fn each_list_has_as_many_alternatives_as_were_asked_for_it() {
+    let server = Setup::default().start().await;
+    for (logprobs, prompt_logprobs) in [(1, 3), (4, 0)] {
+        let body = json!({"prompt": "one", "max_tokens": 1, "echo": true, "logprobs": logprobs, "prompt_logprobs": prompt_logprobs});
+        let choice = server.post(PATH, &body).await.ok()["choices"][0].clone();
+        let counts = |list: &Value| -> Vec<usize> {
+            let places = list.as_array().expect("a list")[1..].iter();
+            places.map(|place| place.as_object().expect("alternatives").len()).collect()
+        };
+        assert_eq!(counts(&choice["logprobs"]["top_logprobs"]), [logprobs; 3]);
+        assert_eq!(counts(&choice["prompt_logprobs"]), [prompt_logprobs.max(1); 2]);
+    }
+}
+
+#[tokio::test]
 async fn a_prompt_can_be_scored_without_generating() {
     let server = Setup::default().start().await;
     let body = json!({"prompt": ["one", "two!"], "max_tokens": 0, "echo": true, "logprobs": 0});
@@ -91,13 +138,16 @@ async fn a_prompt_can_be_scored_without_generating() {
 #[tokio::test]
 async fn streamed_logprobs_count_on() {
     let server = Setup::default().start().await;
-    let body = json!({"prompt": "one", "seed": 1, "max_tokens": 8, "logprobs": 1, "stream": true});
-    let chunks = server.client().await.stream(PATH, &body).await.rest().await;
-    let offsets: Vec<u64> = chunks
-        .iter()
-        .filter_map(|chunk| chunk["choices"][0]["logprobs"]["text_offset"].as_array())
-        .flatten()
-        .map(|offset| offset.as_u64().expect("a count"))
-        .collect();
-    assert_eq!(offsets, (0..8).collect::<Vec<u64>>());
+    for as_ids in [false, true] {
+        let body = json!({"prompt": "one", "seed": 1, "max_tokens": 8, "logprobs": 1, "stream": true,
+            "return_tokens_as_token_ids": as_ids});
+        let chunks = server.client().await.stream(PATH, &body).await.rest().await;
+        let offsets: Vec<u64> = chunks
+            .iter()
+            .filter_map(|chunk| chunk["choices"][0]["logprobs"]["text_offset"].as_array())
+            .flatten()
+            .map(|offset| offset.as_u64().expect("a count"))
+            .collect();
+        assert_eq!(offsets, (0..8).collect::<Vec<u64>>());
+    }
 }
