@@ -47,9 +47,14 @@ pub fn refuse(fields: &mut Fields, n: u32) {
     refuse_response_format(fields);
     refuse_tools(fields);
     if let Some(best_of) = fields.integer("best_of", 1..=crate::N_MAX)
-        && best_of > i64::from(n)
+        && !fields.has_problem("n")
     {
-        fields.problem("best_of", format!("{best_of} is above n {n}; choosing among more than n is not supported"));
+        let n = i64::from(n);
+        if best_of > n {
+            fields.problem("best_of", format!("{best_of} is above n {n}; choosing among more than n is not supported"));
+        } else if best_of < n {
+            fields.problem("best_of", format!("{best_of} is below n {n}; leave it out or send n"));
+        }
     }
 }
 

@@ -5,10 +5,10 @@ use crate::{
     state::{App, State as Shared},
 };
 use axum::{
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
     response::Response,
 };
-use powertrain_protocol::{ModelCard, ModelList};
+use powertrain_protocol::{ApiError, ModelCard, ModelList};
 
 pub(crate) async fn list(State(app): State<App>) -> Response {
     let data = app.config.served_model_names.iter().map(|name| card(&app, name.clone())).collect();
@@ -16,7 +16,12 @@ pub(crate) async fn list(State(app): State<App>) -> Response {
 }
 
 /// Names may contain slashes, as those of the Hub do.
-pub(crate) async fn show(State(app): State<App>, Path(name): Path<String>) -> Result<Response, Refusal> {
+pub(crate) async fn show(
+    State(app): State<App>,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Response, Refusal> {
+    // A path that is no UTF-8 once its escapes are resolved.
+    let Path(name) = name.map_err(|rejection| ApiError::field("model", rejection.body_text()))?;
     let name = app.resolve_model(Some(&name))?;
     Ok(reply::json(&card(&app, name)))
 }

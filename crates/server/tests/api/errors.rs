@@ -99,6 +99,8 @@ async fn broken_http_is_answered_in_the_same_shape() {
     let nested = "[".repeat(200_000);
     assert_eq!(client.post_bytes(CHAT, nested).await.status, 400);
     assert_eq!(client.get("/v2/nothing").await.error(), (404, "no such route: GET /v2/nothing".into()));
+    let (status, message) = client.get("/v1/models/%ff").await.error();
+    assert_eq!((status, message.starts_with("model: Invalid URL")), (400, true), "{message}");
     assert_eq!(client.get(CHAT).await.error(), (405, format!("{CHAT} does not take GET")));
     let options = client.method(Method::OPTIONS, CHAT).await;
     assert_eq!((options.status, options.headers["allow"].to_str().expect("text")), (405, "POST"));
