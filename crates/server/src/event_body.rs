@@ -22,8 +22,10 @@ const WRITE_BYTES: usize = 16 << 10;
 
 /// How one kind of response writes its events.
 pub(crate) trait Frames: Send + Unpin + 'static {
-    /// Before any token.
-    fn open(&mut self, out: &mut Vec<u8>);
+    /// Choices there are.
+    fn choices(&self) -> u32;
+    /// Before any token of any choice, for each: all of them may be much (echoed prompts), so not at once.
+    fn open(&mut self, index: u32, out: &mut Vec<u8>);
     /// For more text of a choice; never for an error.
     fn piece(&mut self, progress: Progress, out: &mut Vec<u8>);
     /// After the end of all choices.
@@ -41,14 +43,15 @@ struct EventBody<F> {
 
 #[derive(Clone, Copy, PartialEq)]
 enum Stage {
-    Opening,
+    /// The next choice's opening is to be written.
+    Opening(u32),
     Running,
     Over,
 }
 
 /// Starts a stream.
 pub(crate) fn respond(sequences: Sequences, frames: impl Frames, record: Record) -> Response {
-    let body = EventBody { sequences, frames, stage: Stage::Opening, _record: record };
+    let body = EventBody { sequences, frames, stage: Stage::Opening(0), _record: record };
     let mut response = Response::new(Body::new(body));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(sse::CONTENT_TYPE));
@@ -81,9 +84,15 @@ impl<F: Frames> hyper::body::Body for EventBody<F> {
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = self.get_mut();
         let mut out = Vec::new();
-        if this.stage == Stage::Opening {
-            this.frames.open(&mut out);
-            this.stage = Stage::Running;
+        while let Stage::Opening(index) = this.stage
+            && out.len() < WRITE_BYTES
+        {
+            if index == this.frames.choices() {
+                this.stage = Stage::Running;
+                break;
+            }
+            this.frames.open(index, &mut out);
+            this.stage = Stage::Opening(index + 1);
         }
         while this.stage == Stage::Running && out.len() < WRITE_BYTES {
             match Pin::new(&mut this.sequences).poll_next(context) {

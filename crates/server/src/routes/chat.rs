@@ -157,11 +157,13 @@ impl Answer {
 }
 
 impl Frames for Answer {
-    fn open(&mut self, out: &mut Vec<u8>) {
-        for index in 0..self.n {
-            let delta = ChatDelta { role: Some("assistant"), content: Some("") };
-            self.write(&[chunk(index, delta)], self.running_usage(index), true, out);
-        }
+    fn choices(&self) -> u32 {
+        self.n
+    }
+
+    fn open(&mut self, index: u32, out: &mut Vec<u8>) {
+        let delta = ChatDelta { role: Some("assistant"), content: Some("") };
+        self.write(&[chunk(index, delta)], self.running_usage(index), true, out);
     }
 
     fn piece(&mut self, progress: Progress, out: &mut Vec<u8>) {

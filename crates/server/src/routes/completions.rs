@@ -102,10 +102,6 @@ impl Answer {
         Spelling { tokenizer: &self.app.model.tokenizer, as_ids: self.as_ids }
     }
 
-    fn choices(&self) -> usize {
-        self.prompts.len() * self.n as usize
-    }
-
     fn prompt_of(&self, index: usize) -> usize {
         index / self.n as usize
     }
@@ -182,16 +178,18 @@ impl Answer {
 }
 
 impl Frames for Answer {
-    fn open(&mut self, out: &mut Vec<u8>) {
+    fn choices(&self) -> u32 {
+        self.prompts.len() as u32 * self.n
+    }
+
+    fn open(&mut self, index: u32, out: &mut Vec<u8>) {
         if self.echoed.is_empty() && !self.token_ids {
             return;
         }
-        for index in 0..self.choices() {
-            let prompt = self.prompt_of(index);
-            let mut opening = chunk(index as u32, self.echoed.get(prompt).map_or("", String::as_str));
-            opening.prompt_token_ids = self.token_ids.then_some(&*self.prompts[prompt]);
-            self.write(&[opening], self.running_usage(index as u32), out);
-        }
+        let prompt = self.prompt_of(index as usize);
+        let mut opening = chunk(index, self.echoed.get(prompt).map_or("", String::as_str));
+        opening.prompt_token_ids = self.token_ids.then_some(&*self.prompts[prompt]);
+        self.write(&[opening], self.running_usage(index), out);
     }
 
     fn piece(&mut self, progress: Progress, out: &mut Vec<u8>) {

@@ -81,6 +81,25 @@ async fn an_echoed_prompt_comes_first() {
 }
 
 #[tokio::test]
+async fn many_echoes_are_more_than_one_write() {
+    let server = Setup::default().start().await;
+    let prompts = ["a".repeat(50), "b".repeat(50)];
+    let body = json!({"prompt": prompts, "n": 100, "max_tokens": 0, "echo": true, "stream": true});
+    let chunks = server.client().await.stream(PATH, &body).await.rest().await;
+    let echoed: Vec<_> = chunks.iter().filter(|chunk| chunk["choices"][0]["text"] != "").collect();
+    assert_eq!(echoed.len(), 200);
+    for (index, chunk) in echoed.into_iter().enumerate() {
+        assert_eq!(
+            (&chunk["choices"][0]["index"], &chunk["choices"][0]["text"]),
+            (&json!(index), &json!(prompts[index / 100]))
+        );
+    }
+    for index in 0..200 {
+        assert_eq!(streamed_text(&chunks, index), prompts[index as usize / 100]);
+    }
+}
+
+#[tokio::test]
 async fn offsets_are_those_of_the_text_that_is_shown() {
     let server = Setup::default().start().await;
     let control = [&[IM_START][..], &server.ids("one")].concat();
