@@ -129,6 +129,22 @@ async fn offsets_are_those_of_the_text_that_is_shown() {
 }
 
 #[tokio::test]
+async fn tokens_that_a_stop_string_cut_off_start_at_the_end() {
+    let server = Setup::default().start().await;
+    let whole = server.expected(&server.ids("one"), 1, 60);
+    let stop = &whole[40..43];
+    let end = whole.find(stop).expect("it is in there");
+    let offsets: Vec<usize> = (0..end + stop.len()).map(|start| start.min(end)).collect();
+    let mut body = json!({"prompt": "one", "seed": 1, "max_tokens": 60, "logprobs": 1, "stop": stop});
+    let choice = server.post(PATH, &body).await.ok()["choices"][0].clone();
+    assert_eq!((&choice["text"], &choice["logprobs"]["text_offset"]), (&json!(whole[..end]), &json!(offsets)));
+    body["stream"] = json!(true);
+    let chunks = server.client().await.stream(PATH, &body).await.rest().await;
+    let lists = chunks.iter().filter_map(|chunk| chunk["choices"][0]["logprobs"]["text_offset"].as_array());
+    assert_eq!(json!(lists.flatten().collect::<Vec<_>>()), json!(offsets));
+}
+
+#[tokio::test]
 async fn each_list_has_as_many_alternatives_as_were_asked_for_it() {
     let server = Setup::default().start().await;
     for (logprobs, prompt_logprobs) in [(1, 3), (4, 0)] {
