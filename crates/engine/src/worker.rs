@@ -89,7 +89,9 @@ impl Worker {
         while self.take_commands()? == Flow::Continue {
             self.end_what_is_late(Instant::now());
             self.launch_steps()?;
-            self.collect_step()?;
+            if !self.shared.pulse.is_dead() {
+                self.collect_step()?;
+            }
             if self.shared.pulse.is_dead() {
                 return Ok(());
             }
@@ -120,7 +122,7 @@ impl Worker {
     }
 
     /// The next command; when none has come for a while, the executor prepares what it can until one does. A piece of that takes longer than a
-    /// client takes between two requests, so it must not begin in such a pause. `None` when nobody is left to send a command.
+    /// client takes between two requests, so it must not begin in such a pause. `None` when nobody is left to send a command, or the engine was given up.
     fn next_command(&mut self) -> Result<Option<Command>, ExecutorLost> {
         let mut quiet_since = Instant::now();
         while self.executor.preparations() > 0 {
@@ -135,6 +137,9 @@ impl Worker {
                 self.shared.pulse.begin(Task::Preparation, Instant::now());
                 self.executor.prepare()?;
                 self.shared.pulse.end(Instant::now());
+                if self.shared.pulse.is_dead() {
+                    return Ok(None);
+                }
                 quiet_since = Instant::now() - QUIET_BEFORE_PREPARING;
             }
         }
@@ -163,6 +168,8 @@ impl Worker {
         let now = Instant::now();
         if self.scheduler.is_idle() {
             self.shared.pulse.beat(now);
+            // Until now nobody waited.
+            self.drain_rate.record(0, false, now);
         }
         let ids = match self.scheduler.submit(sequences) {
             Ok(ids) => ids,
@@ -273,6 +280,9 @@ impl Worker {
             if let Err(error) = launched {
                 self.shared.pulse.retract();
                 self.fail_step(step, error)?;
+            }
+            if self.shared.pulse.is_dead() {
+                break;
             }
         }
         Ok(())

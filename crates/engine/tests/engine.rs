@@ -11,9 +11,13 @@ use powertrain_step::{
     mock::{Fault, Gate, MockExecutor, expected_tokens},
 };
 use std::{
+    cell::RefCell,
     future::{Future, poll_fn},
     pin::Pin,
-    sync::mpsc::{Sender, channel},
+    sync::{
+        Arc, Mutex,
+        mpsc::{Receiver, Sender, channel},
+    },
     task::{Context, Waker},
     time::{Duration, Instant},
 };
@@ -393,6 +397,56 @@ fn a_step_beyond_its_limit_ends_every_request_although_the_executor_never_comes_
     assert!(matches!(engine.drain(Instant::now() + FAR), Drained::Dead { .. }), "nobody waits for the step");
     assert!(handle.snapshot().ended.failed >= 3);
     gate.open();
+}
+
+#[test]
+fn an_executor_that_comes_back_too_late_is_not_asked_again() {
+    let (go, may_go) = channel();
+    let (ends_with_thread, thread) = channel();
+    let said = Arc::new(Mutex::new(Vec::new()));
+    let facts = mock(64, 2).facts().clone();
+    let late = Late { facts, may_go, ends_with_thread: Some(ends_with_thread), said: said.clone() };
+    let config = EngineConfig { step_timeout: Some(Duration::from_millis(20)), ..config() };
+    let engine = Engine::start(config, Box::new(late)).unwrap();
+    let handle = engine.handle();
+    assert!(read(submit(&handle, request(0, 5, 8))).1.is_err());
+    assert!(matches!(handle.health(), Health::Dead(_)));
+    // Enough for all that it may be asked.
+    (0..10).for_each(|_| go.send(()).unwrap());
+    assert!(thread.recv().is_err(), "nothing is sent; the thread ends");
+    assert_eq!(*said.lock().unwrap(), ["launch"]);
+}
+
+/// Every step takes until it may go.
+struct Late {
+    facts: ExecutorFacts,
+    may_go: Receiver<()>,
+    ends_with_thread: Option<Sender<()>>,
+    said: Arc<Mutex<Vec<&'static str>>>,
+}
+
+thread_local! {
+    static ENDS_WITH_THREAD: RefCell<Option<Sender<()>>> = const { RefCell::new(None) };
+}
+
+impl Executor for Late {
+    fn facts(&self) -> &ExecutorFacts {
+        &self.facts
+    }
+
+    fn launch(&mut self, _: &StepPlan) -> Result<(), StepError> {
+        if let Some(sender) = self.ends_with_thread.take() {
+            ENDS_WITH_THREAD.set(Some(sender));
+        }
+        self.said.lock().unwrap().push("launch");
+        self.may_go.recv().unwrap();
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<StepResult, StepError> {
+        self.said.lock().unwrap().push("collect");
+        Err(ExecutorLost { executor: "late", reason: "it was asked".to_owned() }.into())
+    }
 }
 
 /// Freeing what a lost device holds could wait forever.

@@ -21,7 +21,10 @@ impl Scheduler {
             if self.land(slot, work) {
                 match output {
                     Ok(output) => self.advance(slot, work, output, outputs),
-                    Err(error) => self.end_with(slot, Output::RowFailed(error), outputs),
+                    Err(error) => {
+                        self.forget_published(slot);
+                        self.end_with(slot, Output::RowFailed(error), outputs);
+                    }
                 }
             }
             self.depart_if_done(slot);
@@ -67,6 +70,13 @@ impl Scheduler {
     fn end_with(&mut self, slot: u32, output: Output, outputs: &mut Outputs) {
         outputs.push((self.id(slot), output));
         self.end(slot);
+    }
+
+    /// What a row that failed has computed may be why: who asks again is not given it.
+    fn forget_published(&mut self, slot: u32) {
+        let sequence = self.sequence(slot);
+        let published: Vec<_> = sequence.blocks.iter().take(sequence.published as usize).copied().collect();
+        published.into_iter().for_each(|block| self.pool.forget(block));
     }
 
     fn advance(&mut self, slot: u32, work: RowWork, output: RowOutput, outputs: &mut Outputs) {

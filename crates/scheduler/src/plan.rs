@@ -166,7 +166,7 @@ impl Scheduler {
                 Admission::Parked => {}
                 Admission::NoBlocks => {
                     let Some(&(worst, victim)) = self.running.last() else { return };
-                    if worst.priority <= turn.priority || self.leaving > 0 {
+                    if worst.priority <= turn.priority || self.leaving > 0 || !self.could_fit(slot, turn, pledged) {
                         return;
                     }
                     pledged -= self.pledge(victim);
@@ -174,6 +174,27 @@ impl Scheduler {
                 }
             }
         }
+    }
+
+    /// Whether a waiting sequence would fit if all running ones of lesser urgency gave up what they hold.
+    fn could_fit(&mut self, slot: u32, turn: Turn, pledged: u32) -> bool {
+        let block_size = self.config.limits.block_size;
+        if self.config.prefix_caching {
+            let key = self.config.hash_key;
+            self.sequence_mut(slot).extend_hashes(block_size, &key);
+        }
+        let sequence = self.sequence(slot);
+        let known = sequence.known();
+        let may_skip = self.config.prefix_caching && sequence.scores_prompt().is_none();
+        let skippable = if may_skip { ((known - 1) / block_size) as usize } else { 0 };
+        let held_hits = sequence.hashes[..skippable]
+            .iter()
+            .map_while(|&hash| self.pool.find(hash))
+            .filter(|&block| !self.pool.is_free(block))
+            .count() as u32;
+        let lesser = self.running.iter().rev().take_while(|(other, _)| other.priority > turn.priority);
+        let gained: u32 = lesser.map(|&(_, slot)| self.sequence(slot).blocks.len() as u32 + self.pledge(slot)).sum();
+        self.pool.free() + gained >= self.blocks_for(known) - held_hits + pledged
     }
 
     /// Blocks a running sequence is going to need next beyond those it holds.
@@ -268,7 +289,14 @@ impl Scheduler {
         for block in cached..self.sequence(slot).hashes.len() {
             let contents = self.sequence(slot).hashes[block];
             if self.pool.find(contents).is_none() {
-                self.promised.entry(contents).or_insert_with(|| Promise { by: slot, parked: Vec::new() });
+                let lesser = self
+                    .promised
+                    .get(&contents)
+                    .is_some_and(|promise| self.sequence(promise.by).turn.priority > self.sequence(slot).turn.priority);
+                let promise = self.promised.entry(contents).or_insert_with(|| Promise { by: slot, parked: Vec::new() });
+                if lesser {
+                    promise.by = slot;
+                }
             }
         }
     }

@@ -114,6 +114,15 @@ impl BlockPool {
         }
     }
 
+    /// From now on this block is not found by its contents; who holds it keeps it.
+    pub(crate) fn forget(&mut self, block: BlockId) {
+        let entry = &mut self.blocks[block.0 as usize];
+        debug_assert!(entry.refs > 0, "free blocks without contents stand at the head of their list");
+        if let Some(contents) = entry.contents.take() {
+            self.by_contents.remove(&contents);
+        }
+    }
+
     fn link_at_tail(&mut self, index: u32) {
         self.blocks[index as usize].before = self.tail;
         self.blocks[index as usize].after = NO_LINK;
@@ -223,6 +232,22 @@ mod tests {
         pool.give_back(private);
         assert_eq!(pool.allocate(), Some(private));
         assert_eq!(pool.find(contents(1)), Some(cached));
+    }
+
+    #[test]
+    fn what_is_forgotten_is_found_no_more_and_goes_first() {
+        let mut pool = BlockPool::new(3);
+        let blocks: Vec<BlockId> = (0..3).map(|_| pool.allocate().unwrap()).collect();
+        pool.publish(blocks[0], contents(1));
+        pool.publish(blocks[1], contents(2));
+        pool.publish(blocks[2], contents(2));
+        pool.forget(blocks[0]);
+        // Another block carries these.
+        pool.forget(blocks[2]);
+        assert_eq!((pool.find(contents(1)), pool.find(contents(2))), (None, Some(blocks[1])));
+        pool.assert_consistent([blocks.as_slice()].into_iter());
+        blocks.iter().rev().for_each(|&block| pool.give_back(block));
+        assert_eq!((pool.allocate(), pool.allocate()), (Some(blocks[0]), Some(blocks[2])));
     }
 
     #[test]

@@ -4,7 +4,7 @@ mod harness;
 
 use harness::{Bench, End, config, seeded, sequence};
 use powertrain_scheduler::{ConfigError, FinishReason, NewSequence, Refusal, Scheduler, SchedulerConfig, SequenceId};
-use powertrain_step::{CostsBeside, StepCost, StepCosts, StepPlan, TokenId};
+use powertrain_step::{CostsBeside, StepCost, StepCosts, StepPlan, TokenId, mock::Fault};
 use std::sync::Arc;
 
 fn prompt(len: u32) -> Vec<TokenId> {
@@ -226,6 +226,50 @@ fn the_urgent_do_not_wait_for_a_prefix_that_the_less_urgent_compute() {
     let steps: Vec<_> = bench.plans.iter().map(work).collect();
     assert_eq!(steps[1], [(1, 4, 4, false)], "it starts at once, behind the one block that is there");
     assert_eq!(steps[7], [(1, 28, 2, true), (0, 4, 2, false)]);
+}
+
+#[test]
+fn urgent_completions_share_although_a_less_urgent_one_promised_first() {
+    let mut bench = Bench::new(deep(2, config(8, 4096, 16, 4000)));
+    bench.submit_one(NewSequence { priority: 5, ..sequence(prompt(900), 1) });
+    bench.launch();
+    let before = bench.positions();
+    let urgent = |seed| NewSequence { priority: 0, sampling: seeded(seed), ..sequence(prompt(900), 1) };
+    bench.submit((0..4).map(urgent).collect()).unwrap();
+    bench.run_to_idle();
+    let spent = bench.positions() - before;
+    assert!(spent <= 900 + 3 * 16, "{spent}");
+}
+
+#[test]
+fn nobody_is_preempted_for_one_that_still_does_not_fit() {
+    for depth in [1, 2] {
+        // Of 100 blocks the first grows to more than 60, as many as the last needs; six less urgent ones hold little.
+        let mut bench = Bench::new(deep(depth, config(16, 512, 4, 100)));
+        bench.submit_one(sequence(vec![1; 200], 160));
+        let lesser = |name: u32| NewSequence { priority: 1, ..sequence(vec![10 + name; 6], 12) };
+        let lesser: Vec<_> = (0..6).map(|name| bench.submit_one(lesser(name))).collect();
+        (0..3).for_each(|_| _ = bench.step());
+        let large = bench.submit_one(sequence(vec![2; 240], 1));
+        bench.run_to_idle();
+        assert_eq!(lesser.iter().map(|id| bench.book[id].preemptions).collect::<Vec<_>>(), [0; 6]);
+        assert!(bench.book[&large].end.is_some());
+    }
+}
+
+#[test]
+fn what_a_failed_row_left_is_not_found_again() {
+    let mut step = 0;
+    // Its third chunk fails.
+    let mut bench = Bench::with_faults(config(2, 8, 4, 64), move |_| {
+        step += 1;
+        if step == 3 { Fault::Row(0) } else { Fault::None }
+    });
+    bench.submit_one(sequence(prompt(24), 1));
+    bench.run_to_idle();
+    let again = bench.submit_one(sequence(prompt(24), 1));
+    bench.run_to_idle();
+    assert_eq!(bench.book[&again].cached, 0);
 }
 
 #[test]
