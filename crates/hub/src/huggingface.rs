@@ -196,6 +196,11 @@ impl Pull<'_> {
 
     /// One file into the snapshot.
     fn file(&self, commit: &str, name: &str) -> Result<PathBuf, HubError> {
+        // It comes from whoever answers, and becomes a path here and a part of an address.
+        if !is_safe_path(name) {
+            let reason = format!("{name:?} is not a file name");
+            return Err(HubError::NoUsableFile { name: self.hub.to_string(), reason });
+        }
         let pointer = self.cache.snapshot(commit).join(name);
         if pointer.is_file() {
             return Ok(pointer);
@@ -236,7 +241,9 @@ impl Pull<'_> {
             let status = response.status().as_u16();
             let location = header(headers, "location");
             let etag = header(headers, "x-linked-etag").or_else(|| header(headers, "etag"));
-            if let Some(place) = location.filter(|place| place.starts_with('/') && (300..400).contains(&status)) {
+            // Not `//host/path`, which is another host: the token is not for it.
+            let within = |place: &&str| place.starts_with('/') && !place.starts_with("//");
+            if let Some(place) = location.filter(|place| within(place) && (300..400).contains(&status)) {
                 at = join(&at, place);
                 continue;
             }

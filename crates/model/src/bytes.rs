@@ -15,6 +15,17 @@ pub enum FileBytes {
     Owned(Vec<u8>),
 }
 
+/// Opens a regular file: a pipe would be waited for, a device read without end.
+pub(crate) fn open_regular(path: &Path) -> Result<File, ModelError> {
+    // Before the open, which would wait for a pipe's other end.
+    let metadata = path.metadata().map_err(|source| ModelError::io(path, "open", source))?;
+    if !metadata.is_file() {
+        let (found, expected) = ("something that is not a regular file", "a file that can be read whole");
+        return Err(ModelError::invalid(path, "path", found, expected, "name the model's file"));
+    }
+    File::open(path).map_err(|source| ModelError::io(path, "open", source))
+}
+
 impl FileBytes {
     /// Maps the file, whole and read-only. Nothing is read yet.
     ///
@@ -23,18 +34,7 @@ impl FileBytes {
     /// read into memory would cost the start time and the page cache shared between processes.
     #[expect(unsafe_code, reason = "a map cannot be made safely; see SAFETY")]
     pub fn map(path: &Path) -> Result<Self, ModelError> {
-        // Before the open, which would wait for a pipe's other end.
-        let metadata = path.metadata().map_err(|source| ModelError::io(path, "open", source))?;
-        if !metadata.is_file() {
-            return Err(ModelError::invalid(
-                path,
-                "path",
-                "something that is not a regular file",
-                "a file that can be mapped",
-                "name the model's file",
-            ));
-        }
-        let file = File::open(path).map_err(|source| ModelError::io(path, "open", source))?;
+        let file = open_regular(path)?;
         let metadata = file.metadata().map_err(|source| ModelError::io(path, "read the size of", source))?;
         if metadata.len() == 0 {
             // An empty map is an error on some systems; no bytes need no map.

@@ -240,12 +240,14 @@ fn vocabulary(tokenizer: &tokenizers::Tokenizer, writing: &Writing) -> Result<Vo
 /// A file's bytes; `None` if there is no such file.
 fn read(path: &Path) -> Result<Option<Vec<u8>>, TokenizerError> {
     let failed = |error: io::Error| TokenizerError::Io { path: PathBuf::from(path), source: error };
+    let refused = |problem: String| Err(TokenizerError::invalid(path.display().to_string(), problem));
     match fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error)),
+        // A pipe would be waited for, a device read without end.
+        Ok(metadata) if !metadata.is_file() => return refused("it is no regular file".to_owned()),
         Ok(metadata) if metadata.len() > FILE_BYTES_MAX => {
-            let problem = format!("it has {} bytes; at most {FILE_BYTES_MAX} are read", metadata.len());
-            return Err(TokenizerError::invalid(path.display().to_string(), problem));
+            return refused(format!("it has {} bytes; at most {FILE_BYTES_MAX} are read", metadata.len()));
         }
         Ok(_) => {}
     }

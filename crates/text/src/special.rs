@@ -4,7 +4,10 @@ use crate::{
     TokenId,
     vocabulary::{TokenKind, Vocabulary},
 };
-use aho_corasick::{AhoCorasick, BuildError, MatchKind};
+use aho_corasick::{AhoCorasick, AhoCorasickKind, BuildError, MatchKind};
+
+/// Bytes of special tokens up to which the finder may be the fastest there is. Those of public models have some 10,000 at most.
+const TABLE_BYTES_MAX: usize = 64 << 10;
 
 /// Finders for control and user-defined tokens; where several begin at a place, the longest wins.
 pub(crate) struct SpecialTokens {
@@ -61,8 +64,12 @@ impl Finder {
         if tokens.is_empty() {
             return Ok(Self { automaton: None, tokens });
         }
+        // Left to itself it makes tables of some hundred bytes for each byte of few tokens: much, where a file's are long.
+        let bytes: usize = tokens.iter().map(|&token| vocabulary.bytes(token).len()).sum();
+        let kind = (bytes > TABLE_BYTES_MAX).then_some(AhoCorasickKind::NoncontiguousNFA);
         let automaton = AhoCorasick::builder()
             .match_kind(MatchKind::LeftmostLongest)
+            .kind(kind)
             .build(tokens.iter().map(|&token| vocabulary.bytes(token)))?;
         Ok(Self { automaton: Some(automaton), tokens })
     }

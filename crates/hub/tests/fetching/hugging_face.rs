@@ -95,8 +95,11 @@ fn answer(files: Files, storage: &str, commit: &str, request: &Request) -> Reply
     if name.ends_with(".json") {
         return Reply::range(&bytes, request).with("etag", format!("\"{}\"", &sha256(&bytes)[..40]));
     }
+    let at = format!("{storage}/blob/{name}");
+    // Without a scheme it is another host all the same.
+    let at = if name.starts_with("schemeless") { at.trim_start_matches("http:") } else { &at };
     Reply::status(302)
-        .with("location", format!("{storage}/blob/{name}"))
+        .with("location", at)
         .with("x-linked-etag", format!("\"{}\"", sha256(&bytes)))
         .with("x-linked-size", bytes.len().to_string())
 }
@@ -214,6 +217,38 @@ fn a_choice_of_ggufs_is_listed() {
     for given in ["org/repo", "org/repo:other.gguf"] {
         let error = resolve(&fake.client(folder.path()), given).unwrap_err().to_string();
         assert!(error.contains("m.Q8_0.gguf, q/m.Q4_K_M.gguf"), "{error}");
+    }
+}
+
+#[test]
+fn a_name_that_leads_out_of_the_cache_is_refused() {
+    let outside: Files = &[("../../../../../outside.gguf", || noise(10, 1))];
+    let odd: Files = &[("m.gguf?x=y.gguf", || noise(10, 1))];
+    for files in [outside, odd] {
+        let (fake, folder) = (FakeHub::start(files), TempDir::new().unwrap());
+        let error = resolve(&fake.client(&folder.path().join("a/b/c/d/e")), "org/repo").unwrap_err().to_string();
+        assert!(error.contains("is not a file name"), "{error}");
+        let mut links = 0;
+        let mut folders = vec![folder.path().to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+                links += usize::from(entry.path().is_symlink() || entry.path().is_file());
+                folders.extend(Some(entry.path()).filter(|path| path.is_dir()));
+            }
+        }
+        assert_eq!((links, fake.storage.requests().len()), (0, 0), "nothing is fetched or made");
+    }
+}
+
+#[test]
+fn a_redirect_to_another_host_gets_no_token() {
+    let files: Files = &[("schemeless.gguf", || noise(1000, 3))];
+    let (fake, folder) = (FakeHub::start(files), TempDir::new().unwrap());
+    let path = resolve(&fake.client(folder.path()), "org/repo").unwrap();
+    assert_eq!(std::fs::read(path).unwrap(), noise(1000, 3));
+    assert!(!fake.storage.requests().is_empty());
+    for request in fake.storage.requests() {
+        assert_eq!(request.header("authorization"), None, "the token stays with the Hub");
     }
 }
 

@@ -35,7 +35,7 @@ impl Config {
         use std::io::Read;
         let io = |source| ModelError::io(path, "read", source);
         let mut text = Vec::new();
-        let file = std::fs::File::open(path).map_err(|source| ModelError::io(path, "open", source))?;
+        let file = crate::bytes::open_regular(path)?;
         file.take(CONFIG_BYTES_MAX + 1).read_to_end(&mut text).map_err(io)?;
         if text.len() as u64 > CONFIG_BYTES_MAX {
             let found = format!("over {CONFIG_BYTES_MAX} bytes");

@@ -1,12 +1,12 @@
 //! [`Index`]: which shard of a folder holds which tensor.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
 use serde::Deserialize;
 
+use crate::bytes::open_regular;
 use crate::error::{ModelError, quoted};
 
 /// The file that says how a sharded model is split.
@@ -27,7 +27,7 @@ const SHARDS_MAX: usize = 4096;
 impl Index {
     /// Reads and checks an index; shard names must be plain names, so that an index cannot point out of its folder.
     pub(crate) fn read(path: &Path) -> Result<Self, ModelError> {
-        let file = File::open(path).map_err(|source| ModelError::io(path, "open", source))?;
+        let file = open_regular(path)?;
         let mut text = Vec::new();
         file.take(INDEX_BYTES_MAX + 1).read_to_end(&mut text).map_err(|source| ModelError::io(path, "read", source))?;
         if text.len() as u64 > INDEX_BYTES_MAX {
