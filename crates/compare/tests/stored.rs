@@ -231,6 +231,10 @@ fn gates_fail_on_a_dead_server_and_on_what_they_cannot_judge() {
             assert!(found.failed(), "{runs} runs, events {with_events}, {gate}: {}", found.loads[0].1);
         }
     }
+    // Nothing failed in some hundred requests: that does not show one more in a hundred.
+    let blind = |limit: &str| judge(&compared(7, SERVER, SERVER, 1, true), limit).loads[0].1.to_string();
+    assert!(blind("failed_share>+1%").contains("would not have been found"), "{}", blind("failed_share>+1%"));
+    assert!(!blind("failed_share>+50%").contains("would not have been found"), "{}", blind("failed_share>+50%"));
     // A rate of single runs has an interval from their events.
     let slower = compared(8, SERVER, Server { gap_ms: 20.0, ..SERVER }, 1, true);
     assert_eq!(verdict(&slower, "requests_per_s"), Verdict::Worse);

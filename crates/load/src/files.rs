@@ -156,9 +156,12 @@ pub fn check_writable(path: &Path) -> io::Result<()> {
         Ok(found) if !found.is_file() => Ok(()),
         _ => {
             let partial = beside(&target);
-            // Another run's file is left to it.
-            File::options().create(true).append(true).open(&partial)?;
-            if fs::metadata(&partial)?.len() == 0 { fs::remove_file(&partial) } else { Ok(()) }
+            match File::options().write(true).create_new(true).open(&partial) {
+                Ok(_) => fs::remove_file(&partial),
+                // Another run's, or what a killed one left: not ours to take away.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+                Err(error) => Err(error),
+            }
         }
     }
 }
@@ -200,6 +203,9 @@ mod tests {
         fs::write(&path, "old").unwrap();
         check_writable(&path).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "old");
+        fs::write(beside(&path), "another's").unwrap();
+        check_writable(&path).unwrap();
+        assert_eq!(fs::read_to_string(beside(&path)).unwrap(), "another's");
         assert!(check_writable(&folder.path().join("none/x.json")).is_err());
         assert!(check_writable(folder.path()).is_err());
     }

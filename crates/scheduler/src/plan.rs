@@ -15,15 +15,23 @@ enum Admission {
     Admitted(u32),
     /// It waits for a prefix that is being computed.
     Parked,
-    /// There are too few free blocks.
-    NoBlocks,
+    /// There is no row, or there are too few free blocks.
+    NoRoom,
+}
+
+/// What a waiting sequence needs to be admitted.
+struct Need {
+    /// Blocks at its beginning that might be cached, and those that are.
+    skippable: usize,
+    cached: usize,
+    /// Free blocks that it takes: all but the cached ones that somebody holds.
+    blocks: u32,
 }
 
 impl Scheduler {
     /// Plans the next step. `None` when as many are in flight as may be, or nothing can be computed before one of those
     /// completes, or there is nothing to do. Costs O(running), and the prefix lookups of those admitted and of the first that
-    /// is not; how many wait does not matter, but for those that park behind one prefix: each of them is hashed once, all in the plan that first meets them
-    /// (7 ms for 1,000 prompts of 2,000 tokens).
+    /// is not; how many wait does not matter, but for those that park behind one prefix: each of them is hashed once, all in the plan that first meets them.
     ///
     /// With nothing in flight and a sequence alive there is always a plan.
     pub fn plan(&mut self) -> Option<&StepPlan> {
@@ -158,16 +166,21 @@ impl Scheduler {
                 return;
             };
             let admission =
-                if self.vacant_rows.is_empty() { Admission::NoBlocks } else { self.admit(slot, *budget, pledged) };
+                if self.vacant_rows.is_empty() { Admission::NoRoom } else { self.admit(slot, *budget, pledged) };
             match admission {
                 Admission::Admitted(len) => {
                     *budget -= len;
                     pledged += self.pledge(slot);
                 }
                 Admission::Parked => {}
-                Admission::NoBlocks => {
+                Admission::NoRoom => {
                     let Some(&(worst, victim)) = self.running.last() else { return };
-                    if worst.priority <= turn.priority || self.leaving > 0 || !self.could_fit(slot, turn, pledged) {
+                    if worst.priority <= turn.priority || self.leaving > 0 {
+                        return;
+                    }
+                    // Nobody is preempted in vain.
+                    let needed = self.need(slot).blocks + pledged;
+                    if !self.could_have(needed, turn) {
                         return;
                     }
                     pledged -= self.pledge(victim);
@@ -177,25 +190,11 @@ impl Scheduler {
         }
     }
 
-    /// Whether a waiting sequence would fit if all running ones of lesser urgency gave up what they hold.
-    fn could_fit(&mut self, slot: u32, turn: Turn, pledged: u32) -> bool {
-        let block_size = self.config.limits.block_size;
-        if self.config.prefix_caching {
-            let key = self.config.hash_key;
-            self.sequence_mut(slot).extend_hashes(block_size, &key);
-        }
-        let sequence = self.sequence(slot);
-        let known = sequence.known();
-        let may_skip = self.config.prefix_caching && sequence.scores_prompt().is_none();
-        let skippable = if may_skip { ((known - 1) / block_size) as usize } else { 0 };
-        let held_hits = sequence.hashes[..skippable]
-            .iter()
-            .map_while(|&hash| self.pool.find(hash))
-            .filter(|&block| !self.pool.is_free(block))
-            .count() as u32;
+    /// Whether so many blocks would be there if all running sequences of lesser urgency gave up theirs.
+    fn could_have(&self, needed: u32, turn: Turn) -> bool {
         let lesser = self.running.iter().rev().take_while(|(other, _)| other.priority > turn.priority);
         let gained: u32 = lesser.map(|&(_, slot)| self.sequence(slot).blocks.len() as u32 + self.pledge(slot)).sum();
-        self.pool.free() + gained >= self.blocks_for(known) - held_hits + pledged
+        self.pool.free() + gained >= needed
     }
 
     /// Blocks a running sequence is going to need next beyond those it holds.
@@ -205,19 +204,29 @@ impl Scheduler {
         self.blocks_for(next.min(sequence.prompt_len() + sequence.max_new)).saturating_sub(sequence.blocks.len() as u32)
     }
 
-    fn admit(&mut self, slot: u32, budget: u32, pledged: u32) -> Admission {
+    /// Looks up what of a waiting sequence is cached.
+    fn need(&mut self, slot: u32) -> Need {
         let block_size = self.config.limits.block_size;
-        let known = self.sequence(slot).known();
-        let may_skip = self.config.prefix_caching && self.sequence(slot).scores_prompt().is_none();
         if self.config.prefix_caching {
             let key = self.config.hash_key;
             self.sequence_mut(slot).extend_hashes(block_size, &key);
         }
-
+        let sequence = self.sequence(slot);
+        let known = sequence.known();
+        let may_skip = self.config.prefix_caching && sequence.scores_prompt().is_none();
         // The last known token is always computed: its logits are what is wanted.
         let skippable = if may_skip { ((known - 1) / block_size) as usize } else { 0 };
+        let hits = sequence.hashes[..skippable].iter().map_while(|&hash| self.pool.find(hash));
+        let (cached, held) =
+            hits.fold((0, 0), |(cached, held), block| (cached + 1, held + u32::from(!self.pool.is_free(block))));
+        Need { skippable, cached, blocks: self.blocks_for(known) - held }
+    }
+
+    fn admit(&mut self, slot: u32, budget: u32, pledged: u32) -> Admission {
+        let block_size = self.config.limits.block_size;
+        let known = self.sequence(slot).known();
+        let Need { skippable, cached, blocks: needed } = self.need(slot);
         let sequence = self.sequence(slot);
-        let cached = sequence.hashes[..skippable].iter().take_while(|&&hash| self.pool.find(hash).is_some()).count();
         // Whoever promised must not be less urgent than who waits, or it could itself be kept waiting for ever.
         let promised = sequence.hashes[cached..skippable].iter().take_while(|&hash| {
             let promise = self.promised.get(hash);
@@ -228,11 +237,8 @@ impl Scheduler {
             return Admission::Parked;
         }
 
-        let hits = &sequence.hashes[..cached];
-        let free_hits = hits.iter().filter(|&&hash| self.pool.find(hash).is_some_and(|block| self.pool.is_free(block)));
-        let needed = self.blocks_for(known) - cached as u32 + free_hits.count() as u32;
         if self.pool.free() < needed + pledged {
-            return Admission::NoBlocks;
+            return Admission::NoRoom;
         }
 
         let turn = sequence.turn;

@@ -3,7 +3,7 @@
 //! Own loop instead of `axum::serve`: it limits how many connections there are, how long a request's head may take and how long a client may read
 //! nothing of its response, so that slow or idle clients cannot use the server up.
 
-use crate::{config::ServerConfig, moving::Moving};
+use crate::{config::ServerConfig, write_timeout::WriteTimeout};
 use axum::Router;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -92,7 +92,7 @@ pub(crate) async fn serve(listener: TcpListener, app: Router, connections_max: u
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
-            .serve_connection(TokioIo::new(Moving::new(stream, WRITE_TIMEOUT)), service);
+            .serve_connection(TokioIo::new(WriteTimeout::new(stream, WRITE_TIMEOUT)), service);
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {

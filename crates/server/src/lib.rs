@@ -22,7 +22,6 @@ mod log;
 mod logprobs;
 mod metrics;
 mod model;
-mod moving;
 mod pool;
 mod prompt;
 mod record;
@@ -32,6 +31,7 @@ mod sequence;
 mod server;
 mod state;
 mod tally;
+mod write_timeout;
 
 pub use config::ServerConfig;
 pub use connections::BindError;

@@ -59,6 +59,15 @@ fn tokenizer_error(folder: &TempDir) -> String {
     Tokenizer::from_folder(folder.path()).expect_err("a bad folder").to_string()
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_device_is_not_read() {
+    let folder = folder(&[("tokenizer.json", llama2_json().to_string())]);
+    std::os::unix::fs::symlink("/dev/zero", folder.path().join("tokenizer_config.json")).expect("a link");
+    let error = tokenizer_error(&folder);
+    assert!(error.contains("no regular file") && error.contains("tokenizer_config.json"), "{error}");
+}
+
 #[test]
 fn sentence_piece_like_tokenizer_json() {
     let config = json!({"bos_token": {"content": "<s>"}, "eos_token": "</s>", "unk_token": "<unk>"});

@@ -11,6 +11,7 @@ use crate::{
     openai::Prompt,
     run_level,
     schedule::{Arrivals, Load, Until},
+    table::level_table,
     work::{Calibration, Conversations, Lengths, Pause, Prompts, Trace, TraceRequest, Work},
 };
 use std::{sync::Arc, time::Duration};
@@ -36,6 +37,11 @@ fn a_rate_by_stages_is_offered_and_ends_by_itself() {
     assert_eq!(level.summary.as_ref().unwrap().requests.completed, 60);
     let sent: Vec<u64> = level.stages.iter().map(|stage| stage.summary.as_ref().unwrap().requests.sent).collect();
     assert_eq!(sent, [20, 40]);
+    // A third of the answers, which are alike, in the first 40 ms, whatever time they took.
+    let all = level.summary.as_ref().unwrap();
+    let first = all.throughput.output_tokens_per_s * all.window_s / 3.0 / 0.04;
+    let said = format!(" ms, {first:.1} tokens/s of the stage");
+    assert!(level_table(level).contains(&said), "{said} in {}", level_table(level));
     assert_eq!((level.stages[1].from_s, level.stages[1].to_s, level.stages[1].to), (0.04, 0.08, 1500.0));
 }
 

@@ -149,6 +149,14 @@ mod tests {
     }
 
     #[test]
+    fn what_is_shorter_than_its_template_is_told_as_asked() {
+        let words = vec!["a".to_owned(), "b".to_owned()];
+        let item = work(Calibration::Words { words, overhead: 60, verified: true }, 0).item(0);
+        let Prompt::Text(text) = item.prompt else { panic!("text") };
+        assert_eq!((text.as_str(), item.prompt_tokens), (FIRST_WORD, Some(40)), "61 tokens are sent");
+    }
+
+    #[test]
     fn shared_beginnings_are_shared_by_group_only() {
         let work = work(Calibration::Ids(100..50_000), 16);
         let prompts: Vec<Vec<u32>> = (0..40)

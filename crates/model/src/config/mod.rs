@@ -231,6 +231,13 @@ mod tests {
         assert!(config("{").unwrap_err().to_string().contains("invalid JSON: EOF"));
     }
 
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_device_is_not_read() {
+        let error = Config::open(Path::new("/dev/zero")).unwrap_err().to_string();
+        assert!(error.contains("not a regular file"), "{error}");
+    }
+
     #[test]
     fn deep_nesting_is_an_error_and_not_a_stack_overflow() {
         let deep = format!("{{\"a\": {}{}}}", "[".repeat(100_000), "]".repeat(100_000));

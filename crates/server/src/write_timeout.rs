@@ -13,14 +13,14 @@ use tokio::{
 };
 
 /// Fails a write that waited for `limit` without a byte being taken.
-pub(crate) struct Moving<S> {
+pub(crate) struct WriteTimeout<S> {
     stream: S,
     limit: Duration,
     /// Runs while a write waits.
     waits: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> Moving<S> {
+impl<S> WriteTimeout<S> {
     pub(crate) fn new(stream: S, limit: Duration) -> Self {
         Self { stream, limit, waits: None }
     }
@@ -40,7 +40,7 @@ impl<S> Moving<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Moving<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -50,7 +50,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Moving<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Moving<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.watch(context, written)
@@ -96,7 +96,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_takes_nothing_is_left_and_who_is_slow_is_not() {
         let (server, mut client) = tokio::io::duplex(8);
-        let mut server = Moving::new(server, LIMIT);
+        let mut server = WriteTimeout::new(server, LIMIT);
         let began = Instant::now();
         let reading = tokio::spawn(async move {
             // One byte just in time, again and again; then none.
@@ -120,7 +120,7 @@ mod tests {
         client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
         let service =
             service_fn(|_| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(vec![b'a'; 1 << 20]))) });
-        let stream = TokioIo::new(Moving::new(server, LIMIT));
+        let stream = TokioIo::new(WriteTimeout::new(server, LIMIT));
         let error = http1::Builder::new().serve_connection(stream, service).await.unwrap_err();
         let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
         assert_eq!(cause, Some(io::ErrorKind::TimedOut), "{error}");
@@ -129,7 +129,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn time_between_writes_does_not_count() {
         let (server, mut client) = tokio::io::duplex(8);
-        let mut server = Moving::new(server, LIMIT);
+        let mut server = WriteTimeout::new(server, LIMIT);
         for _ in 0..3 {
             server.write_all(&[1; 8]).await.unwrap();
             tokio::time::sleep(2 * LIMIT).await;
