@@ -24,7 +24,7 @@
 // CLUSTER: the splits of a sequence may be a cluster of blocks, which merge through shared memory.
 template <int D, int W, bool RING, bool CLUSTER>
 __device__ __forceinline__ void decode_body(const State& state, const int* row, const int* position, const Element* qkv, Element* out, float* part_out, float2* part_ml, u32* arrivals, const Rope& rope,
-                                            const Cache& cache, const Heads& h, const TensorMap& k_map, const TensorMap& v_map, int stages, bool beside) {
+                                            const Cache& cache, const Heads& h, const TensorMap& map, int stages, bool beside) {
   constexpr int DC = D / 32, DJ = D / 64, PAIRS = D / 64, BOX_BYTES = 16 * 128, TILE_BYTES = 2 * DJ * BOX_BYTES;
   extern __shared__ __align__(1024) unsigned char ring[];
   __shared__ __align__(8) u64 barriers[RING ? W * DECODE_STAGES : 1];
@@ -68,24 +68,23 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
       vf[x][3] = load_streaming(vp + 9 * token_stride + x * 64);
     }
   };
-  // A tile in the ring: keys, then values, in boxes of 16 positions by 64 elements.
+  // A tile in the ring: keys, then values, each as boxes of 16 positions by 64 elements. One copy brings them all: a multiprocessor's copy engine
+  // takes some 140 cycles for a box of 2 KiB whatever else it has to do.
   const u32 own = shared_address(ring) + warp * stages * TILE_BYTES, full = shared_address(barriers) + 8 * warp * DECODE_STAGES;
-  auto copy_tile = [&](int t, int stage) {
-    const int slot = (int)slot_of(blocks, t * 16, cache.block_size);
+  auto tile_slot = [&](int t) { return t < t_end ? (int)slot_of(blocks, t * 16, cache.block_size) : 0; };
+  auto copy_tile = [&](int slot, int stage) {
     barrier_expect(full + 8 * stage, TILE_BYTES);
-#pragma unroll
-    for (int x = 0; x < DJ; x++) {
-      load_box_3d(k_map, own + stage * TILE_BYTES + x * BOX_BYTES, full + 8 * stage, x * 64, hk, slot);
-      load_box_3d(v_map, own + stage * TILE_BYTES + (DJ + x) * BOX_BYTES, full + 8 * stage, x * 64, hk, slot);
-    }
+    load_box_5d(map, own + stage * TILE_BYTES, full + 8 * stage, 0, slot, 0, 0, hk);
   };
+  int next_slot = 0;  // of the tile that the first lane copies next
   auto piece = [&](int stage, int box, int row, int chunk) { return load_shared(own + stage * TILE_BYTES + box * BOX_BYTES + row * 128 + ((chunk ^ (row & 7)) << 4)); };
   // What earlier steps wrote can be read at once; the projections only when the kernel before is done, or, beside prompts, now.
   if constexpr (RING) {
     if (lane == 0) {
       for (int i = 0; i < stages; i++) barrier_init(full + 8 * i, 1);
       asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-      for (int i = 0; i < stages && t_begin + warp + i * W < t_end; i++) copy_tile(t_begin + warp + i * W, i);
+      for (int i = 0; i < stages && t_begin + warp + i * W < t_end; i++) copy_tile(tile_slot(t_begin + warp + i * W), i);
+      next_slot = tile_slot(t_begin + warp + stages * W);
     }
     __syncwarp();
   } else {
@@ -141,6 +140,13 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
       for (int x = 0; x < DJ; x++)
 #pragma unroll
         for (int e = 0; e < 4; e++) vf[x][e] = piece(stage, DJ + x, 2 * ql + (e & 1) + (e >> 1) * 8, g);
+      // The tile is in registers: the next one may come while this one is computed.
+      __syncwarp();
+      if (lane == 0 && t + stages * W < t_end) {
+        copy_tile(next_slot, stage);
+        next_slot = tile_slot(t + (stages + 1) * W);
+      }
+      if (++stage == stages) { stage = 0; phase ^= 1; }
     } else {
       if (t != t_begin + warp) load_tile(t);
     }
@@ -211,11 +217,6 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
         a[2 + x] = __byte_perm(v2[j >> 1], v3[j >> 1], pick);
       }
       mma_16x8x16(o[j], a, pa, pb);
-    }
-    if constexpr (RING) {
-      __syncwarp();
-      if (lane == 0 && t + stages * W < t_end) copy_tile(t + stages * W, stage);
-      if (++stage == stages) { stage = 0; phase ^= 1; }
     }
   }
   // Where there are many blocks, memory is busy until here: what the next kernel copies ahead would only compete.
@@ -314,11 +315,11 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
 #define DECODE(NAME, D, W, RING, CLUSTER, RESIDENT)                                                                                                                           \
   extern "C" __global__ void __launch_bounds__(W * 32, RESIDENT) NAME(State state, const Counts* counts, const int* row, const int* position, const Element* qkv, Element* out,\
                                                                       float* part_out, float2* part_ml, u32* arrivals, Rope rope, Cache cache, Heads h,                       \
-                                                                      const __grid_constant__ TensorMap k_map, const __grid_constant__ TensorMap v_map, int stages, int beside) {\
+                                                                      const __grid_constant__ TensorMap map, int stages, int beside) {                                        \
     if (W == 8 && !RING) let_next_start();                                                                                                                                    \
     const int sequences = counts ? counts->decodes : gridDim.z;                                                                                                               \
     if (blockIdx.z >= sequences) return;                                                                                                                                      \
-    decode_body<D, W, RING, CLUSTER>(state, row, position, qkv, out, part_out, part_ml, arrivals, rope, cache, h, k_map, v_map, stages, beside);                              \
+    decode_body<D, W, RING, CLUSTER>(state, row, position, qkv, out, part_out, part_ml, arrivals, rope, cache, h, map, stages, beside);                                       \
     if (beside && blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == sequences - 1) wait_for_previous();                                                                     \
   }
 DECODE(decode_64, 64, 4, false, false, 4)

@@ -30,6 +30,9 @@ struct Values<64> {
 template <int D>
 struct Place {
   static constexpr int HALVES = D / 64, TILE_BYTES = HALVES * HALF_BYTES;
+  // Queries lie in shared memory as HALVES matrices of 128 rows of 64 elements. Of keys and values each eight rows lie together, half after half: so
+  // one copy brings all elements of 16 positions.
+  static constexpr int EIGHT_BYTES = HALVES * 1024;
   u32 queries, keys, values;                                      // STAGES tiles each
   u32 q_full, q_empty, k_full, k_empty, v_full, v_empty;  // STAGES barriers each
   __device__ Place(const void* shared, const u64* barriers) {
@@ -64,8 +67,8 @@ __device__ __forceinline__ int item_of(int turn) { return turn * gridDim.x + (tu
 template <int D>
 __device__ __forceinline__ void copy_all(const Place<D>& at, const TensorMap& q_map, const TensorMap& k_map, const TensorMap& v_map, const State& state, const Tile* tiles, int items, int block_size,
                                          const Heads& h) {
-  constexpr int HALVES = D / 64, TILE_BYTES = HALVES * HALF_BYTES;
-  const int lane = threadIdx.x & 31, box = lane / HALVES, half = lane % HALVES;
+  constexpr int HALVES = D / 64, TILE_BYTES = HALVES * HALF_BYTES, BOX_BYTES = 2 * Place<D>::EIGHT_BYTES;
+  const int lane = threadIdx.x & 31, box = lane;
   // Sixteen positions a box; none past the last query's.
   auto boxes_of = [&](const Work& work, int n) { return min(TILE_KEYS / 16, (work.last - n * TILE_KEYS) / 16 + 1); };
   auto slot_in = [&](const Work& work, int n) {
@@ -89,17 +92,17 @@ __device__ __forceinline__ void copy_all(const Place<D>& at, const TensorMap& q_
     for (int n = work.end - 1; n >= work.begin; n--, round++) {
       const int stage = round % STAGES, boxes = boxes_of(work, n), at_slot = slot;
       const u32 parity = (round / STAGES & 1) ^ 1;
-      const u32 offset = stage * TILE_BYTES + half * HALF_BYTES + box * 2048;
+      const u32 offset = stage * TILE_BYTES + box * BOX_BYTES;
       barrier_wait(at.k_empty + 8 * stage, parity);
-      if (lane == 0) barrier_expect(at.k_full + 8 * stage, boxes * HALVES * 2048);
+      if (lane == 0) barrier_expect(at.k_full + 8 * stage, boxes * BOX_BYTES);
       __syncwarp();
-      if (box < boxes) load_box_3d(k_map, at.keys + offset, at.k_full + 8 * stage, half * 64, hk, at_slot);
+      if (box < boxes) load_box_5d(k_map, at.keys + offset, at.k_full + 8 * stage, 0, 0, 0, at_slot / 8, hk);
       if (n == work.end - 1) next = Work(tiles[min(next_item, items - 1) / h.heads], next_item, h);
       slot = n > work.begin ? slot_in(work, n - 1) : slot_in(next, next.end - 1);
       barrier_wait(at.v_empty + 8 * stage, parity);
-      if (lane == 0) barrier_expect(at.v_full + 8 * stage, boxes * HALVES * 2048);
+      if (lane == 0) barrier_expect(at.v_full + 8 * stage, boxes * BOX_BYTES);
       __syncwarp();
-      if (box < boxes) load_box_3d(v_map, at.values + offset, at.v_full + 8 * stage, half * 64, hk, at_slot);
+      if (box < boxes) load_box_5d(v_map, at.values + offset, at.v_full + 8 * stage, 0, 0, 0, at_slot / 8, hk);
     }
     work = next;
     item = next_item;
@@ -110,7 +113,7 @@ __device__ __forceinline__ void copy_all(const Place<D>& at, const TensorMap& q_
 // values of the item in front of it are multiplied, so that the tensor cores have work across the border.
 template <int D>
 __device__ __forceinline__ void attend_all(const Place<D>& at, const Tile* tiles, int items, Element* out, const Heads& h) {
-  constexpr int HALVES = D / 64, TILE_BYTES = HALVES * HALF_BYTES;
+  constexpr int HALVES = D / 64, TILE_BYTES = HALVES * HALF_BYTES, EIGHT_BYTES = Place<D>::EIGHT_BYTES;
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, group = threadIdx.x >> 7, g = lane >> 2, q = lane & 3;
   const int first_row = group * 64 + (warp & 3) * 16;  // of this warp's 16 queries
   const float scale_log2 = h.softcap > 0.f ? 1.4426950408889634f : h.scale * 1.4426950408889634f;
@@ -128,22 +131,22 @@ __device__ __forceinline__ void attend_all(const Place<D>& at, const Tile* tiles
   };
   auto queries_of = [&](int turn) { return at.queries + turn % STAGES * TILE_BYTES; };
   auto scores = [&](int turn, int round) {  // S = Q K
-    const u64 queries = operand_along_k(queries_of(turn) + group * 64 * 128), keys = operand_along_k(at.keys + round % STAGES * TILE_BYTES);
+    const u64 queries = operand_along_k(queries_of(turn) + group * 64 * 128), keys = operand_along_k(at.keys + round % STAGES * TILE_BYTES, EIGHT_BYTES);
     pin(s);
     products_begin();
 #pragma unroll
     for (int c = 0; c < D / 16; c++) {
-      const int step = (c / 4) * (HALF_BYTES >> 4) + (c % 4) * 2;
-      multiply_128(s, queries + step, keys + step, c > 0);
+      const int within = c % 4 * 2;
+      multiply_128(s, queries + c / 4 * (HALF_BYTES >> 4) + within, keys + c / 4 * (1024 >> 4) + within, c > 0);
     }
     products_commit();
   };
   auto add_values = [&](int round) {  // O += P V
-    const u64 values = operand_across_k(at.values + round % STAGES * TILE_BYTES, HALF_BYTES);
+    const u64 values = operand_across_k(at.values + round % STAGES * TILE_BYTES, 1024, EIGHT_BYTES);
     pin(o);
     products_begin();
 #pragma unroll
-    for (int c = 0; c < TILE_KEYS / 16; c++) Values<D>::multiply(o, p[c], values + c * (2048 >> 4));
+    for (int c = 0; c < TILE_KEYS / 16; c++) Values<D>::multiply(o, p[c], values + c * (2 * EIGHT_BYTES >> 4));
     products_commit();
   };
   // What lies past the last query's position was not copied, or is not ours, and may be NaN: its weight is 0, but 0 * NaN is not 0.
@@ -154,7 +157,7 @@ __device__ __forceinline__ void attend_all(const Place<D>& at, const Tile* tiles
     const u32 values_at = at.values + round % STAGES * TILE_BYTES;
     for (int i = threadIdx.x; i < (TILE_KEYS - filled) * HALVES * 8; i += 256) {
       const int row = filled + i / (HALVES * 8), piece = i % (HALVES * 8);
-      asm volatile("st.shared.v4.b32 [%0], {%1,%1,%1,%1};" ::"r"(values_at + piece / 8 * HALF_BYTES + row * 128 + piece % 8 * 16), "r"(0) : "memory");
+      asm volatile("st.shared.v4.b32 [%0], {%1,%1,%1,%1};" ::"r"(values_at + row / 8 * EIGHT_BYTES + piece / 8 * 1024 + row % 8 * 128 + piece % 8 * 16), "r"(0) : "memory");
     }
     shared_writes_to_async();
     named_sync(1, 256);

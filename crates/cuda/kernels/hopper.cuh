@@ -69,6 +69,11 @@ __device__ __forceinline__ void load_box_3d(const TensorMap& map, u32 to, u32 ba
   asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(to), "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z)
                : "memory");
 }
+__device__ __forceinline__ void load_box_5d(const TensorMap& map, u32 to, u32 barrier, int x, int y, int z, int v, int w) {
+  asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(to), "l"(&map), "r"(barrier), "r"(x), "r"(y),
+               "r"(z), "r"(v), "r"(w)
+               : "memory");
+}
 __device__ __forceinline__ void store_box_2d(const TensorMap& map, u32 from, int x, int y) {
   asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map), "r"(from), "r"(x), "r"(y) : "memory");
 }
@@ -94,11 +99,11 @@ __device__ __forceinline__ uint4 load_shared(u32 at) {
 }
 
 // Operand in shared memory whose rows of 64 elements (128 bytes, 128-byte swizzle) lie along the summed dimension: a step of 16 along it
-// is 32 bytes further.
-__device__ __forceinline__ u64 operand_along_k(u32 at) { return (u64)((at & 0x3ffff) >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62; }
+// is 32 bytes further. Each eight rows lie together, `apart` bytes from the next.
+__device__ __forceinline__ u64 operand_along_k(u32 at, u32 apart = 1024) { return (u64)((at & 0x3ffff) >> 4) | (u64)1 << 16 | (u64)(apart >> 4) << 32 | (u64)1 << 62; }
 // Operand whose rows of 64 elements lie across the summed dimension: rows are summed over; `wide` bytes from one group of 64 columns to the
-// next; a step of 16 along the sum is 16 rows, 2048 bytes further.
-__device__ __forceinline__ u64 operand_across_k(u32 at, u32 wide) { return (u64)((at & 0x3ffff) >> 4) | (u64)(wide >> 4) << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62; }
+// next; each eight rows lie together, `apart` bytes from the next, so that a step of 16 along the sum is twice that further.
+__device__ __forceinline__ u64 operand_across_k(u32 at, u32 wide, u32 apart) { return (u64)((at & 0x3ffff) >> 4) | (u64)(wide >> 4) << 16 | (u64)(apart >> 4) << 32 | (u64)1 << 62; }
 
 __device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }

@@ -534,21 +534,21 @@ impl Forward {
             cluster: if cluster { splits as u32 } else { 0 },
             ..shape(grid, 32 * kernel.warps() as u32)
         };
-        let [keys, values] = self.cache_maps(spec, cache)?;
+        let slots = self.cache_slots(spec);
+        let map =
+            TensorMap::keys_and_values([cache.keys, cache.values], slots, spec.kv_heads, spec.head_dim, CACHE_BOX)?;
         let (stages, beside) = (kernel.stages() as i32, i32::from(beside));
         let counts = if pass.prompts { self.counts(pass) } else { 0 };
         let function = self.kernels.decode[usize::from(spec.head_dim == 128)][kernel as usize];
         launch!(
             stream, function, shape, self.state, counts, rows, positions, qkv, out, part_out, part_ml, arrivals, rope,
-            cache, heads, keys, values, stages, beside
+            cache, heads, map, stages, beside
         )
     }
 
-    /// Keys and values of a layer, in boxes of [`CACHE_BOX`] positions.
-    fn cache_maps(&self, spec: &AttentionSpec, cache: Cache) -> Result<[TensorMap; 2], CudaError> {
-        let slots = self.cache_layer_bytes / (spec.kv_heads * spec.head_dim * 2);
-        let map = |pointer| TensorMap::heads(pointer, slots, spec.kv_heads, spec.head_dim, CACHE_BOX);
-        Ok([map(cache.keys)?, map(cache.values)?])
+    /// Positions that a layer's cache has room for.
+    fn cache_slots(&self, spec: &AttentionSpec) -> usize {
+        self.cache_layer_bytes / (spec.kv_heads * spec.head_dim * 2)
     }
 
     /// Attention of the prompts, by no more than so many blocks, one a multiprocessor.
@@ -570,7 +570,8 @@ impl Forward {
             spec.head_dim,
             TILE_QUERIES as usize,
         )?;
-        let [keys, values] = self.cache_maps(spec, cache)?;
+        let map = |of| TensorMap::keys(of, self.cache_slots(spec), spec.kv_heads, spec.head_dim, CACHE_BOX);
+        let (keys, values) = (map(cache.keys)?, map(cache.values)?);
         let shape = Shape {
             grid: ((spec.heads * pass.layout.tiles).min(blocks) as u32, 1, 1),
             threads: WARPGROUP_THREADS,

@@ -10,6 +10,17 @@ use std::ffi::c_void;
 /// Elements of a box's rows: 128 bytes of bf16, the widest the 128-byte swizzle takes.
 pub(crate) const BOX_COLUMNS: usize = 64;
 
+/// Rows that the 128-byte swizzle takes together.
+pub(crate) const ROWS_TOGETHER: usize = 8;
+
+/// One dimension of a map: how many there are, how far apart, and how many of them a box takes.
+#[derive(Clone, Copy, Debug)]
+struct Dimension {
+    size: usize,
+    bytes: usize,
+    taken: usize,
+}
+
 /// Encoded by the driver; passed to kernels by value.
 #[repr(C, align(64))]
 #[derive(Clone, Copy)]
@@ -40,7 +51,8 @@ impl TensorMap {
         columns: usize,
         [box_rows, box_columns]: [usize; 2],
     ) -> Result<Self, CudaError> {
-        Self::encode(pointer, &[columns, rows], &[box_columns, box_rows])
+        let rows = Dimension { size: rows, bytes: columns * 2, taken: box_rows };
+        Self::encode(pointer, &[Dimension { size: columns, bytes: 2, taken: box_columns }, rows])
     }
 
     /// bf16 heads `[positions, heads, head_dim]` without gaps, taken in boxes of `box_positions` by one head by [`BOX_COLUMNS`].
@@ -51,27 +63,61 @@ impl TensorMap {
         head_dim: usize,
         box_positions: usize,
     ) -> Result<Self, CudaError> {
-        Self::encode(pointer, &[head_dim, heads, positions], &[BOX_COLUMNS, 1, box_positions])
+        Self::encode(
+            pointer,
+            &[
+                Dimension { size: head_dim, bytes: 2, taken: BOX_COLUMNS },
+                Dimension { size: heads, bytes: head_dim * 2, taken: 1 },
+                Dimension { size: positions, bytes: heads * head_dim * 2, taken: box_positions },
+            ],
+        )
     }
 
-    /// Sizes and boxes innermost first.
-    fn encode<const RANK: usize>(
-        pointer: DevicePointer,
-        sizes: &[usize; RANK],
-        boxes: &[usize; RANK],
+    /// Keys and values, each `[slots, kv_heads, head_dim]` without gaps, taken in boxes of the keys of `box_slots` slots of one head, then their values. In
+    /// shared memory these are matrices of `box_slots` by [`BOX_COLUMNS`], first all of keys. Coordinates: 0, slot, 0, 0, head.
+    pub(crate) fn keys_and_values(
+        [keys, values]: [DevicePointer; 2],
+        slots: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        box_slots: usize,
     ) -> Result<Self, CudaError> {
+        let [columns, parts, heads] = parts_of_heads(kv_heads, head_dim);
+        let slots = Dimension { size: slots, bytes: kv_heads * head_dim * 2, taken: box_slots };
+        let kinds = Dimension { size: 2, bytes: (values - keys) as usize, taken: 2 };
+        Self::encode(keys, &[columns, slots, parts, kinds, heads])
+    }
+
+    /// Keys or values `[slots, kv_heads, head_dim]` without gaps, taken in boxes of `box_slots` slots of one head. In shared memory each [`ROWS_TOGETHER`] slots lie
+    /// together, as matrices of those by [`BOX_COLUMNS`]. Coordinates: 0, 0, 0, slot / [`ROWS_TOGETHER`], head.
+    pub(crate) fn keys(
+        keys: DevicePointer,
+        slots: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        box_slots: usize,
+    ) -> Result<Self, CudaError> {
+        let [columns, parts, heads] = parts_of_heads(kv_heads, head_dim);
+        let slot_bytes = kv_heads * head_dim * 2;
+        let rows = Dimension { size: ROWS_TOGETHER, bytes: slot_bytes, taken: ROWS_TOGETHER };
+        let groups = Dimension {
+            size: slots / ROWS_TOGETHER,
+            bytes: slot_bytes * ROWS_TOGETHER,
+            taken: box_slots / ROWS_TOGETHER,
+        };
+        Self::encode(keys, &[columns, rows, parts, groups, heads])
+    }
+
+    /// Innermost first.
+    fn encode<const RANK: usize>(pointer: DevicePointer, dimensions: &[Dimension; RANK]) -> Result<Self, CudaError> {
         let mut map = Self([0; 16]);
-        let dimensions = sizes.map(|size| size as u64);
-        let mut strides = [0u64; RANK];
-        let mut bytes = 2;
-        let swizzle = match boxes[0] < BOX_COLUMNS {
+        let swizzle = match dimensions[0].taken < BOX_COLUMNS {
             true => cu::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
             false => cu::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
         };
-        for (stride, size) in strides.iter_mut().zip(sizes) {
-            bytes *= *size as u64;
-            *stride = bytes;
-        }
+        let mut strides = dimensions.map(|dimension| dimension.bytes as u64);
+        // The innermost dimension's is what an element takes, and not passed.
+        strides.rotate_left(1);
         // SAFETY: the map has the size and alignment the driver asks for; the arrays have `RANK` entries, strides one fewer read. The
         // address is only recorded.
         let result = unsafe {
@@ -80,9 +126,9 @@ impl TensorMap {
                 cu::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
                 RANK as u32,
                 pointer as *mut c_void,
-                dimensions.as_ptr(),
+                dimensions.map(|dimension| dimension.size as u64).as_ptr(),
                 strides.as_ptr(),
-                boxes.map(|size| size as u32).as_ptr(),
+                dimensions.map(|dimension| dimension.taken as u32).as_ptr(),
                 [1u32; RANK].as_ptr(),
                 cu::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
                 swizzle,
@@ -92,4 +138,14 @@ impl TensorMap {
         };
         check("cuTensorMapEncodeTiled", result).map(|()| map)
     }
+}
+
+/// Elements of [`BOX_COLUMNS`] of a head, all of them, and heads: what maps of the cache have in common.
+fn parts_of_heads(kv_heads: usize, head_dim: usize) -> [Dimension; 3] {
+    let parts = head_dim / BOX_COLUMNS;
+    [
+        Dimension { size: BOX_COLUMNS, bytes: 2, taken: BOX_COLUMNS },
+        Dimension { size: parts, bytes: BOX_COLUMNS * 2, taken: parts },
+        Dimension { size: kv_heads, bytes: head_dim * 2, taken: 1 },
+    ]
 }
