@@ -23,7 +23,7 @@
 // RING: a warp's first lane has the copy engine bring its tiles, `stages` ahead.
 // CLUSTER: the splits of a sequence may be a cluster of blocks, which merge through shared memory.
 template <int D, int W, bool RING, bool CLUSTER>
-__device__ __forceinline__ void decode_body(const State& state, const int* row, const int* position, const Element* qkv, Element* out, float* part_out, float2* part_ml, u32* arrivals, const Rope& rope,
+__device__ __forceinline__ void decode_body(const State& state, int table, int at, const Element* qkv, Element* out, float* part_out, float2* part_ml, u32* arrivals, const Rope& rope,
                                             const Cache& cache, const Heads& h, const TensorMap& map, int stages, bool beside) {
   constexpr int DC = D / 32, DJ = D / 64, PAIRS = D / 64, BOX_BYTES = 16 * 128, TILE_BYTES = 2 * DJ * BOX_BYTES;
   extern __shared__ __align__(1024) unsigned char ring[];
@@ -33,10 +33,17 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
   const int group = h.heads / h.kv_heads, groups = (group + 7) / 8;
   const int hk = blockIdx.y / groups, head0 = hk * group + (blockIdx.y % groups) * 8, G = min(8, (hk + 1) * group - head0);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, ql = lane & 3;
-  const int len = position[b] + 1, oldest = h.window ? max(0, len - h.window) : 0;
+  // A tile in the ring: keys, then values, each as boxes of 16 positions by 64 elements; one copy brings them all.
+  const u32 own = shared_address(ring) + warp * stages * TILE_BYTES, full = shared_address(barriers) + 8 * warp * DECODE_STAGES;
+  if (RING && lane == 0) {
+    for (int i = 0; i < stages; i++) barrier_init(full + 8 * i, 1);
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  const int len = at + 1, oldest = h.window ? max(0, len - h.window) : 0;
   const int tile0 = oldest / 16, tiles = (len + 15) / 16 - tile0;
   const bool clustered = CLUSTER && blocks_of_cluster() > 1;
-  const int per_split = max(clustered ? CLUSTER_TILES : SPLIT_TILES, (tiles + splits - 1) / splits), active = (tiles + per_split - 1) / per_split;
+  const int per_split = splits == 1 ? tiles : max(clustered ? CLUSTER_TILES : SPLIT_TILES, (tiles + splits - 1) / splits);
+  const int active = splits == 1 ? 1 : (tiles + per_split - 1) / per_split;
   constexpr int EACH = (10 + W - 1) / W;  // heads a warp prepares
   Projected<PAIRS> bias[EACH], projected[EACH];
   auto head_of = [&](int i) { return i < G ? head0 + i : h.heads + (i - G) * h.kv_heads + hk; };
@@ -48,7 +55,7 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
   // What the others bring to a block's shared memory may come once all of them run.
   if (clustered && active > 1) cluster_arrive();
   const int t_begin = tile0 + split * per_split, t_end = min(tile0 + tiles, t_begin + per_split);
-  const int* blocks = blocks_of(state, row[b]);
+  const int* blocks = blocks_of(state, table);
   const u64 token_stride = (u64)h.kv_heads * D;
   uint4 kf[DC][2], vf[DJ][4];
   auto load_tile = [&](int t) {
@@ -68,10 +75,10 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
       vf[x][3] = load_streaming(vp + 9 * token_stride + x * 64);
     }
   };
-  // A tile in the ring: keys, then values, each as boxes of 16 positions by 64 elements. One copy brings them all: a multiprocessor's copy engine
-  // takes some 140 cycles for a box of 2 KiB whatever else it has to do.
-  const u32 own = shared_address(ring) + warp * stages * TILE_BYTES, full = shared_address(barriers) + 8 * warp * DECODE_STAGES;
-  auto tile_slot = [&](int t) { return t < t_end ? (int)slot_of(blocks, t * 16, cache.block_size) : 0; };
+  auto tile_slot = [&](int t) {
+    if (t >= t_end) return 0;
+    return cache.block_size == 16 ? blocks[t] * 16 : (int)slot_of(blocks, t * 16, cache.block_size);  // a division less
+  };
   auto copy_tile = [&](int slot, int stage) {
     barrier_expect(full + 8 * stage, TILE_BYTES);
     load_box_5d(map, own + stage * TILE_BYTES, full + 8 * stage, 0, slot, 0, 0, hk);
@@ -81,10 +88,14 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
   // What earlier steps wrote can be read at once; the projections only when the kernel before is done, or, beside prompts, now.
   if constexpr (RING) {
     if (lane == 0) {
-      for (int i = 0; i < stages; i++) barrier_init(full + 8 * i, 1);
-      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-      for (int i = 0; i < stages && t_begin + warp + i * W < t_end; i++) copy_tile(tile_slot(t_begin + warp + i * W), i);
-      next_slot = tile_slot(t_begin + warp + stages * W);
+      int slots[DECODE_STAGES + 1];  // asked for together
+#pragma unroll
+      for (int i = 0; i <= DECODE_STAGES; i++) slots[i] = tile_slot(t_begin + warp + i * W);
+#pragma unroll
+      for (int i = 0; i < DECODE_STAGES; i++)
+        if (i < stages && t_begin + warp + i * W < t_end) copy_tile(slots[i], i);
+      next_slot = slots[1];
+      if (stages == 2) next_slot = slots[2];
     }
     __syncwarp();
   } else {
@@ -317,9 +328,11 @@ __device__ __forceinline__ void decode_body(const State& state, const int* row, 
                                                                       float* part_out, float2* part_ml, u32* arrivals, Rope rope, Cache cache, Heads h,                       \
                                                                       const __grid_constant__ TensorMap map, int stages, int beside) {                                        \
     if (W == 8 && !RING) let_next_start();                                                                                                                                    \
-    const int sequences = counts ? counts->decodes : gridDim.z;                                                                                                               \
+    /* Asked for together, before the first of them is needed. */                                                                                                             \
+    const int at = load_now(position + blockIdx.z), table = load_now(row + blockIdx.z), sequences = counts ? load_now(&counts->decodes) : gridDim.z;                           \
+    if (RING && threadIdx.x == 0) prefetch_map(map);                                                                                                                          \
     if (blockIdx.z >= sequences) return;                                                                                                                                      \
-    decode_body<D, W, RING, CLUSTER>(state, row, position, qkv, out, part_out, part_ml, arrivals, rope, cache, h, map, stages, beside);                                       \
+    decode_body<D, W, RING, CLUSTER>(state, table, at, qkv, out, part_out, part_ml, arrivals, rope, cache, h, map, stages, beside);                                           \
     if (beside && blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == sequences - 1) wait_for_previous();                                                                     \
   }
 DECODE(decode_64, 64, 4, false, false, 4)

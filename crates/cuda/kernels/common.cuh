@@ -51,6 +51,13 @@ __device__ __forceinline__ uint4 load_streaming(const void* p) {
   return v;
 }
 
+// A load that stands where it is written: not behind a branch that does not need it.
+__device__ __forceinline__ int load_now(const int* p) {
+  int v;
+  asm volatile("ld.global.u32 %0, [%1];" : "=r"(v) : "l"(p));
+  return v;
+}
+
 __device__ __forceinline__ u32 pack_pair(float lo, float hi) {
   ElementPair pair = to_pair(lo, hi);
   return *reinterpret_cast<u32*>(&pair);
