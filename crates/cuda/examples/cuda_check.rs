@@ -4,7 +4,7 @@
 //! cuda_check products [NAME]       every product kernel against f64, or one of skinny, general, gated, overflow
 //! cuda_check sampling              the choice of tokens, all parameters, against the scalar sampler
 //! cuda_check deterministic [SHAPE...]  --deterministic: a request alone, in batches, chunked, cached, preempted
-//! cuda_check gated                 gate and up of many rows against cuBLASLt and a kernel for the activation, in time
+//! cuda_check gated [ROWS...]       gate and up of many rows against cuBLASLt and a kernel for the activation, in time
 //! cuda_check skinny                products of 1 to 128 rows: cuBLASLt, the streaming kernel and skinny.cu, in time
 //! cuda_check models [only:TEXT...] [FOLDER...]   whole models against the reference: synthetic shapes (those named), and checkpoints given
 //! cuda_check damaged               keys that are NaN: who attends to them is refused, nobody else
@@ -56,7 +56,7 @@ fn main() -> ExitCode {
         Some("products") => products(arguments.get(1).map(String::as_str)),
         Some("sampling") => sampling(),
         Some("deterministic") => deterministic::check_all(&arguments[1..]),
-        Some("gated") => gated(),
+        Some("gated") => gated(&arguments[1..]),
         Some("skinny") => skinny(&arguments[1..]),
         Some("models") => models::check_all(&arguments[1..]),
         Some("damaged") => damaged::check_all(),
@@ -69,7 +69,7 @@ fn main() -> ExitCode {
         Some("bench-sampling") => bench::sampling_all(&arguments[1..]),
         _ => {
             println!(
-                "usage: cuda_check [f16] products [skinny | general | gated | overflow | best] | sampling | deterministic [CONFIG_FOLDER...] | gated | skinny [ROWS...] | models [only:TEXT...] [FOLDER...] | damaged | faults | profile [case:ROWSxLENGTH@BEFORE | mixed:DECODESxPOSITIONS...] CONFIG_FOLDER... | decode CONFIG_FOLDER... | engine CONFIG_FOLDER... | bench CONFIG_FOLDER... | mixed CONFIG_FOLDER... | bench-sampling CONFIG_FOLDER..."
+                "usage: cuda_check [f16] products [skinny | general | gated | overflow | best] | sampling | deterministic [CONFIG_FOLDER...] | gated [ROWS...] | skinny [ROWS...] | models [only:TEXT...] [FOLDER...] | damaged | faults | profile [case:ROWSxLENGTH@BEFORE | mixed:DECODESxPOSITIONS...] CONFIG_FOLDER... | decode CONFIG_FOLDER... | engine CONFIG_FOLDER... | bench CONFIG_FOLDER... | mixed CONFIG_FOLDER... | bench-sampling CONFIG_FOLDER..."
             );
             return ExitCode::from(2);
         }
@@ -165,14 +165,18 @@ fn sampling() -> usize {
     }
 }
 
-fn gated() -> usize {
+fn gated(rows: &[String]) -> usize {
+    let rows: Vec<usize> = match rows {
+        [] => vec![64, 128, 192, 256, 320, 384, 512, 576, 640, 768, 1024, 1280, 1536, 2048, 4096, 8192],
+        rows => rows.iter().filter_map(|rows| rows.parse().ok()).collect(),
+    };
     for (n, k) in [(28672, 4096), (17920, 1536), (3072, 576)] {
-        for m in [64, 128, 192, 256, 320, 384, 512, 576, 640, 768, 1024, 1280, 1536, 2048, 4096, 8192] {
+        for &m in &rows {
             match powertrain_cuda::check::gated_times(element(), m, n, k) {
-                Ok([apart, fused]) => {
+                Ok([apart, fused, widths @ ..]) => {
                     let rate = |us: f32| 2.0 * m as f32 * n as f32 * k as f32 / us / 1e6;
                     println!(
-                        "gated {m:>4} x {n} x {k}: cuBLASLt and activation {apart:.1} us ({:.0} TFLOP/s), fused {fused:.1} us ({:.0} TFLOP/s), {:.3}",
+                        "gated {m:>4} x {n} x {k}: cuBLASLt and activation {apart:.1} us ({:.0} TFLOP/s), fused {fused:.1} us ({:.0} TFLOP/s), {:.3}; tiles of 256, 224, 192: {widths:.1?}",
                         rate(apart),
                         rate(fused),
                         apart / fused

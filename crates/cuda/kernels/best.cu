@@ -26,5 +26,5 @@ struct Best {
 
 extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
     best(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map, const __grid_constant__ TensorMap w_part_map, u64* best, int M, int N, int K, Items items, float softcap) {
-  make_tiles(x_map, w_map, w_part_map, items, M, N, K, Best{best, M, N, softcap});
+  make_tiles<COLUMNS>(x_map, w_map, w_part_map, items, M, N, K, Best{best, M, N, softcap});
 }

@@ -3,7 +3,7 @@
 // 2 M N K operations; must move (M K + N K + M N / 2) * 2 bytes: bound by the tensor cores from M of about 300. Without the fusion the
 // product's M N * 2 bytes would be written and read again: 0.12 ms of the 1.4 ms that 4096 rows of an 8B model take.
 //
-// Tiles of pairs.cuh: 128 gates and 128 ups, alternating by eight (src/weights.rs). The activation is applied in registers, and the copy engine writes.
+// Tiles of pairs.cuh: as many gates as ups, up to 128, alternating by eight (src/weights.rs). The activation is applied in registers, and the copy engine writes.
 #include "pairs.cuh"
 
 #define BOX_BYTES (64 * 64 * 2)  // 64 rows x 64 columns of the result
@@ -23,10 +23,12 @@ __device__ __forceinline__ void stage_result(const float (&d)[N / 2], const floa
         const float *gate = &d[(p + i) * 8 + 2 * e], *up = gate + 4;
         v[2 * i + e] = pack_pair(activate(gate[0] * factor[e], GELU) * (up[0] * factor[e]), activate(gate[1] * factor[e], GELU) * (up[1] * factor[e]));
       }
+    // Boxes of 64 columns, swizzled, the second up to the tile's last column, so that a narrow tile's columns in the middle are in both. One of 32 is not swizzled.
+    constexpr int SECOND = N / 16 - 8;
     const int chunk = p + (lane >> 4);
-    // Boxes of 64 columns, swizzled; one of 32 is not.
-    const u32 offset = N == 64 ? row * 64 + chunk * 16 : chunk / 8 * BOX_BYTES + row * 128 + (((chunk & 7) ^ (r & 7)) << 4);
-    store_matrices(to + offset, v[0], v[1], v[2], v[3]);
+    if (N == 64) store_matrices(to + row * 64 + chunk * 16, v[0], v[1], v[2], v[3]);
+    else if (p < 8) store_matrices(to + row * 128 + ((chunk ^ (r & 7)) << 4), v[0], v[1], v[2], v[3]);
+    if (SECOND > 0 && p >= SECOND) store_matrices(to + BOX_BYTES + row * 128 + (((chunk - SECOND) ^ (r & 7)) << 4), v[0], v[1], v[2], v[3]);
   }
 }
 
@@ -58,7 +60,7 @@ struct Gated {
     named_sync(1 + group, 128);
     if (threadIdx.x % 128 == 0) {
       store_box_2d(map, staging, column / 2, row + group * 64);
-      if (N == COLUMNS) store_box_2d(map, staging + BOX_BYTES, column / 2 + 64, row + group * 64);
+      if (N > COLUMNS / 2) store_box_2d(map, staging + BOX_BYTES, column / 2 + N / 2 - 64, row + group * 64);
       stores_commit();
     }
   }
@@ -68,8 +70,13 @@ struct Gated {
   }
 };
 
-extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
-    gated(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map, const __grid_constant__ TensorMap w_part_map, const __grid_constant__ TensorMap out_map,
-          const __grid_constant__ TensorMap out_part_map, const float* factors, int M, int N, int K, Items items, int gelu) {
-  make_tiles(x_map, w_map, w_part_map, items, M, N, K, Gated{out_map, out_part_map, factors, M, gelu, 0});
-}
+// `items`: of tiles of WIDE columns.
+#define GATED(NAME, WIDE)                                                                                                                                                          \
+  extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)                                                                                                   \
+      NAME(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map, const __grid_constant__ TensorMap w_part_map, const __grid_constant__ TensorMap out_map, \
+           const __grid_constant__ TensorMap out_part_map, const float* factors, int M, int N, int K, Items items, int gelu) {                                                     \
+    make_tiles<WIDE>(x_map, w_map, w_part_map, items, M, N, K, Gated{out_map, out_part_map, factors, M, gelu, 0});                                                                 \
+  }
+GATED(gated_256, COLUMNS)
+GATED(gated_224, 224)
+GATED(gated_192, 192)

@@ -1,7 +1,8 @@
 // Tiles of 128 rows of x by 256 rows of weights in pairs of blocks (clusters) that share the weights: each loads half of their tile and the copy
 // engine gives it to both. One warp copies through a ring of four stages of 64 columns of K; two warpgroups multiply 64 rows of x each. Blocks stay
 // for all their tiles, whose order keeps those that run at the same time in a square of rows and columns, for the cache. Tiles that would fill no more
-// than half of the last round are divided by columns into two or four, so that more pairs have a part of them.
+// than half of the last round are divided by columns into two or four, so that more pairs have a part of them; or all are narrower, so that the last
+// round is full (pairs.rs chooses).
 #pragma once
 #include "hopper.cuh"
 
@@ -21,10 +22,12 @@ struct Items {
   int whole, parts, count;
 };
 
+// WIDE: columns of a whole tile.
+template <int WIDE>
 struct Places {
   Items items;
   int row_pairs, column_tiles, undivided;
-  __device__ Places(const Items& items, int M, int N) : items(items), row_pairs((M + 2 * ROWS - 1) / (2 * ROWS)), column_tiles((N + COLUMNS - 1) / COLUMNS) {
+  __device__ Places(const Items& items, int M, int N) : items(items), row_pairs((M + 2 * ROWS - 1) / (2 * ROWS)), column_tiles((N + WIDE - 1) / WIDE) {
     undivided = items.parts == 1 ? items.count : items.whole;
   }
   // First row and column of an item for the block of this rank. Tiles: groups of GROUP row pairs; within one, row pairs run fastest.
@@ -32,7 +35,7 @@ struct Places {
     const int more = item - items.whole, tile = more < 0 ? item : items.whole + more / items.parts, part = more < 0 ? 0 : more % items.parts;
     const int per_group = GROUP * column_tiles, first = tile / per_group * GROUP, height = min(GROUP, row_pairs - first), in_group = tile % per_group;
     row = ((first + in_group % height) * 2 + rank) * ROWS;
-    column = in_group / height * COLUMNS + part * (COLUMNS / items.parts);
+    column = in_group / height * WIDE + part * (WIDE / items.parts);
   }
 };
 
@@ -40,7 +43,7 @@ struct Places {
 template <int N>
 __device__ __forceinline__ void copy_tile(Ring& ring, const TensorMap& x_map, const TensorMap& w_map, int row, int column, int rank, int steps, bool mine) {
   constexpr u32 half = N * DEPTH;  // bytes of N / 2 rows
-  constexpr int BOX = N == COLUMNS ? N / 2 : PART_BOX;
+  constexpr int BOX = N > COLUMNS / 2 ? N / 2 : PART_BOX;
   const int first = column + rank * (N / 2);
   for (int k = 0; k < steps; k++) {
     const u32 full = ring.full + 8 * ring.stage;
@@ -58,6 +61,8 @@ __device__ __forceinline__ void copy_tile(Ring& ring, const TensorMap& x_map, co
 }
 
 __device__ __forceinline__ void multiply_or_begin(float (&d)[128], u64 x, u64 w, bool begin) { multiply_256(d, x, w, !begin); }
+__device__ __forceinline__ void multiply_or_begin(float (&d)[112], u64 x, u64 w, bool begin) { multiply_224(d, x, w, !begin); }
+__device__ __forceinline__ void multiply_or_begin(float (&d)[96], u64 x, u64 w, bool begin) { multiply_192(d, x, w, !begin); }
 __device__ __forceinline__ void multiply_or_begin(float (&d)[64], u64 x, u64 w, bool begin) { multiply_128(d, x, w, !begin); }
 __device__ __forceinline__ void multiply_or_begin(float (&d)[32], u64 x, u64 w, bool) { multiply<64>(d, x, w); }  // zeros at the beginning
 
@@ -109,7 +114,8 @@ struct Columns {
 //   bool wants(row)                        whether rows of x from this one on are to be copied
 //   void make<N>(ring, row, column, steps) a warpgroup's 64 rows of a tile of N columns
 //   void begin(ring, group), void end()    by each warpgroup, before its first tile and after its last
-template <class Maker>
+// Tiles narrower than COLUMNS are never divided.
+template <int WIDE, class Maker>
 __device__ __forceinline__ void make_tiles(const TensorMap& x_map, const TensorMap& w_map, const TensorMap& w_part_map, const Items& items, int M, int N, int K, Maker maker) {
   extern __shared__ unsigned char raw[];
   __shared__ __align__(8) u64 barriers[2 * STAGES];
@@ -120,26 +126,27 @@ __device__ __forceinline__ void make_tiles(const TensorMap& x_map, const TensorM
   let_next_start();
   cluster_sync();
   wait_for_previous();
-  const Places places(items, M, N);
+  const Places<WIDE> places(items, M, N);
   const int steps = (K + DEPTH - 1) / DEPTH, pair = blockIdx.x / 2, here = gridDim.x / 2;
   auto for_each = [&](auto each) {
     int item = pair, row, column;
     for (; item < places.undivided; item += here) {
       places.place(item, rank, row, column);
-      each(Columns<COLUMNS>(), row, column);
+      each(Columns<WIDE>(), row, column);
     }
-    if (item < items.count) {
-      places.place(item, rank, row, column);
-      if (items.parts == 2) each(Columns<COLUMNS / 2>(), row, column);
-      else each(Columns<COLUMNS / 4>(), row, column);
-    }
+    if constexpr (WIDE == COLUMNS)
+      if (item < items.count) {
+        places.place(item, rank, row, column);
+        if (items.parts == 2) each(Columns<COLUMNS / 2>(), row, column);
+        else each(Columns<COLUMNS / 4>(), row, column);
+      }
   };
   if (group == 2) {
     give_registers<40>();
     if (warp == 8)
       for_each([&](auto columns, int row, int column) {
         constexpr int COUNT = decltype(columns)::COUNT;
-        copy_tile<COUNT>(ring, x_map, COUNT == COLUMNS ? w_map : w_part_map, row, column, rank, steps, maker.wants(row));
+        copy_tile<COUNT>(ring, x_map, COUNT == WIDE ? w_map : w_part_map, row, column, rank, steps, maker.wants(row));
       });
   } else {
     take_registers<232>();

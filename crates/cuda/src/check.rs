@@ -10,7 +10,7 @@ use crate::{
     driver::{Buffer, Context, Stream},
     even::EVEN_ROWS,
     executor::CudaExecutor,
-    kernels::{Kernels, fill_random},
+    kernels::{GATED_WIDTHS, Kernels, fill_random},
     matmul::{Matmul, Way, time},
     product::{Matrix, Norm, Output, Product},
 };
@@ -315,8 +315,9 @@ pub fn gated(element: Element) -> Result<Vec<Finding>, CudaError> {
     let mut matmul = Matmul::new(&context, element, rows_max, 2048, 4096)?;
     let mut findings = Vec::new();
     let sizes = [1, 17, 64, 65, 100, 127, 128, 129, 256, 300, 640, 1100];
-    let few = sizes.into_iter().filter(|&m| m <= EVEN_ROWS).map(|m| (m, Way::Even));
-    let cases: Vec<_> = sizes.into_iter().map(|m| (m, Way::Fused)).chain(few).collect();
+    let few = sizes.into_iter().filter(|&m| m <= EVEN_ROWS).map(|m| (m, Way::Even, None));
+    let fused = sizes.into_iter().flat_map(|m| (0..GATED_WIDTHS.len()).map(move |which| (m, Way::Fused, Some(which))));
+    let cases: Vec<_> = fused.chain(few).collect();
     // 17,936: whole tiles, then halves or quarters. The last two: tiles of 224 rows of weights, and three rounds of those of 144, for few rows of x.
     for (n, k) in
         [(16, 64), (256, 64), (272, 72), (528, 200), (1040, 1536), (3072, 576), (17936, 72), (28_688, 72), (38_032, 16)]
@@ -335,8 +336,9 @@ pub fn gated(element: Element) -> Result<Vec<Finding>, CudaError> {
             n,
             k,
         };
-        for (m, way) in cases.iter().copied().filter(|&(m, _)| n < 20_000 || m <= EVEN_ROWS) {
+        for (m, way, width) in cases.iter().copied().filter(|&(m, ..)| n < 20_000 || m <= EVEN_ROWS) {
             matmul.forced = Some(way);
+            matmul.gated_width = width;
             for (norm, gelu) in [(false, false), (true, true)] {
                 out.write(0, &vec![element.bits(0.75); rows_max * n / 2])?;
                 matmul.fill_scratch(&stream, 0xff)?;
@@ -361,7 +363,7 @@ pub fn gated(element: Element) -> Result<Vec<Finding>, CudaError> {
                 let spoiled = past.iter().any(|&bits| bits != element.bits(0.75));
                 findings.push(Finding {
                     case: format!(
-                        "gated {way:?} gelu {gelu} norm {norm} m {m} n {n} k {k}, written past the end: {spoiled}"
+                        "gated {way:?} {width:?} gelu {gelu} norm {norm} m {m} n {n} k {k}, written past the end: {spoiled}"
                     ),
                     relative_error: if spoiled { f64::INFINITY } else { (difference / size).sqrt() },
                     allowed: tolerance(element),
@@ -372,12 +374,12 @@ pub fn gated(element: Element) -> Result<Vec<Finding>, CudaError> {
     Ok(findings)
 }
 
-/// Microseconds of gate and up of `m` rows with `n` rows of weights and `k` columns: by cuBLASLt and the activation kernel, and by the kernel
-/// that fuses both; each the fastest of five graphs of eight, cuBLASLt tuned.
+/// Microseconds of gate and up of `m` rows with `n` rows of weights and `k` columns: by cuBLASLt and the activation kernel, by the kernel
+/// that fuses both, and by that with tiles of 256, 224 and 192 rows of weights; each the fastest of five graphs of eight, cuBLASLt tuned.
 ///
 /// # Errors
 /// When the device cannot be used.
-pub fn gated_times(element: Element, m: usize, n: usize, k: usize) -> Result<[f32; 2], CudaError> {
+pub fn gated_times(element: Element, m: usize, n: usize, k: usize) -> Result<[f32; 5], CudaError> {
     const COPIES: usize = 3;
     let context = Context::open(0)?;
     let kernels = Kernels::load(&context, element)?;
@@ -408,10 +410,14 @@ pub fn gated_times(element: Element, m: usize, n: usize, k: usize) -> Result<[f3
         })
         .collect();
     let each: Vec<_> = products.iter().collect();
-    let mut times = [0.0; 2];
+    let mut times = [0.0; 5];
     matmul.tune(&kernels, &stream, &products)?;
-    for (slot, way) in times.iter_mut().zip([Way::Library, Way::Fused]) {
+    let widths = (0..GATED_WIDTHS.len()).map(|which| (Way::Fused, Some(which)));
+    for (slot, (way, width)) in
+        times.iter_mut().zip([(Way::Library, None), (Way::Fused, None)].into_iter().chain(widths))
+    {
         matmul.forced = Some(way);
+        matmul.gated_width = width;
         *slot = time(&stream, &each, |p| matmul.run(&kernels, &stream, p))? * 1e3 / 8.0;
     }
     Ok(times)

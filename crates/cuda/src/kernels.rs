@@ -141,6 +141,8 @@ pub(crate) const TILE_QUERIES: u32 = 128;
 pub(crate) const WARPGROUP_THREADS: u32 = 384;
 /// Rows of x and of weights of a tile of pairs.cuh; a cluster takes two tiles of rows of x.
 pub(crate) const PAIR_TILE: (usize, usize) = (128, 256);
+/// Rows of weights of the tiles of gated.cu: one width for all tiles of a product.
+pub(crate) const GATED_WIDTHS: [usize; 3] = [PAIR_TILE.1, 224, 192];
 /// The parts that it divides the tiles of an incomplete last round into at most, and the rows of the weights' boxes of those.
 pub(crate) const PAIR_PARTS_MAX: usize = 4;
 pub(crate) const PAIR_PART_BOX: usize = 32;
@@ -163,7 +165,8 @@ pub(crate) struct Kernels {
     pub(crate) fill_random: Function,
     /// Up to 8 rows, up to 16, and up to 8 of one tile a block.
     pub(crate) gemv: [Function; 3],
-    pub(crate) gated: Function,
+    /// By [`GATED_WIDTHS`].
+    pub(crate) gated: [Function; GATED_WIDTHS.len()],
     pub(crate) best: Function,
     /// By [`EVEN_TILES`].
     pub(crate) even_gated: [Function; EVEN_TILES.len()],
@@ -203,7 +206,8 @@ impl Kernels {
     pub(crate) fn load(context: &Context, element: Element) -> Result<Self, CudaError> {
         let step = Module::load(cubin!(element, "step"))?;
         let gemv = Module::load(cubin!(element, "gemv"))?;
-        let gated = Module::load(cubin!(element, "gated"))?;
+        let gated_module = Module::load(cubin!(element, "gated"))?;
+        let [wide, narrower, narrow] = GATED_WIDTHS.map(|width| gated_module.function(&format!("gated_{width}")));
         let best = Module::load(cubin!(element, "best"))?;
         let even_module = Module::load(cubin!(element, "even"))?;
         let even = |made: &str| -> Result<[Function; EVEN_TILES.len()], CudaError> {
@@ -240,7 +244,7 @@ impl Kernels {
             softcap_logits: step.function("softcap_logits")?,
             fill_random: step.function("fill_random")?,
             gemv: [gemv.function("gemv_8")?, gemv.function("gemv_16")?, gemv.function("gemv_8_direct")?],
-            gated: gated.function("gated")?,
+            gated: [wide?, narrower?, narrow?],
             best: best.function("best")?,
             even_gated: even("gated")?,
             even_best: even("best")?,
@@ -260,7 +264,7 @@ impl Kernels {
             deliver_best: sample.function("deliver_best")?,
             choose_drawn: sample.function("choose_drawn")?,
             score_chosen: sample.function("score_chosen")?,
-            _modules: [step, gemv, gated, best, even_module, skinny_module, attention, rope, flash, sample],
+            _modules: [step, gemv, gated_module, best, even_module, skinny_module, attention, rope, flash, sample],
         };
         for gemv in kernels.gemv {
             gemv.allow_shared(context.shared_memory_max - GEMV_STATIC_BYTES)?;
@@ -271,7 +275,9 @@ impl Kernels {
         for function in kernels.skinny.iter().flatten() {
             function.allow_shared(context.shared_memory_max / 2)?;
         }
-        kernels.gated.allow_shared(GATED_SHARED_BYTES as usize)?;
+        for gated in kernels.gated {
+            gated.allow_shared(GATED_SHARED_BYTES as usize)?;
+        }
         kernels.best.allow_shared(BEST_SHARED_BYTES as usize)?;
         for (which, (gated, best)) in kernels.even_gated.iter().zip(&kernels.even_best).enumerate() {
             gated.allow_shared(even::shared_bytes(which) as usize)?;

@@ -2,12 +2,18 @@
 
 use crate::{
     driver::Shape,
-    kernels::{PAIR_PARTS_MAX, PAIR_TILE, WARPGROUP_THREADS},
+    kernels::{GATED_WIDTHS, PAIR_PARTS_MAX, PAIR_TILE, WARPGROUP_THREADS},
 };
 
 /// What a part of a tile is reckoned with beyond its share of the tile's time, so that `Matmul::expects_fused` is right on most measured shapes
 /// (docs/benchmarks/h100-raw/gated.txt). It takes more itself: 0.2 to 0.35 of a tile's time with the 1,536 columns of Qwen2.5-1.5B.
 const PART_OVERHEAD: f64 = 0.05;
+
+/// What a tile of gated.cu takes beyond its products, and what a part of a tile takes more, as so many products of a row of x with an element of the weights: 2 and
+/// 5 us where a tile of 256 by 1,536 takes 14. Reckoned from products of 256 to 1024 rows of Qwen2.5-1.5B, with and without parts
+/// (docs/benchmarks/h100-raw/gated.txt, gated-undivided.txt), not measured one by one.
+const TILE_OVERHEAD: usize = 57_000;
+const PART_MORE: usize = 134_000;
 
 /// What the pairs compute: so many whole tiles, then `parts` of each that is left (`Items` of pairs.cuh).
 #[repr(C)]
@@ -26,6 +32,33 @@ impl Items {
         let parts = [PAIR_PARTS_MAX, 2].into_iter().find(|parts| parts * rest <= pairs).unwrap_or(1);
         let whole = tiles - rest;
         Self { whole: whole as i32, parts: parts as i32, count: (whole + rest * parts) as i32 }
+    }
+
+    /// The same of the tiles of one of [`GATED_WIDTHS`], of which the narrower are not divided.
+    pub(crate) fn of_width(m: usize, n: usize, which: usize, pairs: usize) -> Self {
+        if which == 0 {
+            return Self::of(m, n, pairs);
+        }
+        let tiles = (m.div_ceil(2 * PAIR_TILE.0) * n.div_ceil(GATED_WIDTHS[which])) as i32;
+        Self { whole: tiles, parts: 1, count: tiles }
+    }
+
+    /// Which of [`GATED_WIDTHS`] the tiles of gated.cu have, and the items. The widest move least; narrower ones may fill the last round better.
+    pub(crate) fn of_gated(m: usize, n: usize, k: usize, pairs: usize) -> (usize, Self) {
+        let choices = (0..GATED_WIDTHS.len()).map(|which| (which, Self::of_width(m, n, which, pairs)));
+        choices.min_by_key(|(which, items)| items.cost(GATED_WIDTHS[*which], k, pairs)).expect("there are some")
+    }
+
+    /// What the pairs take, in the unit of [`TILE_OVERHEAD`], where whole tiles have `width` rows of weights of `k` columns.
+    fn cost(self, width: usize, k: usize, pairs: usize) -> usize {
+        let tile = width * k + TILE_OVERHEAD;
+        let (whole, rest) = (self.whole as usize, (self.count - self.whole) as usize);
+        let last = match self.parts {
+            _ if rest == 0 => 0,
+            1 => tile,
+            parts => width / parts as usize * k + TILE_OVERHEAD + PART_MORE,
+        };
+        whole.div_ceil(pairs) * tile + last
     }
 
     fn count(self) -> usize {
@@ -65,6 +98,24 @@ mod tests {
         // Fewer than pairs.
         assert_eq!(Items::of(256, 3072, 66), items(0, 4, 48));
         assert_eq!(Items::of(66 * 256, 256, 66), items(66, 4, 66));
+    }
+
+    #[test]
+    fn gated_tiles_are_narrower_where_that_fills_the_last_round() {
+        let width = |m, n, k| GATED_WIDTHS[Items::of_gated(m, n, k, 66).0];
+        // Qwen2.5-1.5B: 512 rows are 2.12 rounds of the widest, 2.85 of 192; 1024 are 4.24 and 4.85 of 224; 1280 are 5.3, and 6.06 and 7.1 of the others.
+        assert_eq!([256, 512, 1024, 1280].map(|m| width(m, 17920, 1536)), [192, 192, 224, 256]);
+        assert_eq!(Items::of_gated(512, 17920, 1536, 66).1, Items { whole: 188, parts: 1, count: 188 });
+        // Llama-3.1-8B: 3.39 rounds, 3.88 of 224.
+        assert_eq!(width(512, 28672, 4096), 224);
+        // Full rounds of the widest.
+        assert_eq!([width(256, 16896, 1536), width(1024, 16896, 4096)], [256, 256]);
+        for (m, n, k, pairs) in [(1, 16, 64, 66), (300, 1040, 1536, 7), (5000, 17920, 1536, 1), (129, 272, 72, 66)] {
+            let (which, items) = Items::of_gated(m, n, k, pairs);
+            let columns = n.div_ceil(GATED_WIDTHS[which]);
+            let rest = (items.count - items.whole) as usize / items.parts as usize;
+            assert_eq!(items.whole as usize + rest, m.div_ceil(256) * columns, "every tile is there once");
+        }
     }
 
     #[test]

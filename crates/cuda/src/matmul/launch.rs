@@ -7,8 +7,8 @@ use crate::{
     error::CudaError,
     even::{self, Made},
     kernels::{
-        GATED_SHARED_BYTES, GEMV_STAGE_BYTES, GEMV_STAGES_MAX, GEMV_STATIC_BYTES, Gemv, Kernels, PAIR_PART_BOX,
-        PAIR_PARTS_MAX, PAIR_TILE, launch, shape,
+        GATED_SHARED_BYTES, GATED_WIDTHS, GEMV_STAGE_BYTES, GEMV_STAGES_MAX, GEMV_STATIC_BYTES, Gemv, Kernels,
+        PAIR_PART_BOX, PAIR_PARTS_MAX, PAIR_TILE, launch, shape,
     },
     pairs::{self, Items},
     product::{Norm, Output, Product},
@@ -171,17 +171,20 @@ impl Matmul {
         let (n, k) = (p.matrix.rows, p.matrix.columns);
         let (x, factors) = self.with_factors(kernels, stream, p)?;
         let weights = p.matrix.buffer.pointer();
+        let pairs = (self.multiprocessors / 2) as usize;
+        let (which, items) = match self.gated_width {
+            Some(which) => (which, Items::of_width(p.m, n, which, pairs)),
+            None => Items::of_gated(p.m, n, k, pairs),
+        };
         let x = TensorMap::matrix(x, p.m, k, PAIR_TILE.0)?;
-        let whole = TensorMap::matrix(weights, n, k, PAIR_TILE.1 / 2)?;
+        let whole = TensorMap::matrix(weights, n, k, GATED_WIDTHS[which] / 2)?;
         let part = TensorMap::matrix(weights, n, k, PAIR_PART_BOX)?;
         let out = TensorMap::matrix(p.out, p.m, n / 2, PAIR_TILE.0 / 2)?;
         let out_columns = PAIR_TILE.1 / 2 / PAIR_PARTS_MAX;
         let out_part = TensorMap::matrix_in(p.out, p.m, n / 2, [PAIR_TILE.0 / 2, out_columns])?;
-        let pairs = (self.multiprocessors / 2) as usize;
-        let items = Items::of(p.m, n, pairs);
         let shape = pairs::shape(items, pairs, GATED_SHARED_BYTES);
         let (m, n, k, gelu) = (p.m as i32, n as i32, k as i32, i32::from(gelu));
-        launch!(stream, kernels.gated, shape, x, whole, part, out, out_part, factors, m, n, k, items, gelu)
+        launch!(stream, kernels.gated[which], shape, x, whole, part, out, out_part, factors, m, n, k, items, gelu)
     }
 
     /// The product's input and its norm's factors, which the product is to apply to its sums. Where the norm's weights are not in the matrix, the
