@@ -151,8 +151,16 @@ __device__ __forceinline__ void decode_body(const State& state, int table, int a
       for (int x = 0; x < DJ; x++)
 #pragma unroll
         for (int e = 0; e < 4; e++) vf[x][e] = piece(stage, DJ + x, 2 * ql + (e & 1) + (e >> 1) * 8, g);
-      // The tile is in registers: the next one may come while this one is computed.
-      __syncwarp();
+      // Once the tile is in all lanes' registers the next one may come, while this one is computed. The vote waits for the loads, and says nothing else: the
+      // copy engine is not ordered behind loads that are under way.
+      u32 seen = 0;
+#pragma unroll
+      for (int c = 0; c < DC; c++) seen |= kf[c][0].w | kf[c][1].w;
+#pragma unroll
+      for (int x = 0; x < DJ; x++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) seen |= vf[x][e].w;
+      if (__all_sync(~0u, seen == 0x5eed5eedu)) __nanosleep(1);
       if (lane == 0 && t + stages * W < t_end) {
         copy_tile(next_slot, stage);
         next_slot = tile_slot(t + (stages + 1) * W);
