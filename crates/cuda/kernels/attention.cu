@@ -36,7 +36,7 @@ __device__ __forceinline__ void decode_body(const State& state, int table, int a
   // A tile in the ring: keys, then values, each as boxes of 16 positions by 64 elements; one copy brings them all.
   const u32 own = shared_address(ring) + warp * stages * TILE_BYTES, full = shared_address(barriers) + 8 * warp * DECODE_STAGES;
   if (RING && lane == 0) {
-    for (int i = 0; i < stages; i++) barrier_init(full + 8 * i, 1);
+    for (int i = 0; i < DECODE_STAGES; i++) barrier_init(full + 8 * i, 1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
   const int len = at + 1, oldest = h.window ? max(0, len - h.window) : 0;
@@ -47,9 +47,6 @@ __device__ __forceinline__ void decode_body(const State& state, int table, int a
   constexpr int EACH = (10 + W - 1) / W;  // heads a warp prepares
   Projected<PAIRS> bias[EACH], projected[EACH];
   auto head_of = [&](int i) { return i < G ? head0 + i : h.heads + (i - G) * h.kv_heads + hk; };
-#pragma unroll
-  for (int k = 0; k < EACH; k++)
-    if (warp + k * W < G + 2) load_bias<PAIRS>(rope, h, head_of(warp + k * W), bias[k]);
   // The blocks of the first split wait for the kernel before, which is enough; beside prompts one of them does, at the end.
   if (split >= active) return;
   // What the others bring to a block's shared memory may come once all of them run.
@@ -75,32 +72,39 @@ __device__ __forceinline__ void decode_body(const State& state, int table, int a
       vf[x][3] = load_streaming(vp + 9 * token_stride + x * 64);
     }
   };
-  auto tile_slot = [&](int t) {
-    if (t >= t_end) return 0;
-    return cache.block_size == 16 ? blocks[t] * 16 : (int)slot_of(blocks, t * 16, cache.block_size);  // a division less
+  // A tile's entry in the block table is asked for a tile ahead, and used when the tile is copied. Blocks of one tile need no division.
+  const int in_block = cache.block_size / 16;
+  auto entry_of = [&](int t) {
+    const int at = min(t, t_end - 1);
+    return load_now(blocks + (in_block == 1 ? at : at / in_block));
   };
-  auto copy_tile = [&](int slot, int stage) {
+  auto copy_tile = [&](int entry, int t, int stage) {
+    const int slot = entry * cache.block_size + (in_block == 1 ? 0 : t % in_block * 16);
     barrier_expect(full + 8 * stage, TILE_BYTES);
     load_box_5d(map, own + stage * TILE_BYTES, full + 8 * stage, 0, slot, 0, 0, hk);
   };
-  int next_slot = 0;  // of the tile that the first lane copies next
+  int next = 0;  // the entry of the tile that the first lane copies next
   auto piece = [&](int stage, int box, int row, int chunk) { return load_shared(own + stage * TILE_BYTES + box * BOX_BYTES + row * 128 + ((chunk ^ (row & 7)) << 4)); };
   // What earlier steps wrote can be read at once; the projections only when the kernel before is done, or, beside prompts, now.
   if constexpr (RING) {
     if (lane == 0) {
-      int slots[DECODE_STAGES + 1];  // asked for together
-#pragma unroll
-      for (int i = 0; i <= DECODE_STAGES; i++) slots[i] = tile_slot(t_begin + warp + i * W);
-#pragma unroll
-      for (int i = 0; i < DECODE_STAGES; i++)
-        if (i < stages && t_begin + warp + i * W < t_end) copy_tile(slots[i], i);
-      next_slot = slots[1];
-      if (stages == 2) next_slot = slots[2];
+      const int t = t_begin + warp, first = entry_of(t);
+      next = entry_of(t + W);
+      int after = 0;
+      if (stages == 2) after = entry_of(t + 2 * W);
+      if (t < t_end) copy_tile(first, t, 0);
+      if (stages == 2) {
+        if (t + W < t_end) copy_tile(next, t + W, 1);
+        next = after;
+      }
     }
     __syncwarp();
   } else {
     if (t_begin + warp < t_end) load_tile(t_begin + warp);
   }
+#pragma unroll
+  for (int k = 0; k < EACH; k++)
+    if (warp + k * W < G + 2) load_bias<PAIRS>(rope, h, head_of(warp + k * W), bias[k]);
   float sine[PAIRS], cosine[PAIRS];
   angles<PAIRS>(rope, h, len - 1, sine, cosine);
   if (!beside) wait_for_previous();
@@ -161,10 +165,12 @@ __device__ __forceinline__ void decode_body(const State& state, int table, int a
 #pragma unroll
         for (int e = 0; e < 4; e++) seen |= vf[x][e].w;
       if (__all_sync(~0u, seen == 0x5eed5eedu)) __nanosleep(1);
+      __syncwarp();
       if (lane == 0 && t + stages * W < t_end) {
-        copy_tile(next_slot, stage);
-        next_slot = tile_slot(t + (stages + 1) * W);
+        copy_tile(next, t + stages * W, stage);
+        next = entry_of(t + (stages + 1) * W);
       }
+      __syncwarp();
       if (++stage == stages) { stage = 0; phase ^= 1; }
     } else {
       if (t != t_begin + warp) load_tile(t);

@@ -51,10 +51,10 @@ __device__ __forceinline__ uint4 load_streaming(const void* p) {
   return v;
 }
 
-// A load that stands where it is written: not behind a branch that does not need it.
+// A load that stands where it is written: neither behind a branch that does not need it nor behind another that is waited for.
 __device__ __forceinline__ int load_now(const int* p) {
   int v;
-  asm volatile("ld.global.u32 %0, [%1];" : "=r"(v) : "l"(p));
+  asm volatile("ld.volatile.global.u32 %0, [%1];" : "=r"(v) : "l"(p));
   return v;
 }
 

@@ -210,6 +210,7 @@ impl CudaExecutor {
             waits: 0,
             launch_seconds: [0.0; 4],
         };
+        executor.forward.matmul.best_forced = options.greedy_without_logits;
         executor.keep_kernel_choices(options);
         executor.make_cache(free_before, options)?;
         executor.prepare_for_serving(options.prepare_at_start)?;

@@ -87,6 +87,8 @@ pub struct CudaOptions {
     pub capture_prompts_at: u32,
     /// Words of changes to the tables of tokens and blocks that a step brings with it, more than 3; what is more goes ahead, in pieces.
     pub step_change_words: usize,
+    /// Whether greedy steps find the highest logits without writing logits; `None`: where it is the faster.
+    pub greedy_without_logits: Option<bool>,
 }
 
 impl Default for CudaOptions {
@@ -103,6 +105,7 @@ impl Default for CudaOptions {
             // Capturing takes as long as some ten launches by a graph save: a load whose steps never repeat for long loses next to nothing.
             capture_prompts_at: 8,
             step_change_words: 4 << 20,
+            greedy_without_logits: None,
         }
     }
 }

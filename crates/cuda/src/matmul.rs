@@ -61,6 +61,8 @@ pub(crate) struct Matmul {
     shared_memory_max: usize,
     /// Overrides how products are computed, for checks.
     pub(crate) forced: Option<Way>,
+    /// Overrides whether greedy heads write logits, for checks.
+    pub(crate) best_forced: Option<bool>,
     /// Which of the widths of gated.cu's tiles it takes, for checks.
     pub(crate) gated_width: Option<usize>,
     /// Whether skinny.cu is among the choices; `false` for comparisons.
@@ -108,6 +110,7 @@ impl Matmul {
             multiprocessors: context.multiprocessors,
             shared_memory_max: context.shared_memory_max,
             forced: None,
+            best_forced: None,
             gated_width: None,
             skinny: true,
             deterministic: false,

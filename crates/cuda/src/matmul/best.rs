@@ -20,12 +20,12 @@ impl Matmul {
 
     /// Whether it does: as measured, or as expected.
     pub(crate) fn finds_best(&self, p: &Product<'_>) -> bool {
-        self.takes_best(p) && self.best_pays(p).unwrap_or(p.m > GEMV_ROWS)
+        self.takes_best(p) && self.best_forced.or_else(|| self.best_pays(p)).unwrap_or(p.m > GEMV_ROWS)
     }
 
     /// Whether that is still to be measured.
     pub(crate) fn best_is_open(&self, p: &Product<'_>) -> bool {
-        self.takes_best(p) && self.best_pays(p).is_none()
+        self.takes_best(p) && self.best_forced.is_none() && self.best_pays(p).is_none()
     }
 
     /// Whether it was the faster, now or at an earlier start.
