@@ -103,16 +103,12 @@ products_and_f16() {
     stage f16 250 bash -c '"$CUDA_CHECK" f16 products && "$CUDA_CHECK" f16 models "$@"' f16 "${checkpoints[@]}"
 }
 
-models_and_damaged() {
-    stage models 200 "$CUDA_CHECK" models "${checkpoints[@]}" ${model:+"$model"}
-    stage damaged 120 bash -c '"$CUDA_CHECK" damaged && "$CUDA_CHECK" f16 damaged'
-}
-
-against_the_cpu() {
+against_the_cpu_and_damaged() {
     for name in texts perplexity f16model; do
         stage $name 150 "$here/against_cpu.sh" $name "$out" "$model"
     done
     stage deterministic 150 "$CUDA_CHECK" deterministic
+    stage damaged 120 bash -c '"$CUDA_CHECK" damaged && "$CUDA_CHECK" f16 damaged'
 }
 
 # What a stage leaves in the folder for temporary files goes with it.
@@ -123,8 +119,8 @@ for config in "$fixtures"/*/config.json; do checkpoints+=("$(dirname "$config")"
 memcheck='compute-sanitizer --tool memcheck --error-exitcode 3 "$CUDA_CHECK"'
 beside stage memcheck 250 bash -c "$memcheck f16 models 'only:llama, head 128' only:qwen2 && $memcheck models"
 beside products_and_f16
-beside models_and_damaged
-beside against_the_cpu
+beside stage models 200 "$CUDA_CHECK" models "${checkpoints[@]}" ${model:+"$model"}
+beside against_the_cpu_and_damaged
 wait "${shells[@]}"
 shells=()
 stage faults 60 "$CUDA_CHECK" faults
