@@ -22,8 +22,9 @@
 #define CLUSTER_BLOCKS 8  // of a cluster at most
 // RING: a warp's first lane has the copy engine bring its tiles, `stages` ahead.
 // CLUSTER: the splits of a sequence may be a cluster of blocks, which merge through shared memory.
+// `table`, `position`: the sequence's row of the block tables, and where its newest token stands.
 template <int D, int W, bool RING, bool CLUSTER>
-__device__ __forceinline__ void decode_body(const State& state, int table, int at, const Element* qkv, Element* out, float* part_out, float2* part_ml, u32* arrivals, const Rope& rope,
+__device__ __forceinline__ void decode_body(const State& state, int table, int position, const Element* qkv, Element* out, float* part_out, float2* part_ml, u32* arrivals, const Rope& rope,
                                             const Cache& cache, const Heads& h, const TensorMap& map, int stages, bool beside) {
   constexpr int DC = D / 32, DJ = D / 64, PAIRS = D / 64, BOX_BYTES = 16 * 128, TILE_BYTES = 2 * DJ * BOX_BYTES;
   extern __shared__ __align__(1024) unsigned char ring[];
@@ -39,7 +40,7 @@ __device__ __forceinline__ void decode_body(const State& state, int table, int a
     for (int i = 0; i < DECODE_STAGES; i++) barrier_init(full + 8 * i, 1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
-  const int len = at + 1, oldest = h.window ? max(0, len - h.window) : 0;
+  const int len = position + 1, oldest = h.window ? max(0, len - h.window) : 0;
   const int tile0 = oldest / 16, tiles = (len + 15) / 16 - tile0;
   const bool clustered = CLUSTER && blocks_of_cluster() > 1;
   const int per_split = splits == 1 ? tiles : max(clustered ? CLUSTER_TILES : SPLIT_TILES, (tiles + splits - 1) / splits);
