@@ -1,13 +1,13 @@
 //! [`ChatTemplate`]: messages to the prompt a model was trained on.
 
 use crate::{
-    jinja::{self, FUEL, Raised},
+    jinja::{self, Compiled, FUEL, Raised},
     tokenizer::Tokenizer,
 };
 use jiff::Zoned;
-use minijinja::{Environment, ErrorKind, Value};
+use minijinja::{ErrorKind, Value};
 use serde_json::{Map, Value as Json};
-use std::{error::Error as _, panic::AssertUnwindSafe};
+use std::error::Error as _;
 
 /// A model's chat template, compiled. Immutable; share it by `Arc`.
 ///
@@ -16,9 +16,9 @@ use std::{error::Error as _, panic::AssertUnwindSafe};
 #[derive(Debug)]
 pub struct ChatTemplate {
     source: String,
-    default: Environment<'static>,
+    default: Compiled,
     /// Used when there are tools, where a model brings a template of its own for them.
-    tool_use: Option<Environment<'static>>,
+    tool_use: Option<Compiled>,
     special_tokens: Vec<(&'static str, String)>,
     content: ContentFormat,
     calls_beside_null: bool,
@@ -111,7 +111,6 @@ pub enum ChatTemplateError {
     FinalMessageLost,
 }
 
-const NAME: &str = "chat_template";
 /// Around messages that are rendered to see what a template does.
 const PROBING: Chat<'static> = Chat {
     messages: &[],
@@ -137,9 +136,7 @@ impl ChatTemplate {
         special_tokens: Vec<(&'static str, String)>,
         now: fn() -> Zoned,
     ) -> Result<Self, ChatTemplateError> {
-        let compile = |source: &str| {
-            jinja::environment(NAME, source, now).map_err(|error| ChatTemplateError::Template(describe(&error)))
-        };
+        let compile = |source: &str| Compiled::new(source, now).map_err(ChatTemplateError::Template);
         let mut template = Self {
             source: sources.default.clone(),
             default: compile(&sources.default)?,
@@ -198,12 +195,8 @@ impl ChatTemplate {
         context.push(("tools", list(chat.tools)));
         context.push(("documents", list(chat.documents)));
         context.push(("add_generation_prompt", Value::from(chat.add_generation_prompt)));
-        let environment = self.tool_use.as_ref().filter(|_| chat.tools.is_some()).unwrap_or(&self.default);
-        // minijinja 3.0.5 panics on `[::-1]` of an empty list: that must cost one request, not its thread.
-        let rendered = std::panic::catch_unwind(AssertUnwindSafe(|| {
-            environment.get_template(NAME).and_then(|template| template.render(Value::from_pairs(context)))
-        }))
-        .map_err(|_| ChatTemplateError::Render("the template engine failed on it".to_owned()))?;
+        let template = self.tool_use.as_ref().filter(|_| chat.tools.is_some()).unwrap_or(&self.default);
+        let rendered = template.render(&context).map_err(ChatTemplateError::Render)?;
         rendered.map_err(|error| {
             let mut cause: Option<&(dyn std::error::Error + 'static)> = error.source();
             while let Some(inner) = cause {
@@ -214,7 +207,7 @@ impl ChatTemplate {
             }
             match error.kind() {
                 ErrorKind::OutOfFuel => ChatTemplateError::TooMuchWork,
-                _ => ChatTemplateError::Render(describe(&error)),
+                _ => ChatTemplateError::Render(jinja::describe(&error)),
             }
         })
     }
@@ -332,16 +325,4 @@ fn cut_at_tag(mut prompt: String) -> Result<String, ChatTemplateError> {
         prompt.truncate(prompt.trim_end().len());
     }
     Ok(prompt)
-}
-
-/// An error with its causes, in one line.
-fn describe(error: &minijinja::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text.replace(&format!(" (in {NAME}:"), " (line ")
 }

@@ -7,21 +7,100 @@ use minijinja::{
     value::{Kwargs, ValueKind},
 };
 use serde_json::Value as Json;
+use std::{error::Error as _, panic::AssertUnwindSafe};
 
 /// Template instructions in one rendering at most: well under a second. A chat of ten thousand messages takes a fifth.
 pub(crate) const FUEL: u64 = 5_000_000;
+
+/// Instructions of a rendering that any thread can do: what they can nest, some hundreds, fits its stack. Enough for a chat of some dozens of messages.
+const SHORT_FUEL: u64 = 8_000;
+
+/// Bytes of a template at most.
+const SOURCE_MAX: usize = 256 << 10;
+
+/// Stack of the threads that read templates, and render what takes more than [`SHORT_FUEL`]: address space, of which only what is used is memory. Both go as deep
+/// as what a template nests, which its length and its fuel bound; twice what is enough for the worst of hostile.rs in a build without optimisation. To
+/// begin and end such a thread takes some 100 us.
+const STACK_BYTES: usize = 512 << 20;
+
+/// A template that can be rendered.
+#[derive(Debug)]
+pub(crate) struct Compiled {
+    short: Environment<'static>,
+    long: Environment<'static>,
+}
+
+impl Compiled {
+    /// Reads a template.
+    ///
+    /// # Errors
+    /// It is too long, or what is wrong with it.
+    pub(crate) fn new(source: &str, now: fn() -> Zoned) -> Result<Self, String> {
+        if source.len() > SOURCE_MAX {
+            return Err(format!("it has {} bytes; the most that are read are {SOURCE_MAX}", source.len()));
+        }
+        let read = deeply(|| {
+            let short = environment(source, now, SHORT_FUEL)?;
+            Ok(Self { short, long: environment(source, now, FUEL)? })
+        })?;
+        read.map_err(|error: Error| describe(&error))
+    }
+
+    /// Renders it with these variables.
+    ///
+    /// # Errors
+    /// The outer one: the template engine could not go on. The inner one: what it says.
+    pub(crate) fn render(&self, variables: &[(&str, Value)]) -> Result<Result<String, Error>, String> {
+        let render = |environment: &Environment<'static>| {
+            let variables = Value::from_pairs(variables.iter().cloned());
+            environment.get_template(NAME).and_then(|template| template.render(variables))
+        };
+        // minijinja 3.0.5 panics on `[::-1]` of an empty list: that must cost one request, not its thread.
+        let short =
+            std::panic::catch_unwind(AssertUnwindSafe(|| render(&self.short))).map_err(|_| FAILED.to_owned())?;
+        match short {
+            Err(error) if error.kind() == ErrorKind::OutOfFuel => deeply(|| render(&self.long)),
+            done => Ok(done),
+        }
+    }
+}
+
+const NAME: &str = "chat_template";
+const FAILED: &str = "the template engine failed on it";
+
+/// Runs work that may go deep, or panic.
+fn deeply<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, String> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("template".to_owned()).stack_size(STACK_BYTES);
+        let spawned =
+            thread.spawn_scoped(scope, work).map_err(|error| format!("there is no thread for it: {error}"))?;
+        spawned.join().map_err(|_| FAILED.to_owned())
+    })
+}
+
+/// An error with its causes, in one line.
+pub(crate) fn describe(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text.replace(&format!(" (in {NAME}:"), " (line ")
+}
 
 /// What `raise_exception` was called with, inside a [`minijinja::Error`].
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Raised(pub(crate) String);
 
-/// An environment with one template, `name`.
-pub(crate) fn environment(name: &str, source: &str, now: fn() -> Zoned) -> Result<Environment<'static>, Error> {
+/// An environment with one template.
+fn environment(source: &str, now: fn() -> Zoned, fuel: u64) -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.set_fuel(Some(FUEL));
+    environment.set_fuel(Some(fuel));
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_filter("tojson", to_json);
     // In Jinja strings and mappings have a length and items, so they are sequences.
@@ -36,7 +115,7 @@ pub(crate) fn environment(name: &str, source: &str, now: fn() -> Zoned) -> Resul
         jiff::fmt::strtime::format(&format, &now())
             .map_err(|error| Error::new(ErrorKind::InvalidOperation, format!("strftime_now({format:?}): {error}")))
     });
-    environment.add_template_owned(name.to_owned(), without_generation_tags(source))?;
+    environment.add_template_owned(NAME, without_generation_tags(source))?;
     Ok(environment)
 }
 

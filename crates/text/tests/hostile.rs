@@ -139,6 +139,62 @@ fn no_chat_panics() {
     assert!(rendered > 100, "only {rendered} chats rendered");
 }
 
+/// As deep as a template of the longest that is read can go: an error or a text, not the end of the process.
+#[test]
+fn no_template_overflows_the_stack() {
+    const MAX: usize = 256 << 10;
+    let filled = |begin: &str, part: &str, end: &str| {
+        let count = (MAX - begin.len() - end.len()) / part.len();
+        format!("{begin}{}{end}", part.repeat(count))
+    };
+    // As often as the fuel allows, and a little less often.
+    let nested = |times: u32| {
+        let loops = format!("{{% for i in range({times}) %}}{{% for j in range(10000) %}}");
+        format!("{{% set ns = namespace(x=1) %}}{loops}{{% set ns.x = [ns.x] %}}{{% endfor %}}{{% endfor %}}")
+    };
+    let around = |times: u32, value: &str| format!("{}{value}", nested(times));
+    let sources = [
+        filled("{{ 1", "+1", " }}"),
+        filled("{{ x", ".a", " }}"),
+        filled("{{ x", "|e", " }}"),
+        filled("{{ ", "not ", "1 }}"),
+        filled("{{ ", "-", "1 }}"),
+        filled("{{ ", "(", "1 }}"),
+        filled("{{ 1", " if 1 else 1", " }}"),
+        filled("{{ 1", "**1", " }}"),
+        filled("", "{%if 1%}", ""),
+        filled("{% if 0 %}", "{%elif 0%}", "{% endif %}"),
+        nested(1000),
+        // What a short rendering has fuel for, on this test's stack.
+        "{% set ns = namespace(x=1) %}{% for i in range(700) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}"
+            .to_owned(),
+        around(10, "done"),
+        around(45, "{{ ns.x }}"),
+        around(10, "{{ ns.x | tojson }}"),
+        around(10, "{{ ns.x == [ns.x] }}"),
+        around(10, "{{ ns.x | string | length }}"),
+    ];
+    let (mut read, mut rendered) = (0, 0);
+    for source in sources {
+        let sources = ChatTemplateSources { default: source, tool_use: None };
+        let Ok(template) = ChatTemplate::with_clock(&sources, Vec::new(), jiff::Zoned::now) else { continue };
+        read += 1;
+        let chat = Chat {
+            messages: &[],
+            tools: None,
+            documents: None,
+            add_generation_prompt: false,
+            continue_final_message: false,
+            variables: None,
+        };
+        rendered += usize::from(template.render(&chat).is_ok());
+    }
+    assert!(read > 5 && rendered > 1, "{read} read, {rendered} rendered");
+    let long = ChatTemplateSources { default: "x".repeat(MAX + 1), tool_use: None };
+    let error = ChatTemplate::with_clock(&long, Vec::new(), jiff::Zoned::now).expect_err("too long").to_string();
+    assert!(error.contains("262145") && error.contains("262144"), "{error}");
+}
+
 fn message(random: &mut Random) -> Json {
     let mut message =
         json!({"role": random.pick(&["user", "assistant", "tool", "system", "?"]), "content": random.text(8)});
