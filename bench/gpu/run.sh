@@ -8,7 +8,8 @@
 # stored in f16 (f16.py, which needs numpy), faults under a serving process, and a minute of mixed load.
 # STAGES picks some, in this order: products models f16 memcheck damaged deterministic texts perplexity f16model faults failure soak speed. Those up to f16model run
 # beside each other, which changes no result but their times; the others alone. Each stage has a limit, and all it started ends with it.
-# report.txt has a line for each, also when this script is ended by a signal. Ends with 1 if a stage failed; speed only measures.
+# report.txt has a line for each, also when this script is ended by a signal. Ends with 1 if a stage failed; speed only measures. Its last part, the profile
+# of steps, ends when SECONDS_MAX (530: nine minutes) are over, and what it has by then is kept.
 set -u
 out=$1 model=${2:-}
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -93,7 +94,10 @@ speed() {
     "$CUDA_CHECK" bench shapes/A shapes/B shapes/C | tee "$out/bench.txt" || code=1
     "$CUDA_CHECK" engine shapes/A shapes/B | tee "$out/engine.txt" || code=1
     "$CUDA_CHECK" gated >"$out/gated.txt" || code=1
-    "$CUDA_CHECK" profile shapes/A shapes/B shapes/C >"$out/profile.txt" || code=1
+    local left=$((deadline - $(date +%s)))
+    [ $left -gt 0 ] || { echo "profile: no time was left for it" | tee "$out/profile.txt"; return $code; }
+    timeout --foreground -k 5 $left "$CUDA_CHECK" profile shapes/A shapes/B shapes/C >"$out/profile.txt"
+    case $? in 0) ;; 124 | 137) echo "profile: cut off after $left s" | tee -a "$out/profile.txt" ;; *) code=1 ;; esac
     return $code
 }
 
@@ -113,6 +117,7 @@ against_the_cpu_and_damaged() {
 
 # What a stage leaves in the folder for temporary files goes with it.
 export CUDA_CHECK POWERTRAIN WIKITEXT out here TMPDIR=$temporary PYTHONUNBUFFERED=1
+export deadline=$(($(date +%s) - SECONDS + ${SECONDS_MAX:-530}))
 export -f speed
 checkpoints=("$fixtures"/*.gguf)
 for config in "$fixtures"/*/config.json; do checkpoints+=("$(dirname "$config")"); done

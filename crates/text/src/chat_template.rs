@@ -5,7 +5,7 @@ use crate::{
     tokenizer::Tokenizer,
 };
 use jiff::Zoned;
-use minijinja::{ErrorKind, Value};
+use minijinja::Value;
 use serde_json::{Map, Value as Json};
 use std::error::Error as _;
 
@@ -205,9 +205,9 @@ impl ChatTemplate {
                 }
                 cause = inner.source();
             }
-            match error.kind() {
-                ErrorKind::OutOfFuel => ChatTemplateError::TooMuchWork,
-                _ => ChatTemplateError::Render(jinja::describe(&error)),
+            match jinja::is_out_of_fuel(&error) {
+                true => ChatTemplateError::TooMuchWork,
+                false => ChatTemplateError::Render(jinja::describe(&error)),
             }
         })
     }

@@ -37,7 +37,10 @@ impl Compiled {
     /// It is too long, or what is wrong with it.
     pub(crate) fn new(source: &str, now: fn() -> Zoned) -> Result<Self, String> {
         if source.len() > SOURCE_MAX {
-            return Err(format!("it has {} bytes; the most that are read are {SOURCE_MAX}", source.len()));
+            return Err(format!(
+                "it has {} bytes, and no more than {SOURCE_MAX} are read; give a shorter one (--chat-template)",
+                source.len()
+            ));
         }
         let read = deeply(|| {
             let short = environment(source, now, SHORT_FUEL)?;
@@ -59,7 +62,7 @@ impl Compiled {
         let short =
             std::panic::catch_unwind(AssertUnwindSafe(|| render(&self.short))).map_err(|_| FAILED.to_owned())?;
         match short {
-            Err(error) if error.kind() == ErrorKind::OutOfFuel => deeply(|| render(&self.long)),
+            Err(error) if is_out_of_fuel(&error) => deeply(|| render(&self.long)),
             done => Ok(done),
         }
     }
@@ -70,12 +73,28 @@ const FAILED: &str = "the template engine failed on it";
 
 /// Runs work that may go deep, or panic.
 fn deeply<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, String> {
+    let no_thread = |error| {
+        format!(
+            "no thread with a stack of {STACK_BYTES} bytes could be had: {error}; allow more address space (ulimit -v) or threads (ulimit -u)"
+        )
+    };
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("template".to_owned()).stack_size(STACK_BYTES);
-        let spawned =
-            thread.spawn_scoped(scope, work).map_err(|error| format!("there is no thread for it: {error}"))?;
+        let spawned = thread.spawn_scoped(scope, work).map_err(no_thread)?;
         spawned.join().map_err(|_| FAILED.to_owned())
     })
+}
+
+/// Whether a rendering's instructions were over: in the template itself, or in what it includes.
+pub(crate) fn is_out_of_fuel(error: &Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if error.downcast_ref::<Error>().is_some_and(|error| error.kind() == ErrorKind::OutOfFuel) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// An error with its causes, in one line.

@@ -123,3 +123,12 @@ fn a_panic_of_the_template_engine_is_an_error() {
         Err(ChatTemplateError::Render(_)) | Ok(_)
     ));
 }
+
+#[test]
+fn long_renderings_are_whole_also_within_what_a_template_includes() {
+    let long = "{% for i in range(3000) %}x{% endfor %}";
+    assert_eq!(template(long).render(&chat(&[])).expect("renders"), "x".repeat(3000));
+    let itself =
+        format!("{{% if inner %}}{long}{{% else %}}{{% set inner = 1 %}}{{% include 'chat_template' %}}{{% endif %}}");
+    assert_eq!(template(&itself).render(&chat(&[])).expect("renders"), "x".repeat(3000));
+}
